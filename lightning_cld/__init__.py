@@ -1,0 +1,18 @@
+"""Which of my training data do I really need? Coresets from loss trajectories, as a PyTorch Lightning plugin."""
+
+from lightning_cld.callback import CLDCallback
+from lightning_cld.datamodule import CoresetDataModule
+from lightning_cld.functional import cld_scores
+from lightning_cld.scores import CLDScores
+from lightning_cld.selection import proportional_holdout, select_top
+from lightning_cld.trajectories import LossTrajectories
+
+__all__ = [
+    "CLDCallback",
+    "CLDScores",
+    "CoresetDataModule",
+    "LossTrajectories",
+    "cld_scores",
+    "proportional_holdout",
+    "select_top",
+]

@@ -1,0 +1,324 @@
+"""`CLDCallback`: when to sweep, score, save and stop."""
+
+from __future__ import annotations
+
+import operator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from lightning_cld.functional import MIN_CHECKPOINTS
+from lightning_cld.losses import LossFunction, check_loss_fn
+from lightning_cld.recorder import Recorder
+from lightning_cld.scores import CLDScores
+from lightning_cld.trajectories import LossTrajectories
+
+
+class CLDCallback(Callback):
+    """Logs the loss of every train and validation sample during training and scores the train set by CLD.
+
+    Before the first step (theta_0) and then after every n-th epoch it evaluates the train and the validation set,
+    without touching the training: weights, random states, logs and metrics stay those of a run without it. Scores
+    are computed when training finishes, or once `cutoff_epoch` epochs are complete, and saved to
+    `<filename>.npz`; the logged losses beside it, to `cld-trajectories.npz` (with a `filename` of your own, that name
+    less a trailing `-scores`, with `-trajectories` added). Files of an earlier run of that name are replaced.
+
+    By default batches are `(inputs, targets, ...)`, targets integer classes `[B]`, the module returns logits
+    `[B, C]`, and the loss is cross-entropy. A method `cld_step(self, batch) -> (losses, classes)` on the
+    LightningModule replaces all of that, for any batch layout and task; `classes` None means one class for all. A
+    datamodule may define `cld_train_dataloader()`, an un-augmented view of the train set, and
+    `cld_val_dataloader()`, the reference split.
+
+    Bad input raises when `fit` starts, before the first step. After that the callback only warns: what can't be
+    computed raises from `scores`.
+
+    Args:
+        cutoff_epoch: Score once this many epochs are complete, and log nothing after; None scores at the end.
+        stop_at_cutoff: End training at `cutoff_epoch`.
+        every_n_epochs: Log after every n-th epoch; `cutoff_epoch` must be a multiple of it.
+        loss_fn: A function of (outputs, targets), or loss module, that returns one loss per sample. Targets that
+            are integers `[B]` are the classes, any others put all samples into one class.
+        train_dataloader: A loader over the train set's samples at the same positions, un-augmented say. Loaders are
+            read for dataset and settings, never iterated.
+        val_dataloader: A loader over the validation samples to score against.
+        batch_size: Samples evaluated at a time; None takes the loader's. Larger is faster, as far as memory goes.
+        buffer_device: Where the losses are kept (4 bytes a sample and checkpoint); None: the training device.
+        dirpath: Where files are saved; None: the logger's directory, else the Trainer's `default_root_dir`.
+        filename: Name of the scores file, without `.npz`.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range, or they contradict each other.
+
+    Example:
+        >>> from lightning_cld import CLDCallback
+        >>> cld = CLDCallback(cutoff_epoch=45, stop_at_cutoff=True, dirpath="runs/proxy")
+        >>> cld.scores_path.as_posix()
+        'runs/proxy/cld-scores.npz'
+    """
+
+    def __init__(
+        self,
+        *,
+        cutoff_epoch: int | None = None,
+        stop_at_cutoff: bool = False,
+        every_n_epochs: int = 1,
+        loss_fn: LossFunction | None = None,
+        train_dataloader: DataLoader[Any] | None = None,
+        val_dataloader: DataLoader[Any] | None = None,
+        batch_size: int | None = None,
+        buffer_device: str | torch.device | None = None,
+        dirpath: str | Path | None = None,
+        filename: str = "cld-scores",
+    ) -> None:
+        _check_count("every_n_epochs", every_n_epochs)
+        if cutoff_epoch is not None:
+            _check_count("cutoff_epoch", cutoff_epoch)
+            _check_plan(cutoff_epoch, every_n_epochs, f"cutoff_epoch={cutoff_epoch}")
+            if cutoff_epoch % every_n_epochs:
+                raise ValueError(
+                    f"cutoff_epoch={cutoff_epoch} must be a multiple of every_n_epochs={every_n_epochs}: the "
+                    "checkpoint there would not be logged."
+                )
+        elif stop_at_cutoff:
+            raise ValueError("stop_at_cutoff=True needs a cutoff_epoch to stop at.")
+        if batch_size is not None:
+            _check_count("batch_size", batch_size)
+        check_loss_fn(loss_fn)
+        if not filename or Path(filename).name != filename:
+            raise ValueError(f"filename must be a name without directories, got {filename!r}. See dirpath.")
+        self.cutoff_epoch = cutoff_epoch
+        self.stop_at_cutoff = stop_at_cutoff
+        self.every_n_epochs = every_n_epochs
+        self.dirpath = None if dirpath is None else Path(dirpath)
+        self.filename = filename.removesuffix(".npz")
+        self._recorder = Recorder(
+            every_n_epochs=every_n_epochs,
+            loss_fn=loss_fn,
+            train_dataloader=train_dataloader,
+            val_dataloader=val_dataloader,
+            batch_size=batch_size,
+            buffer_device=buffer_device,
+        )
+        self._save_dir = self.dirpath
+        self._fitting = False
+        self._finished = False
+        self._last_epoch: int | None = None
+        self._scores: CLDScores | None = None
+
+    # What the user reads
+
+    @property
+    def trajectories(self) -> LossTrajectories:
+        """The losses logged so far.
+
+        Raises:
+            RuntimeError: If nothing was logged in this process.
+        """
+        if self._recorder.trajectories is None:
+            raise RuntimeError(
+                "CLDCallback has logged nothing in this process: fit a Trainer that has it among its callbacks. After "
+                "a multi-process fit (ddp_spawn, ddp_fork) load the saved file: LossTrajectories.load(...)."
+            )
+        return self._recorder.trajectories
+
+    @property
+    def scores(self) -> CLDScores:
+        """The scores, computed when first asked for.
+
+        Raises:
+            RuntimeError: If nothing was logged in this process.
+            ValueError: If the logged losses give no scores: too few checkpoints, the cutoff not reached, or a
+                validation loss that was not finite.
+        """
+        recorded = self.trajectories
+        if self._scores is None or self._scores.epochs != recorded.epochs:  # asked for before, while training
+            self._scores = recorded.score(self.cutoff_epoch)
+        return self._scores
+
+    @property
+    def scores_path(self) -> Path | None:
+        """Where the scores are (or will be) saved; None until a fit decides it, if `dirpath` was not given."""
+        return None if self._save_dir is None else self._save_dir / f"{self.filename}.npz"
+
+    # When to do what
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # `trainer.test(ckpt_path=...)` restores callbacks too, and must not disturb what a fit logged.
+        self._fitting = stage == "fit" and not _is_dev_run(trainer)
+        if not self._fitting:
+            return
+        self._scores, self._finished = None, False
+        if trainer.global_step == 0:
+            self._recorder.forget()
+        # SWA raises max_epochs later on, for an extra epoch that ends on averaged weights.
+        self._last_epoch = trainer.max_epochs if trainer.max_epochs != -1 else None
+        if self._last_epoch is None:
+            return
+        _check_plan(self._last_epoch, self.every_n_epochs, f"max_epochs={self._last_epoch}")
+        if self.cutoff_epoch is not None and self.cutoff_epoch > self._last_epoch:
+            raise ValueError(f"cutoff_epoch={self.cutoff_epoch} is never reached with max_epochs={self._last_epoch}.")
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._fitting:
+            rank_zero_info("CLD: fast_dev_run has too few epochs for scores, so nothing is logged.")
+            return
+        if self._save_dir is None:
+            self._save_dir = Path(trainer.log_dir or trainer.default_root_dir)
+        self._recorder.start(trainer, pl_module)
+        epoch = trainer.current_epoch
+        if trainer.global_step == 0:
+            self._recorder.record(trainer, pl_module, epoch=0)
+        elif self._recorder.trajectories is None:
+            rank_zero_warn(
+                f"CLD: training goes on at step {trainer.global_step} without losses logged before, so theta_0 is "
+                "missing from the timeline. Scores are better with it: start the proxy anew if you can."
+            )
+        elif self._is_due(epoch) and epoch not in self.trajectories.epochs and _is_between_epochs(trainer):
+            # A checkpoint written in an epoch's last batch resumes behind that epoch's end.
+            self._recorder.record(trainer, pl_module, epoch)
+        if self.stop_at_cutoff and self._is_past_cutoff():
+            trainer.should_stop = True
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if not self._fitting or not self._is_due(epoch):
+            return
+        try:
+            self._recorder.record(trainer, pl_module, epoch)
+        except Exception as error:  # noqa: BLE001  # watching must not end a training that runs
+            rank_zero_warn(f"CLD: the losses after {epoch} epochs could not be logged: {error}")
+            self._recorder.leave_holes(epoch)
+        if self._is_past_cutoff():
+            self._finish(trainer, pl_module)
+            if self.stop_at_cutoff:
+                trainer.should_stop = True
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._fitting and not self._finished:
+            self._finish(trainer, pl_module)
+
+    @override
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # No collectives here: the other ranks may be elsewhere.
+        if self._fitting and not self._finished and trainer.is_global_zero and self._recorder.trajectories is not None:
+            self._save_trajectories(trainer, pl_module)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        recorded = self._recorder.trajectories
+        return {
+            "every_n_epochs": self.every_n_epochs,
+            "cutoff_epoch": self.cutoff_epoch,
+            "sweep_seconds": self._recorder.seconds,
+            "trajectories": None if recorded is None else recorded.state_dict(),
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self._fitting:
+            return
+        for name in ("every_n_epochs", "cutoff_epoch"):
+            if state_dict[name] != getattr(self, name):
+                raise ValueError(
+                    f"The checkpoint was logged with CLDCallback({name}={state_dict[name]}), this run has "
+                    f"{name}={getattr(self, name)}: their timelines don't fit together. Use the former value, or "
+                    "resume without the callback."
+                )
+        recorded = state_dict["trajectories"]
+        self._recorder.trajectories = None if recorded is None else LossTrajectories.from_state_dict(recorded)
+        self._recorder.seconds = state_dict["sweep_seconds"]
+
+    def _is_due(self, epoch: int) -> bool:
+        """Whether the timeline has a checkpoint after `epoch` completed epochs."""
+        last = self.cutoff_epoch or self._last_epoch
+        return epoch % self.every_n_epochs == 0 and (last is None or epoch <= last)
+
+    def _is_past_cutoff(self) -> bool:
+        recorded = self._recorder.trajectories
+        return recorded is not None and self.cutoff_epoch is not None and recorded.epochs[-1] >= self.cutoff_epoch
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Scores, saves and says so, on rank 0; the other ranks score when asked."""
+        self._finished = True
+        if not trainer.is_global_zero:
+            return
+        if self._recorder.trajectories is None:
+            rank_zero_warn("CLD: training ended before anything was logged; there are no scores.")
+            return
+        saved = self._save_trajectories(trainer, pl_module)
+        try:
+            scores = self.scores
+            path = scores.save(self._file(self.filename))
+        except (ValueError, OSError) as error:
+            kept = "" if saved is None else f" The logged losses are in {saved}: LossTrajectories.load(...).score()."
+            rank_zero_warn(f"CLD: no scores were saved. {error}{kept}")
+            return
+        pool = scores.values[scores.positions()]
+        unscored = int(pool.isnan().sum())
+        rank_zero_info(
+            f"CLD: scored {len(pool):,} samples{f' ({unscored:,} unscored)' if unscored else ''} of "
+            f"{scores.num_classes} classes from {len(scores.epochs)} checkpoints; sweeps took "
+            f"{self._recorder.seconds:.1f} s. Saved to {path}"
+        )
+
+    def _save_trajectories(self, trainer: Trainer, pl_module: LightningModule) -> Path | None:
+        """Writes the logged losses; returns the path, or None after a warning."""
+        self.trajectories.metadata.update(
+            model=type(pl_module).__name__,
+            max_epochs=trainer.max_epochs,
+            cutoff_epoch=self.cutoff_epoch,
+            every_n_epochs=self.every_n_epochs,
+            precision=str(trainer.precision),
+            sweep_seconds=round(self._recorder.seconds, 3),
+        )
+        path = self._file(f"{self.filename.removesuffix('-scores')}-trajectories")
+        try:
+            return self.trajectories.save(path)
+        except OSError as error:
+            rank_zero_warn(f"CLD: the logged losses could not be saved to {path}: {error}")
+            return None
+
+    def _file(self, name: str) -> Path:
+        return (self._save_dir or Path()) / f"{name}.npz"
+
+
+def _is_dev_run(trainer: Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def _is_between_epochs(trainer: Trainer) -> bool:
+    """Whether a resumed loop stands between two epochs, so that its weights are the end of one.
+
+    Lightning has no public name for it; the progress of the batch loop tells.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.current.ready == 0 or progress.is_last_batch
+
+
+def _check_count(name: str, value: int) -> None:
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}.") from None
+    if isinstance(value, bool) or count < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}.")
+
+
+def _check_plan(epochs: int, every_n_epochs: int, what: str) -> None:
+    """Raises unless `epochs` epochs give the checkpoints that a score needs."""
+    checkpoints = 1 + epochs // every_n_epochs
+    if checkpoints < MIN_CHECKPOINTS:
+        raise ValueError(
+            f"{what} with every_n_epochs={every_n_epochs} gives {checkpoints} checkpoints (theta_0 included), and CLD "
+            f"needs at least {MIN_CHECKPOINTS}. Train longer, or log more often."
+        )

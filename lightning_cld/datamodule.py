@@ -1,0 +1,178 @@
+"""`CoresetDataModule`: the user's own datamodule, its train set narrowed to the coreset."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from lightning_cld.loaders import fingerprint_of
+from lightning_cld.narrowing import check_narrowable, narrow_loader
+from lightning_cld.scores import CLDScores
+from lightning_cld.selection import check_budget
+
+# Bound to the inner datamodule's own where it overrides them, and left alone where it does not: Lightning decides by
+# what is overridden whether there is validation, and whose transfer hooks run (the datamodule's before the module's).
+_DELEGATED = (
+    "val_dataloader",
+    "test_dataloader",
+    "predict_dataloader",
+    "prepare_data",
+    "teardown",
+    "state_dict",
+    "load_state_dict",
+    "on_exception",
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
+)
+
+
+class CoresetDataModule(LightningDataModule):
+    """Another datamodule with its train set narrowed to a coreset; everything else is that datamodule's own.
+
+    The train dataloader keeps the inner one's batch size, workers, collate function, order (shuffled or not), pinning
+    and the rest. Scores are checked to be those of the very dataset that is served.
+
+    Args:
+        datamodule: The datamodule that the scores were logged on, or one that makes the same train set.
+        coreset: A `CLDScores`, the path of one saved, or positions in the train dataset (of any other selection).
+        fraction: Budget for scores: the share of the samples to keep; see `select_top`.
+        size: Budget for scores: the number of samples to keep.
+        per_class: Budget for scores: the number of samples to keep of every class.
+        epoch_length: "coreset" makes an epoch one pass over the coreset; "full" keeps epochs as long as the full
+            set's, so that schedules and step budgets stay as they were: whole passes, and for the remainder a fresh
+            draw each epoch, the same on all ranks.
+
+    Raises:
+        FileNotFoundError: If the scores file is not there.
+        TypeError: If an argument has the wrong type, or not exactly one budget is given for scores, or any for
+            positions.
+        ValueError: If the budget can't be met, or positions are negative or repeated.
+
+    Example:
+        >>> import torch
+        >>> from lightning.pytorch import LightningDataModule
+        >>> from torch.utils.data import TensorDataset
+        >>> from lightning_cld import CLDScores, CoresetDataModule
+        >>> digits = TensorDataset(torch.rand(6, 2), torch.tensor([0, 0, 0, 1, 1, 1]))
+        >>> inner = LightningDataModule.from_datasets(train_dataset=digits, batch_size=2)
+        >>> scores = CLDScores([0.9, 0.1, 0.2, 0.3, 0.8, 0.1], [0, 0, 0, 1, 1, 1])
+        >>> coreset = CoresetDataModule(inner, scores, per_class=1)
+        >>> coreset.indices
+        [0, 4]
+        >>> len(coreset.train_dataloader().dataset)
+        2
+    """
+
+    def __init__(
+        self,
+        datamodule: LightningDataModule,
+        coreset: CLDScores | str | Path | Sequence[int],
+        *,
+        fraction: float | None = None,
+        size: int | None = None,
+        per_class: int | None = None,
+        epoch_length: str = "coreset",
+    ) -> None:
+        if not isinstance(datamodule, LightningDataModule):
+            raise TypeError(
+                f"datamodule must be a LightningDataModule, got {type(datamodule).__name__}. For plain datasets use "
+                "torch.utils.data.Subset(train_set, scores.select(fraction=...))."
+            )
+        if not is_overridden("train_dataloader", datamodule):
+            raise TypeError(f"{type(datamodule).__name__} has no train_dataloader to narrow.")
+        if epoch_length not in ("coreset", "full"):
+            raise ValueError(f'epoch_length must be "coreset" or "full", got {epoch_length!r}.')
+        self.datamodule = datamodule
+        super().__init__()
+        self.epoch_length = epoch_length
+        self.prepare_data_per_node = datamodule.prepare_data_per_node
+        self.allow_zero_length_dataloader_with_multiple_devices = (
+            datamodule.allow_zero_length_dataloader_with_multiple_devices
+        )
+        for hook in _DELEGATED:
+            if is_overridden(hook, datamodule):
+                setattr(self, hook, getattr(datamodule, hook))
+
+        if isinstance(coreset, (str, Path)):
+            coreset = CLDScores.load(coreset)
+        self.scores: CLDScores | None = None
+        budget = {"fraction": fraction, "size": size, "per_class": per_class}
+        if isinstance(coreset, CLDScores):
+            check_budget(fraction=fraction, size=size, per_class=per_class)
+            self.scores = coreset
+            self.indices: list[int] = coreset.select(fraction=fraction, size=size, per_class=per_class).tolist()
+        else:
+            given = {name: value for name, value in budget.items() if value is not None}
+            if given:
+                raise TypeError(f"Positions are the coreset as they are and take no budget, got {given}.")
+            self.indices = _check_indices(coreset)
+
+    @property
+    def trainer(self) -> Trainer | None:
+        """The Trainer, the same for both datamodules."""
+        return self.datamodule.trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        self.datamodule.trainer = trainer
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what is not found here. The views of the full train set would not fit the narrowed one.
+        if name in ("datamodule", "cld_train_dataloader", "cld_val_dataloader") or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.datamodule, name)
+
+    @override
+    def setup(self, stage: str) -> None:
+        self.datamodule.setup(stage)
+
+    @override
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The inner train dataloader, narrowed.
+
+        Raises:
+            TypeError: If the inner loader can't be narrowed.
+            ValueError: If the scores are of another dataset, or a position is outside of it.
+        """
+        loader = self.datamodule.train_dataloader()
+        check_narrowable(loader)
+        length = len(loader.dataset)
+        if self.scores is not None:
+            problem = self.scores.fingerprint.mismatch(fingerprint_of(loader, "train"))
+            if problem:
+                raise ValueError(
+                    f"The scores are not of this train set: {problem}. Score this one, or make the same split again "
+                    "(random_split needs a seeded generator). If you know better, pass the positions: "
+                    "CoresetDataModule(datamodule, scores.select(...))."
+                )
+        elif self.indices and max(self.indices) >= length:
+            raise ValueError(f"Position {max(self.indices)} is outside of the train set of {length:,} samples.")
+        return narrow_loader(loader, self.indices, self.epoch_length, self.trainer)
+
+
+def _check_indices(coreset: Any) -> list[int]:
+    positions = torch.as_tensor(coreset)
+    if positions.dtype == torch.bool:
+        raise TypeError("coreset must be positions, got a mask of bool: use mask.nonzero().flatten().")
+    if positions.ndim != 1 or positions.is_floating_point() or positions.is_complex():
+        raise TypeError(
+            "coreset must be CLDScores, the path of a scores file, or a sequence of whole numbers, got "
+            f"{type(coreset).__name__} of shape {list(positions.shape)} and dtype {positions.dtype}."
+        )
+    if len(positions) == 0:
+        raise ValueError("coreset is empty: there would be nothing to train on.")
+    if positions.min() < 0:
+        raise ValueError(f"Positions must not be negative, got {int(positions.min())}.")
+    values, counts = torch.unique(positions, return_counts=True)
+    if len(values) < len(positions):
+        repeated = values[counts > 1].tolist()
+        raise ValueError(f"Positions must not repeat, but {len(repeated)} do ({repeated[:5]}): use torch.unique.")
+    return [int(position) for position in positions]

@@ -1,0 +1,138 @@
+"""The library's files: a JSON header and plain arrays in an `.npz`, written atomically, read without unpickling."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import secrets
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT_VERSION = 1
+_HEADER = "header"
+
+
+def write_arrays(path: str | Path, kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
+    """Writes `arrays` and a JSON `header` to `path`, so that a reader sees the old file or the new, never half of one.
+
+    Args:
+        path: The file's path, used as it is; missing parent directories are made.
+        kind: What the file holds, checked when it is read.
+        header: Values that JSON can express.
+        arrays: Arrays of plain numbers by name.
+
+    Returns:
+        The path written.
+
+    Raises:
+        TypeError: If JSON can't express the header.
+        OSError: If the file can't be written.
+    """
+    path = Path(path)
+    try:
+        text = json.dumps({"kind": kind, "format": FORMAT_VERSION, **header})
+    except TypeError as error:
+        raise TypeError(f"metadata must be plain JSON values (str, int, float, bool, list, dict): {error}") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with scratch.open("xb") as file:
+            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+                for name, array in {_HEADER: np.array(text), **arrays}.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, np.asanyarray(array), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+    return path
+
+
+def read_arrays(path: str | Path, kind: str, reader: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Reads a file that `write_arrays` wrote.
+
+    Args:
+        path: The file's path.
+        kind: What it must hold.
+        reader: The call that a user made, named in errors.
+
+    Returns:
+        The header and the arrays.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, damaged, of another kind or format, or not such a file at all.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{reader}: there is no file {path}. CLDCallback(dirpath=...) says where it saves.")
+    try:
+        arrays = _read_members(path)
+        header = json.loads(str(arrays.pop(_HEADER)[()]))
+        found, version = header["kind"], int(header["format"])
+    except _UNREADABLE as error:
+        raise ValueError(
+            f"{reader}: {path} is not a complete {kind} file ({type(error).__name__}: {error}). It was truncated, "
+            "changed, or written by something else; write it again with `.save(path)` or by another run."
+        ) from error
+    if version > FORMAT_VERSION:
+        raise ValueError(
+            f"{reader}: {path} has format {version}, this lightning-cld reads up to {FORMAT_VERSION}. "
+            "Upgrade lightning-cld."
+        )
+    if found != kind:
+        raise ValueError(f"{reader}: {path} holds {found!r}, not {kind!r}. Load it with the class that wrote it.")
+    return header, arrays
+
+
+# What zipfile, numpy's header parser and json raise between them on damaged input.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    RecursionError,
+    OverflowError,
+    MemoryError,
+    zipfile.BadZipFile,
+)
+
+
+def _read_members(path: Path) -> dict[str, np.ndarray]:
+    """The archive's arrays. Sizes are checked before memory is taken; zipfile checks each member's checksum."""
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
+                raise ValueError(f"{member.filename!r} is compressed, or larger than the file that holds it")
+            arrays[member.filename.removesuffix(".npy")] = _parse_array(archive.read(member))
+    return arrays
+
+
+def _parse_array(content: bytes) -> np.ndarray:
+    """One `.npy` of plain values. `np.load` would first take the memory that a damaged header claims."""
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, fortran_order, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f"array format {version} is unknown")
+    data = content[stream.tell() :]
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data):
+        raise ValueError(f"an array of shape {shape} and dtype {dtype} does not fit its {len(data)} bytes")
+    return np.array(np.frombuffer(data, dtype).reshape(shape, order="F" if fortran_order else "C"))

@@ -1,0 +1,119 @@
+"""Which dataset is this? Its length and labels, without reading samples where that can be avoided."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+PROBES = 64
+"""Samples compared where a dataset does not offer its labels."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The identity of a dataset, as far as it was learned.
+
+    Args:
+        length: Number of samples.
+        labels: Hash of all labels in order; empty if they could not be read without reading every sample.
+        probe: Hash of the labels at `probe_positions(length)`; empty if unknown.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld.fingerprint import Fingerprint
+        >>> scored = Fingerprint.of_labels(torch.tensor([0, 1, 1, 0]))
+        >>> scored.mismatch(Fingerprint.of_labels(torch.tensor([1, 0, 1, 0])))
+        'it has other labels, or the same in another order'
+        >>> scored.mismatch(scored) is None
+        True
+    """
+
+    length: int
+    labels: str = ""
+    probe: str = ""
+
+    @classmethod
+    def of_labels(cls, labels: Tensor) -> Fingerprint:
+        """The fingerprint of a dataset with these labels, integer, `[N]`."""
+        labels = labels.cpu().long()
+        return cls(len(labels), _hash(labels), _hash(labels[probe_positions(len(labels))]))
+
+    @classmethod
+    def of_probe(cls, length: int, probed: Tensor | None) -> Fingerprint:
+        """The fingerprint of a dataset whose labels are known at `probe_positions(length)`, or not at all."""
+        return cls(length, probe=_hash(probed.cpu().long()) if probed is not None else "")
+
+    def mismatch(self, other: Fingerprint) -> str | None:
+        """What tells `other` from this dataset, in words that start with "it"; None if nothing known does."""
+        if other.length != self.length:
+            return f"it has {other.length:,} samples, not {self.length:,}"
+        if self.labels and other.labels:
+            differs = self.labels != other.labels
+        else:
+            differs = bool(self.probe and other.probe and self.probe != other.probe)
+        return "it has other labels, or the same in another order" if differs else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for files and checkpoints."""
+        return asdict(self)
+
+
+def probe_positions(length: int) -> Tensor:
+    """Up to `PROBES` evenly spaced positions of a dataset with `length` samples, int64."""
+    count = min(PROBES, length)
+    return torch.arange(count) * length // max(count, 1)
+
+
+def dataset_labels(dataset: Dataset[Any]) -> Tensor | None:
+    """The labels that a dataset offers without reading its samples: int64 `[N]`, or None.
+
+    Looks for `targets`, then `labels`, at a `TensorDataset`'s second tensor, and through `Subset` and
+    `ConcatDataset`.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import Subset, TensorDataset
+        >>> pool = TensorDataset(torch.rand(4, 2), torch.tensor([5, 6, 7, 8]))
+        >>> dataset_labels(Subset(pool, [3, 1]))
+        tensor([8, 6])
+    """
+    if isinstance(dataset, Subset):
+        labels = dataset_labels(dataset.dataset)
+        return labels[torch.as_tensor(dataset.indices, dtype=torch.int64)] if labels is not None else None
+    if isinstance(dataset, ConcatDataset):
+        parts: list[Tensor] = []
+        for part in dataset.datasets:
+            part_labels = dataset_labels(part)
+            if part_labels is None:
+                return None
+            parts.append(part_labels)
+        return torch.cat(parts)
+    if isinstance(dataset, TensorDataset):
+        candidates: list[Any] = list(dataset.tensors[1:2])
+    else:
+        candidates = [getattr(dataset, name, None) for name in ("targets", "labels")]
+    for candidate in candidates:
+        labels = as_labels(candidate)
+        if labels is not None and len(labels) == len(dataset):  # type: ignore[arg-type]  # map-style has a length
+            return labels
+    return None
+
+
+def as_labels(values: Any) -> Tensor | None:
+    """`values` as int64 `[n]` on the CPU if they are whole numbers, one a sample; else None."""
+    try:
+        labels = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    if labels.ndim != 1 or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        return None
+    return labels.long().cpu()
+
+
+def _hash(labels: Tensor) -> str:
+    return hashlib.sha256(labels.numpy().astype("<i8").tobytes()).hexdigest()

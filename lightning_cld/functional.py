@@ -1,0 +1,215 @@
+"""Pure tensor functions: the CLD score and the checks of what it is computed from.
+
+The score is that of M. Nagaraj, D. Ravikumar and K. Roy, "Coresets from Trajectories: Selecting Data via
+Correlation of Loss Differences", TMLR 2025.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MIN_CHECKPOINTS = 4
+"""Checkpoints that a score needs: with two differences every correlation is exactly +1 or -1."""
+
+_SLICE_ELEMENTS = 2**19
+"""Losses scored at a time, which bounds the memory for float64 temporaries to a few times 4 MiB."""
+
+_FLAT = 1e-13
+"""Differences that vary by less than this share of their size vary only by float64 rounding."""
+
+
+def cld_scores(
+    train_losses: Tensor,
+    val_losses: Tensor,
+    train_classes: Tensor | None = None,
+    val_classes: Tensor | None = None,
+) -> Tensor:
+    """Scores every training sample by the Correlation of Loss Differences (CLD).
+
+    The score of sample `z` of class `c` is the Pearson correlation, over checkpoints `t`, of its loss
+    differences `l(t, z) - l(t-1, z)` with the class reference `m_t(c) - m_{t-1}(c)`, where `m_t(c)` is the mean
+    loss of the validation samples of class `c` (Nagaraj et al., TMLR 2025, the definition of CLD). Row 0 should
+    be theta_0, the model before its first step.
+
+    NaN in the losses means *not logged*: differences that touch it are left out. Infinity means *not finite*:
+    that sample is unscored.
+
+    The arithmetic is float64 in slices, on the device of `train_losses` (on the CPU where the device has no
+    float64), so offsets that all losses share do no harm and the temporaries stay small.
+
+    Args:
+        train_losses: Losses of the training samples, floating point, `[T, N]`: a row per checkpoint, `T >= 4`.
+        val_losses: Losses of the validation samples at the same checkpoints, floating point, `[T, M]`.
+        train_classes: The training samples' classes, integer, `[N]`; None puts all samples into one class.
+        val_classes: The validation samples' classes, integer, `[M]`; None exactly where `train_classes` is.
+
+    Returns:
+        Scores in [-1, 1], float32, `[N]`, on the device of `train_losses`; NaN where a sample is unscored: a loss
+        was not finite, fewer than 3 differences were logged, or its differences or its class's do not vary.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype.
+        ValueError: If shapes don't match, there are fewer than 4 checkpoints or 3 usable differences, a class has
+            training but no validation samples, or a validation loss is not finite.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import cld_scores
+        >>> val = torch.tensor([[2.0, 2.2], [1.0, 1.2], [0.7, 0.9], [0.6, 0.8]])
+        >>> falls_with_it = torch.tensor([3.0, 2.0, 1.7, 1.6])
+        >>> rises = torch.tensor([1.0, 2.0, 2.3, 2.4])
+        >>> cld_scores(torch.stack([falls_with_it, rises], dim=1), val)
+        tensor([ 1., -1.])
+    """
+    check_losses(train_losses, "train_losses")
+    check_losses(val_losses, "val_losses")
+    steps, samples = train_losses.shape
+    if val_losses.shape[0] != steps:
+        raise ValueError(
+            f"train_losses and val_losses must have a row for each checkpoint, got {steps} and "
+            f"{val_losses.shape[0]} rows."
+        )
+    if steps < MIN_CHECKPOINTS:
+        raise ValueError(
+            f"CLD needs at least {MIN_CHECKPOINTS} checkpoints (3 differences), got {steps}. Log more epochs."
+        )
+    train_classes, val_classes = check_class_pair(train_classes, val_classes, samples, val_losses.shape[1])
+    check_reference(val_losses, val_classes, [f"row {row}" for row in range(steps)])
+
+    work_device = torch.device("cpu") if train_losses.device.type == "mps" else train_losses.device
+    classes, groups = torch.unique(train_classes.to(work_device), return_inverse=True)
+    reference = _class_reference(val_losses.to(work_device), val_classes.to(work_device), classes)
+    scores = torch.empty(samples, dtype=torch.float32, device=work_device)
+    most_differences = 0
+    width = max(1, _SLICE_ELEMENTS // steps)
+    for start in range(0, samples, width):
+        part = slice(start, start + width)
+        values, differences = _correlate(train_losses[:, part].to(work_device), reference[:, groups[part]])
+        scores[part] = values.float()
+        most_differences = max(most_differences, int(differences.max()))
+    if most_differences < MIN_CHECKPOINTS - 1:
+        raise ValueError(
+            f"CLD needs at least {MIN_CHECKPOINTS - 1} differences between consecutive checkpoints, but too many "
+            f"losses are NaN (not logged): no sample has more than {most_differences}."
+        )
+    return scores.to(train_losses.device)
+
+
+def _class_reference(val_losses: Tensor, val_classes: Tensor, classes: Tensor) -> Tensor:
+    """The mean validation loss difference of each of the sorted `classes`, float64, `[T-1, C]`.
+
+    Equal to the difference of the class means where all samples were logged; NaN where none was.
+    """
+    wanted = torch.isin(val_classes, classes)
+    val_losses, val_classes = val_losses[:, wanted], val_classes[wanted]
+    groups = torch.searchsorted(classes, val_classes)
+    reference = torch.empty(val_losses.shape[0] - 1, len(classes), dtype=torch.float64, device=val_losses.device)
+    for row in range(len(reference)):
+        difference = val_losses[row + 1].double() - val_losses[row].double()
+        logged = ~difference.isnan()
+        sums = reference.new_zeros(len(classes)).index_add_(0, groups, difference.where(logged, 0.0))
+        counts = reference.new_zeros(len(classes)).index_add_(0, groups, logged.double())
+        reference[row] = sums / counts
+    return reference
+
+
+def _correlate(losses: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Pearson correlation down the columns of `losses.diff()` `[T-1, n]` with `reference` `[T-1, n]`.
+
+    Returns:
+        The correlations, float64 `[n]`, NaN where undefined; and the number of differences used, `[n]`.
+    """
+    difference = losses.double().diff(dim=0)
+    logged = ~(difference.isnan() | reference.isnan())
+    count = logged.sum(dim=0)
+    scores = (_standardised(difference, logged, count) * _standardised(reference, logged, count)).sum(dim=0)
+    defined = (count >= MIN_CHECKPOINTS - 1) & ~losses.isinf().any(dim=0)
+    return scores.clamp(-1.0, 1.0).where(defined, torch.nan), count
+
+
+def _standardised(values: Tensor, logged: Tensor, count: Tensor) -> Tensor:
+    """Columns with mean 0 and norm 1 over their logged entries; NaN columns where the entries do not vary."""
+    values = values.where(logged, 0.0)
+    values = values / values.abs().amax(dim=0)  # so that squares neither overflow nor vanish
+    values = (values - values.sum(dim=0) / count).where(logged, 0.0)
+    norm = values.square().sum(dim=0).sqrt()
+    return values / norm.where(norm > _FLAT * count.sqrt(), torch.nan)
+
+
+def check_losses(losses: Tensor, name: str) -> None:
+    """Raises unless `losses` is a floating point tensor `[T, N]` with at least one column."""
+    if not isinstance(losses, Tensor) or not losses.is_floating_point():
+        raise TypeError(f"{name} must be a floating point tensor [checkpoints, samples], got {kind_of(losses)}.")
+    if losses.ndim != 2 or losses.shape[1] == 0:
+        raise ValueError(
+            f"{name} must have shape [checkpoints, samples] with at least one sample, got {list(losses.shape)}."
+        )
+
+
+def check_classes(classes: Tensor, samples: int, name: str) -> Tensor:
+    """Returns `classes` as int64 `[samples]`, or raises."""
+    if not isinstance(classes, Tensor) or classes.dtype == torch.bool or classes.is_floating_point():
+        raise TypeError(
+            f"{name} must be an integer tensor (int64) with a class for each sample, got {kind_of(classes)}. "
+            "NaN can't be a class: drop such samples first."
+        )
+    if list(classes.shape) != [samples] or samples == 0:
+        raise ValueError(f"{name} must have shape [{samples}], one class a sample, got {list(classes.shape)}.")
+    if classes.min() < 0:
+        raise ValueError(
+            f"{name} must not be negative, got {int(classes.min())}. Number the classes from 0, and leave samples "
+            "without a class out."
+        )
+    return classes.long()
+
+
+def check_class_pair(
+    train_classes: Tensor | None, val_classes: Tensor | None, train_samples: int, val_samples: int
+) -> tuple[Tensor, Tensor]:
+    """Returns both as int64 tensors (one class of zeros for None), every train class with a reference; or raises."""
+    if (train_classes is None) != (val_classes is None):
+        raise ValueError(
+            "Give train_classes and val_classes, or neither (one class for all); got only "
+            f"{'val_classes' if train_classes is None else 'train_classes'}."
+        )
+    if train_classes is None or val_classes is None:
+        return torch.zeros(train_samples, dtype=torch.int64), torch.zeros(val_samples, dtype=torch.int64)
+    train_classes = check_classes(train_classes, train_samples, "train_classes")
+    val_classes = check_classes(val_classes, val_samples, "val_classes")
+    present = torch.unique(train_classes)
+    missing = present[~torch.isin(present, val_classes.to(present.device))].tolist()
+    if missing:
+        raise ValueError(
+            f"{listed(missing, 'class', 'classes')} {'has' if len(missing) == 1 else 'have'} training but no "
+            "validation samples, so there is no reference to score against. Hold some of each class out "
+            "(lightning_cld.proportional_holdout), or leave the class out of training."
+        )
+    return train_classes, val_classes
+
+
+def check_reference(val_losses: Tensor, val_classes: Tensor, checkpoints: Sequence[str]) -> None:
+    """Raises if a validation loss is infinite, naming the first such checkpoint and its classes."""
+    diverged = val_losses.isinf()
+    if not diverged.any():
+        return
+    row = int(diverged.any(dim=1).int().argmax())
+    classes = torch.unique(val_classes.to(diverged.device)[diverged[row]]).tolist()
+    raise ValueError(
+        f"The validation losses of {listed(classes, 'class', 'classes')} are not finite at {checkpoints[row]}: "
+        "training diverged there. Score the checkpoints before it (LossTrajectories.score(cutoff_epoch=...)), or "
+        "train the proxy with a lower learning rate."
+    )
+
+
+def listed(values: Sequence[int], one: str, many: str) -> str:
+    """Up to ten values behind their name, for messages."""
+    shown = ", ".join(map(str, values[:10])) + (f" and {len(values) - 10} more" if len(values) > 10 else "")
+    return f"{one if len(values) == 1 else many} {shown}"
+
+
+def kind_of(value: object) -> str:
+    """The dtype of a tensor or the type of anything else, for messages."""
+    return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__

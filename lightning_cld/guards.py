@@ -1,0 +1,69 @@
+"""What a look at the model or the data must leave as it was: random states, train/eval modes, the trainer's stage."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+_SEED = 0
+
+
+@contextmanager
+def preserved_rng() -> Iterator[None]:
+    """Runs its body from a fixed seed and puts torch's, numpy's and python's global random states back.
+
+    The same seed every time: a dataset that augments at random then shows each sample the same way in every sweep.
+    """
+    error: Exception | None = None
+    with isolate_rng():  # which restores nothing when its body raises
+        random.seed(_SEED)
+        np.random.seed(_SEED)  # noqa: NPY002  # datasets draw from numpy's global state
+        torch.manual_seed(_SEED)
+        try:
+            yield
+        except Exception as raised:  # noqa: BLE001  # raised again below, once the states are restored
+            error = raised
+    if error is not None:
+        raise error
+
+
+@contextmanager
+def evaluation(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Runs its body with the module in evaluation mode, without gradients, in the trainer's validation stage.
+
+    Afterwards every submodule has its own mode back (a BatchNorm that the user froze stays frozen), the stage is
+    training, and in a distributed run every rank has its own buffers back; during the body all ranks use rank 0's,
+    since BatchNorm statistics differ between ranks and the scores must not.
+    """
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    buffers = _share_buffers(module) if trainer.world_size > 1 else []
+    module.eval()
+    # The stage decides which branch a datamodule's augmentation hooks take.
+    trainer.validating = True
+    try:
+        # Another batch size would make a compiled module's training graph dynamic.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        trainer.training = True
+        for submodule, mode in modes:
+            submodule.training = mode
+        with torch.no_grad():
+            for buffer, own in buffers:
+                buffer.copy_(own)
+
+
+def _share_buffers(module: LightningModule) -> list[tuple[Tensor, Tensor]]:
+    """Gives every rank rank 0's buffers; returns pairs of buffer and the rank's own value."""
+    own = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    with torch.no_grad():
+        for buffer, _ in own:
+            torch.distributed.broadcast(buffer, src=0)
+    return own

@@ -1,0 +1,196 @@
+"""The user's train dataloader, made again over the coreset."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from typing_extensions import override
+
+from lightning_cld.loaders import loader_settings
+
+
+class FullLengthSampler(DistributedSampler[int]):
+    """Draws positions of a coreset until an epoch is as long as the full set's.
+
+    Whole passes over the coreset, then a fresh draw without repeats for the remainder. Every process of a distributed
+    run draws the same positions and takes its share; Lightning leaves a `DistributedSampler` in place and tells it
+    the epoch.
+
+    Args:
+        coreset_size: Positions are in `range(coreset_size)`.
+        epoch_size: Positions drawn an epoch, by all processes together.
+        shuffle: Whether each pass is in random order.
+        num_replicas: Number of processes.
+        rank: The number of this one.
+        seed: Seed of the draws, the same in all processes.
+
+    Example:
+        >>> from lightning_cld.datamodule import FullLengthSampler
+        >>> sampler = FullLengthSampler(3, 7, shuffle=False)
+        >>> list(sampler)[:6], len(sampler)
+        ([0, 1, 2, 0, 1, 2], 7)
+    """
+
+    def __init__(
+        self,
+        coreset_size: int,
+        epoch_size: int,
+        *,
+        shuffle: bool,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+    ) -> None:
+        # The parent only asks for the length of what it samples from.
+        super().__init__(range(epoch_size), num_replicas, rank, shuffle, seed)  # type: ignore[arg-type]
+        self.coreset_size = coreset_size
+        self.epoch_size = epoch_size
+
+    @override
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        passes, remainder = divmod(self.epoch_size, self.coreset_size)
+        order = [
+            torch.randperm(self.coreset_size, generator=generator) if self.shuffle else torch.arange(self.coreset_size)
+            for _ in range(passes)
+        ]
+        rest = torch.randperm(self.coreset_size, generator=generator)[:remainder]
+        drawn = torch.cat([*order, rest if self.shuffle else rest.sort().values])
+        padded = drawn[torch.arange(self.total_size) % self.epoch_size]  # as many for each process
+        return iter(padded[self.rank :: self.num_replicas].tolist())
+
+
+def check_narrowable(loader: Any) -> None:
+    """Raises TypeError unless a loader over a part of the same dataset can be made from what `loader` says."""
+    if not isinstance(loader, DataLoader):
+        raise TypeError(
+            f"CoresetDataModule narrows one torch DataLoader, but train_dataloader() returned a "
+            f"{type(loader).__name__}. Narrow the datasets yourself with torch.utils.data.Subset."
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise TypeError(
+            f"The train dataset {type(loader.dataset).__name__} is an IterableDataset: its samples have no positions, "
+            "so no coreset can be chosen from it. Use a map-style dataset."
+        )
+    if loader.batch_size is None:
+        raise TypeError(
+            "The train dataloader has a custom batch sampler, or batch_size=None. Which batches it would make of a "
+            "coreset is unknown: build that loader yourself over torch.utils.data.Subset(dataset, indices)."
+        )
+
+
+def narrow_loader(
+    loader: DataLoader[Any], indices: list[int], epoch_length: str, trainer: Trainer | None
+) -> DataLoader[Any]:
+    """The same loader over the samples at `indices`.
+
+    Args:
+        loader: The full train set's loader, checked by `check_narrowable`.
+        indices: Positions of the coreset in its dataset.
+        epoch_length: "coreset" or "full", as in `CoresetDataModule`.
+        trainer: The Trainer to serve, for its number of processes; None for one process.
+
+    Raises:
+        TypeError: If the sampler or the loader's class can't be carried over.
+        ValueError: If nothing would be drawn, or positions lie outside of the sampler's.
+    """
+    subset: Dataset[Any] = Subset(loader.dataset, indices)
+    world = trainer.world_size if trainer is not None else 1
+    if loader.drop_last and epoch_length == "coreset" and -(-len(indices) // world) < (loader.batch_size or 1):
+        raise ValueError(
+            f"A coreset of {len(indices)} samples on {world} device(s) gives no batch of {loader.batch_size} with "
+            'drop_last=True. Keep more samples, lower the batch size, or use epoch_length="full".'
+        )
+    settings = {
+        **loader_settings(loader),
+        "batch_size": loader.batch_size,
+        "sampler": _narrow_sampler(loader, subset, indices, epoch_length, trainer),
+        "drop_last": loader.drop_last,
+        "generator": loader.generator,
+        "persistent_workers": loader.persistent_workers,
+    }
+    if type(loader) is DataLoader:
+        return DataLoader(subset, **settings)
+    try:
+        return type(loader)(subset, **settings)
+    except TypeError as error:
+        raise TypeError(
+            f"{type(loader).__name__} can't be made again over the coreset, since its constructor does not take "
+            f"DataLoader's arguments ({error}). Let it pass them on, or build it yourself over "
+            "torch.utils.data.Subset(dataset, indices)."
+        ) from error
+
+
+def _narrow_sampler(
+    loader: DataLoader[Any],
+    subset: Dataset[Any],
+    indices: list[int],
+    epoch_length: str,
+    trainer: Trainer | None,
+) -> Any:
+    """A sampler of the coreset that does what the loader's does with the full set; None for in order."""
+    sampler: Any = loader.sampler
+    full = len(loader.dataset)  # type: ignore[arg-type]  # map-style, as checked
+    kept = len(indices)
+    kind = type(sampler)
+
+    def scaled(draws: int) -> int:
+        return draws if epoch_length == "full" else max(1, round(draws * kept / full))
+
+    if kind is WeightedRandomSampler:
+        weights = torch.as_tensor(sampler.weights, dtype=torch.double)[indices]
+        if not weights.sum() > 0:
+            raise ValueError("The WeightedRandomSampler's weights are zero for every sample of the coreset.")
+        draws = scaled(sampler.num_samples)
+        if not sampler.replacement and draws > kept:
+            raise ValueError(
+                f"The WeightedRandomSampler draws {draws} samples without replacement, the coreset has {kept}. Use "
+                'replacement=True, or epoch_length="coreset".'
+            )
+        return WeightedRandomSampler(weights.tolist(), draws, sampler.replacement, sampler.generator)
+    if kind is RandomSampler and (sampler.replacement or sampler.num_samples != full):
+        return RandomSampler(subset, sampler.replacement, scaled(sampler.num_samples), sampler.generator)  # type: ignore[arg-type]
+    if kind is SubsetRandomSampler:
+        full = len(sampler.indices)
+        outside = sorted(set(indices) - {int(position) for position in sampler.indices})
+        if outside:
+            raise ValueError(
+                f"{len(outside)} positions of the coreset ({outside[:5]}) are not among those that the train "
+                "loader's SubsetRandomSampler draws; they may be validation samples."
+            )
+    elif kind not in (SequentialSampler, RandomSampler, DistributedSampler):
+        raise TypeError(
+            f"The train dataloader has a {kind.__name__}, and what it would draw from a coreset is unknown. Use "
+            "shuffle=True or a WeightedRandomSampler in the datamodule, or build that loader yourself over "
+            "torch.utils.data.Subset(dataset, indices)."
+        )
+
+    shuffle = sampler.shuffle if kind is DistributedSampler else kind is not SequentialSampler
+    if epoch_length == "full":
+        own = kind is DistributedSampler
+        return FullLengthSampler(
+            kept,
+            full,
+            shuffle=shuffle,
+            num_replicas=sampler.num_replicas if own else trainer.world_size if trainer is not None else 1,
+            rank=sampler.rank if own else trainer.global_rank if trainer is not None else 0,
+            seed=sampler.seed if own else int(os.environ.get("PL_GLOBAL_SEED", "0")),
+        )
+    if kind is DistributedSampler:
+        return DistributedSampler(subset, sampler.num_replicas, sampler.rank, shuffle, sampler.seed, sampler.drop_last)
+    return RandomSampler(subset, generator=loader.generator) if shuffle else SequentialSampler(subset)  # type: ignore[arg-type]

@@ -1,0 +1,149 @@
+"""`Recorder`: takes one checkpoint of a running fit after the other into `LossTrajectories`."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_cld.functional import check_class_pair, listed
+from lightning_cld.losses import LossFunction, make_step
+from lightning_cld.scores import OUTSIDE
+from lightning_cld.sources import find_sweeps
+from lightning_cld.trajectories import LossTrajectories
+
+
+class Recorder:
+    """Sweeps the train and the validation set and keeps the losses.
+
+    The arguments are those of `CLDCallback`.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_epochs: int,
+        loss_fn: LossFunction | None,
+        train_dataloader: DataLoader[Any] | None,
+        val_dataloader: DataLoader[Any] | None,
+        batch_size: int | None,
+        buffer_device: str | torch.device | None,
+    ) -> None:
+        self.every_n_epochs = every_n_epochs
+        self.loss_fn = loss_fn
+        self.train_dataloader = train_dataloader
+        self.val_dataloader = val_dataloader
+        self.batch_size = batch_size
+        self.buffer_device = buffer_device
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops what was recorded."""
+        self.trajectories: LossTrajectories | None = None
+        self.seconds = 0.0
+
+    def start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Finds the data and the loss of a fit that is about to take its first step.
+
+        Raises:
+            TypeError: If the module or a loader can't be used.
+            ValueError: If there is no reference, or the data are not those recorded so far.
+        """
+        self.step = make_step(module, self.loss_fn)
+        self._find_data(trainer)
+        if self.trajectories is not None:
+            self.trajectories.to(self.buffer_device or module.device)
+
+    def record(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
+        """Takes the checkpoint after `epoch` completed epochs, from the weights of the moment."""
+        started = time.perf_counter()
+        if trainer.train_dataloader is not self._found_for:  # reload_dataloaders_every_n_epochs
+            self._find_data(trainer)
+        train_row, train_classes = self.train_sweep.run(trainer, module, self.step)
+        val_row, val_classes = self.val_sweep.run(trainer, module, self.step)
+        val_row = val_row[self.val_sweep.positions.to(val_row.device)]
+        train_classes, val_classes = self._check_classes(train_classes, val_classes)
+        if self.trajectories is None:
+            self.trajectories = LossTrajectories(
+                train_row[None], val_row[None], train_classes, val_classes, [epoch], fingerprint=self.fingerprint
+            ).to(self.buffer_device or module.device)
+        else:
+            known = self.trajectories.train_classes
+            if known is not None and (train_classes is None or not torch.equal(train_classes, known)):
+                raise ValueError(
+                    "the train set gave its classes in another order than before, so positions mean nothing. Its "
+                    "__getitem__ must return the same sample for the same position."
+                )
+            self.leave_holes(epoch - 1)
+            self.trajectories.record(epoch, train_row, val_row)
+        _warn_of_divergence(val_row, val_classes, epoch)
+        self.seconds += time.perf_counter() - started
+
+    def leave_holes(self, epoch: int) -> None:
+        """Records NaN (not logged) for due checkpoints up to `epoch` that are missing: no difference spans them."""
+        if self.trajectories is None:
+            return
+        nothing = torch.tensor(torch.nan)
+        for missed in range(self.trajectories.epochs[-1] + 1, epoch + 1):
+            if missed % self.every_n_epochs == 0:
+                self.trajectories.record(missed, nothing, nothing)
+
+    def _find_data(self, trainer: Trainer) -> None:
+        train_sweep, val_sweep, fingerprint = find_sweeps(
+            trainer, self.train_dataloader, self.val_dataloader, self.batch_size
+        )
+        if self.trajectories is not None:
+            recorded = self.trajectories.fingerprint
+            problem = recorded.mismatch(fingerprint) if recorded is not None else None
+            references = self.trajectories.val_losses.shape[1]
+            if problem is None and len(val_sweep.positions) != references:
+                problem = f"its validation set has {len(val_sweep.positions):,} samples, not {references:,}"
+            if problem is not None:
+                raise ValueError(
+                    f"The train set is not the one whose losses were logged so far: {problem}. Seed what splits or "
+                    "orders it (random_split takes a generator), or start anew."
+                )
+        self.train_sweep, self.val_sweep, self.fingerprint = train_sweep, val_sweep, fingerprint
+        self._found_for = trainer.train_dataloader
+
+    def _check_classes(
+        self, train_classes: Tensor | None, val_classes: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The sweeps' classes on the CPU, those of validation at evaluated positions only; raises if they can't serve.
+
+        Here the user's classes are still apart from the mark of positions that are not evaluated, so negative ones
+        can be refused.
+        """
+        used = self.train_sweep.positions
+        if val_classes is not None:
+            val_classes = val_classes.cpu()[self.val_sweep.positions]
+        if train_classes is None and val_classes is None and len(used) < self.train_sweep.length:
+            # One class, but positions that the sampler never draws are to be told apart.
+            train_classes = torch.full((self.train_sweep.length,), OUTSIDE).index_fill(0, used, 0)
+            val_classes = torch.zeros(len(self.val_sweep.positions), dtype=torch.int64)
+        train_classes = None if train_classes is None else train_classes.cpu()
+        check_class_pair(
+            None if train_classes is None else train_classes[used],
+            val_classes,
+            len(used),
+            len(self.val_sweep.positions),
+        )
+        return train_classes, val_classes
+
+
+def _warn_of_divergence(val_row: Tensor, val_classes: Tensor | None, epoch: int) -> None:
+    diverged = val_row.isinf().cpu()
+    if not diverged.any():
+        return
+    of_classes = ""
+    if val_classes is not None:
+        of_classes = f" of {listed(torch.unique(val_classes[diverged]).tolist(), 'class', 'classes')}"
+    rank_zero_warn(
+        f"CLD: validation losses{of_classes} are not finite after {epoch} epochs; checkpoints from here on can't be "
+        "scored."
+    )

@@ -1,0 +1,189 @@
+"""`CLDScores`: the scores of a train set, whose they are and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_cld.files import read_arrays, write_arrays
+from lightning_cld.fingerprint import Fingerprint
+from lightning_cld.functional import check_classes
+from lightning_cld.selection import select_top
+
+OUTSIDE = -1
+"""The class of positions that the train loader's sampler never draws: unscored, and counted in no budget."""
+
+THIN_REFERENCE = 10
+"""A class with fewer validation samples than this is reported: the mean of so few losses is mostly noise."""
+
+_KIND = "cld-scores"
+
+
+class CLDScores:
+    """CLD of every training sample, with classes, the identity of the dataset, and provenance.
+
+    Args:
+        values: Scores, `[N]`, as float32 tensor or anything that becomes one; NaN where a sample is unscored.
+        classes: Classes, integer, `[N]`; -1 for positions outside of the train loader's sampler; None for one
+            class.
+        epochs: Completed epochs at each checkpoint used; 0 is before training.
+        fingerprint: The dataset's identity; None takes the length and the classes for it.
+        metadata: Plain JSON values: library versions, dates, settings of the run.
+
+    Raises:
+        TypeError: If `values` or `classes` have the wrong type.
+        ValueError: If their shapes don't match.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import CLDScores
+        >>> scores = CLDScores(torch.tensor([0.9, -0.2, 0.4, 0.6]), torch.tensor([0, 0, 1, 1]))
+        >>> len(scores)
+        4
+        >>> scores.select(fraction=0.5)
+        tensor([0, 3])
+    """
+
+    def __init__(
+        self,
+        values: Tensor | np.ndarray | Sequence[float],
+        classes: Tensor | np.ndarray | Sequence[int] | None = None,
+        epochs: Sequence[int] = (),
+        fingerprint: Fingerprint | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.values = torch.as_tensor(values).detach().cpu().float()
+        if self.values.ndim != 1 or len(self.values) == 0:
+            raise ValueError(f"values must have shape [N] with N >= 1, got {list(self.values.shape)}.")
+        self.classes = None if classes is None else check_pool_classes(classes, len(self.values), "classes")
+        self.epochs = [int(epoch) for epoch in epochs]
+        if fingerprint is None:
+            known = self.classes is not None and not (self.classes == OUTSIDE).any()
+            fingerprint = (
+                Fingerprint.of_labels(self.classes)
+                if known and self.classes is not None
+                else Fingerprint(len(self.values))
+            )
+        self.fingerprint = fingerprint
+        self.metadata = dict(metadata or {})
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __repr__(self) -> str:
+        return f"CLDScores({len(self):,} samples, {self.num_classes} classes, {len(self.epochs)} checkpoints)"
+
+    def select(self, *, fraction: float | None = None, size: int | None = None, per_class: int | None = None) -> Tensor:
+        """The coreset: sorted positions in the train dataset, int64; see `select_top` for budgets and errors.
+
+        `Subset(train_set, scores.select(fraction=0.1))` is the coreset as a dataset.
+        """
+        pool = self.positions()
+        classes = self.classes[pool] if self.classes is not None else None
+        return pool[select_top(self.values[pool], classes, fraction=fraction, size=size, per_class=per_class)]
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the scores to `path` (an `.npz` archive) atomically and returns the path.
+
+        Raises:
+            TypeError: If the metadata are not plain JSON values.
+        """
+        arrays = {"values": self.values.numpy()}
+        if self.classes is not None:
+            arrays["classes"] = self.classes.numpy()
+        header = {
+            "epochs": self.epochs,
+            "fingerprint": self.fingerprint.to_dict(),
+            "metadata": self.metadata,
+        }
+        return write_arrays(path, _KIND, header, arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> CLDScores:
+        """Reads what `save` wrote, without unpickling anything.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is truncated, damaged, or not a scores file of a format that this version knows.
+        """
+        header, arrays = read_arrays(path, _KIND, "CLDScores.load")
+        try:
+            return cls(
+                typed_array(arrays["values"], np.float32),
+                typed_array(arrays["classes"], np.int64) if "classes" in arrays else None,
+                header["epochs"],
+                Fingerprint(**header["fingerprint"]),
+                header["metadata"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"CLDScores.load: {path} has been changed: {error}. Write it again.") from error
+
+    def summary(self) -> str:
+        """A readable account: samples, classes, checkpoints, quantiles, unscored samples, thin references."""
+        pool = self.values[self.positions()]
+        scored = pool[~pool.isnan()]
+        lines = [
+            f"samples      {len(pool):,}"
+            + (f" of {len(self):,} (the others are outside the sampler)" if len(pool) < len(self) else ""),
+            f"classes      {self.num_classes}",
+            f"checkpoints  {_describe_epochs(self.epochs)}",
+            f"unscored     {len(pool) - len(scored):,}"
+            + (" (a loss was not finite, not logged or never changed)" if len(scored) < len(pool) else ""),
+        ]
+        if len(scored):
+            quantiles = np.quantile(scored.double().numpy(), [0, 0.1, 0.25, 0.5, 0.75, 0.9, 1])
+            names = ("min", "10 %", "25 %", "median", "75 %", "90 %", "max")
+            lines.append("scores       " + "  ".join(f"{n} {q:+.3f}" for n, q in zip(names, quantiles, strict=True)))
+            negative = int((scored < 0).sum())
+            lines.append(f"negative     {negative:,} ({negative / len(scored):.1%})")
+        references = self.metadata.get("reference_sizes")
+        if isinstance(references, Mapping):
+            thin = [f"{c} ({n})" for c, n in references.items() if n < THIN_REFERENCE]
+            shown = ", ".join(thin[:10]) + (f" and {len(thin) - 10} more" if len(thin) > 10 else "")
+            lines.append(
+                f"references   {shown}: classes with fewer than {THIN_REFERENCE} validation samples; hold out more"
+                if thin
+                else f"references   {min(references.values())} or more validation samples a class"
+            )
+        return "\n".join(lines)
+
+    def positions(self) -> Tensor:
+        """Positions in the train dataset that budgets count, sorted, int64: all, but those outside of the sampler."""
+        if self.classes is None:
+            return torch.arange(len(self))
+        return torch.nonzero(self.classes != OUTSIDE).flatten()
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the scored positions have."""
+        return 1 if self.classes is None else len(torch.unique(self.classes[self.positions()]))
+
+
+def check_pool_classes(classes: Tensor | np.ndarray | Sequence[int], samples: int, name: str) -> Tensor:
+    """Returns `classes` as int64 `[samples]` on the CPU, where `OUTSIDE` is allowed too; or raises."""
+    tensor = torch.as_tensor(classes).detach().cpu()
+    integer = not (tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.is_complex())
+    outside = tensor == OUTSIDE if integer else torch.zeros_like(tensor, dtype=torch.bool)
+    checked = check_classes(tensor.masked_fill(outside, 0), samples, name)
+    if outside.all():
+        raise ValueError(f"{name} are all {OUTSIDE}: no position is in use.")
+    return checked.masked_fill(outside, OUTSIDE)
+
+
+def typed_array(array: np.ndarray, dtype: type) -> np.ndarray:
+    """Returns `array` if it has that dtype, or raises."""
+    if array.dtype != dtype:
+        raise ValueError(f"an array of {array.dtype} where {np.dtype(dtype)} belongs")
+    return array
+
+
+def _describe_epochs(epochs: Sequence[int]) -> str:
+    if not epochs:
+        return "unknown"
+    shown = ", ".join(map(str, epochs)) if len(epochs) <= 8 else f"{', '.join(map(str, epochs[:4]))}, ... {epochs[-1]}"
+    return f"{len(epochs)} (after {shown} epochs)"

@@ -1,0 +1,193 @@
+"""Pure tensor functions: budgets, top-k per class and the per-class holdout."""
+
+from __future__ import annotations
+
+import numbers
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_cld.functional import check_classes, kind_of, listed
+
+
+def select_top(
+    scores: Tensor,
+    classes: Tensor | None = None,
+    *,
+    fraction: float | None = None,
+    size: int | None = None,
+    per_class: int | None = None,
+) -> Tensor:
+    """Chooses the best-scored samples of each class: the coreset.
+
+    Exactly one budget is given. `fraction` and `size` are shared out in proportion to class sizes by largest
+    remainder, so that the total is exact, with at least one sample of each class where the budget allows. Of equal
+    scores the lower index is taken. NaN scores (unscored samples) count towards their class's size, but are never
+    chosen.
+
+    Args:
+        scores: A score for each sample, floating point, `[N]`; higher is better.
+        classes: The samples' classes, integer, `[N]`; None puts all samples into one class.
+        fraction: The share of all samples to keep, in (0, 1]; `round(fraction * N)` samples, halves up.
+        size: The number of samples to keep.
+        per_class: The number of samples to keep of every class.
+
+    Returns:
+        Sorted indices of the chosen samples, int64, on the device of `scores`.
+
+    Raises:
+        TypeError: If an argument has the wrong type or dtype, or not exactly one budget is given.
+        ValueError: If shapes don't match, the budget is empty or more than there is, or a class has fewer scored
+            samples than its share.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import select_top
+        >>> scores = torch.tensor([0.9, 0.1, 0.8, 0.7, 0.3, 0.2])
+        >>> classes = torch.tensor([0, 0, 0, 0, 1, 1])
+        >>> select_top(scores, classes, fraction=0.5)
+        tensor([0, 2, 4])
+        >>> select_top(torch.rand(6), classes, per_class=1).shape  # a random baseline, balanced the same way
+        torch.Size([2])
+    """
+    if not isinstance(scores, Tensor) or not scores.is_floating_point():
+        raise TypeError(f"scores must be a floating point tensor, got {kind_of(scores)}.")
+    if scores.ndim != 1 or len(scores) == 0:
+        raise ValueError(f"scores must have shape [N] with N >= 1, got {list(scores.shape)}.")
+    if classes is None:
+        classes = torch.zeros(len(scores), dtype=torch.int64)
+    classes = check_classes(classes, len(scores), "classes").to(scores.device)
+    labels, groups, sizes = torch.unique(classes, return_inverse=True, return_counts=True)
+    budgets = _class_budgets(sizes.tolist(), fraction=fraction, size=size, per_class=per_class)
+
+    scored = torch.bincount(groups[~scores.isnan()], minlength=len(labels)).tolist()
+    short = [c for c in range(len(labels)) if budgets[c] > scored[c]]
+    if short:
+        found = "; ".join(f"class {int(labels[c])}: {budgets[c]} asked, {scored[c]} can be chosen" for c in short[:5])
+        more = f" (and {len(short) - 5} more classes)" if len(short) > 5 else ""
+        raise ValueError(f"The budget asks for more scored samples than there are: {found}{more}. Lower it.")
+
+    order = torch.argsort(-scores, stable=True)  # ascending, so that NaN is last
+    order = order[torch.argsort(groups[order], stable=True)]
+    first_of_group = sizes.cumsum(0) - sizes
+    rank = torch.arange(len(scores), device=scores.device) - first_of_group[groups[order]]
+    kept = rank < torch.tensor(budgets, device=scores.device)[groups[order]]
+    return order[kept].sort().values
+
+
+def _class_budgets(sizes: list[int], *, fraction: float | None, size: int | None, per_class: int | None) -> list[int]:
+    """How many samples to choose of each class of the given sizes."""
+    check_budget(fraction=fraction, size=size, per_class=per_class)
+    samples = sum(sizes)
+    if per_class is not None:
+        return [operator.index(per_class)] * len(sizes)
+    total = int(fraction * samples + 0.5) if fraction is not None else operator.index(size or 0)
+    if total == 0:
+        raise ValueError(f"fraction={fraction} of {samples} samples is less than one sample. Raise it.")
+    if total > samples:
+        raise ValueError(f"size={size} asks for more than the {samples} samples there are. Lower it.")
+    return _apportion(sizes, total)
+
+
+def check_budget(*, fraction: float | None, size: int | None, per_class: int | None) -> None:
+    """Raises unless exactly one budget is given and it is of the right type and sign."""
+    given = {
+        name: value
+        for name, value in (("fraction", fraction), ("size", size), ("per_class", per_class))
+        if value is not None
+    }
+    if len(given) != 1:
+        what = ", ".join(f"{name}={value!r}" for name, value in given.items()) or "none"
+        raise TypeError(f"Give exactly one budget: fraction=, size= or per_class=; got {what}.")
+    name, value = next(iter(given.items()))
+    if name == "fraction":
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise TypeError(f"fraction must be a number in (0, 1], got {value!r}.")
+        if not 0 < value <= 1:
+            raise ValueError(f"fraction must be in (0, 1], got {value!r}.")
+        return
+    try:
+        count = operator.index(value)  # type: ignore[arg-type]  # that it may be no whole number is the point
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {value!r}.") from None
+    if isinstance(value, bool) or count < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}.")
+
+
+def _apportion(sizes: Sequence[int], total: int) -> list[int]:
+    """Shares `total <= sum(sizes)` out in proportion to `sizes` by largest remainder.
+
+    Where `total` allows, classes whose share would be 0 get 1 and the others share the rest. Equal remainders go to
+    the class that comes first. Whole numbers throughout, so no rounding decides.
+    """
+    shares = [0] * len(sizes)
+    open_classes = list(range(len(sizes)))
+    while True:
+        pool = sum(sizes[c] for c in open_classes)
+        for c in open_classes:
+            shares[c] = total * sizes[c] // pool
+        left_over = total - sum(shares[c] for c in open_classes)
+        by_remainder = sorted(open_classes, key=lambda c: total * sizes[c] % pool, reverse=True)
+        for c in by_remainder[:left_over]:
+            shares[c] += 1
+        empty = [c for c in open_classes if shares[c] == 0]
+        if not empty or total < len(open_classes):
+            return shares
+        for c in empty:
+            shares[c] = 1
+        total -= len(empty)
+        open_classes = [c for c in open_classes if c not in set(empty)]
+
+
+def proportional_holdout(classes: Tensor | Sequence[int], fraction: float, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Splits a pool into training and validation samples, each class in the same proportion.
+
+    The validation part is the reference that CLD scores against. Sampled in proportion to the pool it serves best
+    (Nagaraj et al., TMLR 2025); it must not be the test set, or the test accuracy of a coreset means nothing.
+
+    Args:
+        classes: The samples' classes, integer, `[N]`; a dataset's `targets` will do.
+        fraction: The share of the samples to hold out, in (0, 1), shared out by largest remainder; at least one
+            sample of each class goes to either side.
+        seed: Seed of the draw; the global random state is neither used nor changed.
+
+    Returns:
+        `(train_indices, val_indices)`: sorted, disjoint, together all of `range(N)`; int64, on the CPU.
+
+    Raises:
+        TypeError: If classes are not integers, or `fraction` is not a number.
+        ValueError: If `fraction` is outside (0, 1), or a class has fewer than 2 samples.
+
+    Example:
+        >>> from lightning_cld import proportional_holdout
+        >>> train, val = proportional_holdout([0] * 8 + [1] * 4, 0.25)
+        >>> len(train), len(val)
+        (9, 3)
+        >>> (val < 8).sum().item()  # two of the eight, one of the four
+        2
+    """
+    if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real):
+        raise TypeError(f"fraction must be a number in (0, 1), got {fraction!r}.")
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be in (0, 1), got {fraction!r}.")
+    pool = torch.as_tensor(classes).cpu()
+    pool = check_classes(pool, len(pool) if pool.ndim else 0, "classes")
+    labels, groups, sizes = torch.unique(pool, return_inverse=True, return_counts=True)
+    if sizes.min() < 2:
+        single = labels[sizes < 2].tolist()
+        raise ValueError(
+            f"A holdout needs at least 2 samples of each class, but {listed(single, 'class', 'classes')} "
+            f"{'has' if len(single) == 1 else 'have'} only 1. Drop or merge them."
+        )
+    total = max(len(labels), int(fraction * len(pool) + 0.5))
+    shares = [
+        min(share, size - 1) for share, size in zip(_apportion(sizes.tolist(), total), sizes.tolist(), strict=True)
+    ]
+    draw = torch.rand(len(pool), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    order = torch.argsort(draw, stable=True)
+    order = order[torch.argsort(groups[order], stable=True)]
+    rank = torch.arange(len(pool)) - (sizes.cumsum(0) - sizes)[groups[order]]
+    held_out = rank < torch.tensor(shares)[groups[order]]
+    return order[~held_out].sort().values, order[held_out].sort().values

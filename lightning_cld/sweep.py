@@ -1,0 +1,109 @@
+"""The sweep: one evaluation-mode pass over a dataset, and the row of losses that comes out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_cld.guards import evaluation, preserved_rng
+from lightning_cld.loaders import sequential_loader
+from lightning_cld.losses import Step, check_batch
+
+
+class Sweep:
+    """Evaluates chosen samples of one dataset, again and again, each time under the weights of the moment.
+
+    In a distributed run each rank evaluates an equal share (padded by repeats, which are dropped), and every rank gets
+    the whole row.
+
+    Args:
+        loader: The user's loader, read for its dataset and settings and never iterated.
+        positions: Positions to evaluate, sorted, int64 `[n]`.
+        batch_size: Samples a batch; None takes the loader's.
+        kind: "train" or "val", for errors.
+    """
+
+    def __init__(self, loader: DataLoader[Any], positions: Tensor, *, batch_size: int | None, kind: str) -> None:
+        self.loader = loader
+        self.positions = positions
+        self.length = len(loader.dataset)  # type: ignore[arg-type]  # map-style, as checked
+        self.batch_size = batch_size
+        self.kind = kind
+
+    def run(self, trainer: Trainer, module: LightningModule, step: Step) -> tuple[Tensor, Tensor | None]:
+        """One pass.
+
+        Returns:
+            The losses, float32 `[N]` on the module's device: NaN at positions that are not evaluated, infinity where
+            a loss was not finite; and the classes, int64 `[N]` there, -1 at those positions (None for one class).
+
+        Raises:
+            Exception: What the dataset, the model or `step` raise; on the other ranks, that one rank failed.
+        """
+        rank, world = trainer.global_rank, trainer.world_size
+        share = -(-len(self.positions) // world)
+        places = (rank + world * torch.arange(share)) % len(self.positions)
+        own = min(share, len(range(rank, len(self.positions), world)))
+        failure: Exception | None = None
+        with preserved_rng(), evaluation(trainer, module):
+            try:
+                losses, classes = self._evaluate(trainer, module, step, self.positions[places])
+            except Exception as error:
+                if world == 1:
+                    raise
+                failure = error
+        if world > 1 and not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
+            raise failure or RuntimeError(f"The {self.kind} sweep failed on another rank; its message is there.")
+
+        row = torch.full((self.length,), 0.0, device=losses.device)
+        where = self.positions[places[:own]].to(losses.device)
+        row[where] = losses[:own].nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
+        class_row = None
+        if classes is not None:
+            class_row = torch.zeros(self.length, dtype=torch.int64, device=losses.device)
+            class_row[where] = classes[:own]
+        if world > 1:
+            trainer.strategy.reduce(row, reduce_op="sum")
+            if class_row is not None:
+                trainer.strategy.reduce(class_row, reduce_op="sum")
+        unused = torch.ones(self.length, dtype=torch.bool, device=losses.device)
+        unused[self.positions.to(losses.device)] = False
+        row[unused] = torch.nan
+        if class_row is not None:
+            class_row[unused] = -1
+        return row, class_row
+
+    def _evaluate(
+        self, trainer: Trainer, module: LightningModule, step: Step, positions: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Losses, float32, and classes at `positions`, in that order, on the device."""
+        device = trainer.strategy.root_device
+        losses = torch.empty(len(positions), device=device)
+        classes: Tensor | None = None
+        loader = sequential_loader(self.loader, positions.tolist(), batch_size=self.batch_size, kind=self.kind)
+        start = 0
+        for batch in loader:
+            size = min(loader.batch_size or 1, len(positions) - start)
+            on_device = _to_device(trainer, module, batch)
+            with trainer.precision_plugin.forward_context():
+                batch_losses, batch_classes = step(on_device)
+            check_batch(batch_losses, batch_classes, size)
+            losses[start : start + size] = batch_losses
+            if batch_classes is not None:
+                if classes is None:
+                    classes = torch.empty(len(positions), dtype=torch.int64, device=device)
+                classes[start : start + size] = batch_classes
+            start += size
+        return losses, classes
+
+
+def _to_device(trainer: Trainer, module: LightningModule, batch: Any) -> Any:
+    """The batch as the evaluation loop would hand it to the module, through the user's transfer hooks."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    # Private, but the only way to the hook before the transfer; Lightning's evaluation loop makes the same call.
+    batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -1,0 +1,289 @@
+"""`LossTrajectories`: the logged losses, one row per checkpoint, and the scores they give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+from pathlib import Path
+from platform import python_version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_cld.files import read_arrays, write_arrays
+from lightning_cld.fingerprint import Fingerprint
+from lightning_cld.functional import (
+    MIN_CHECKPOINTS,
+    check_class_pair,
+    check_losses,
+    check_reference,
+    cld_scores,
+)
+from lightning_cld.scores import OUTSIDE, CLDScores, check_pool_classes, typed_array
+
+_KIND = "cld-trajectories"
+
+
+class LossTrajectories:
+    """Per-sample losses at checkpoints: what CLD is computed from.
+
+    `CLDCallback` fills one during training. Built from plain tensors or arrays it is also the door for losses that
+    were logged elsewhere. Losses are kept as float32 on the device of the tensors given; NaN means *not logged*,
+    infinity *not finite*.
+
+    Args:
+        train_losses: `[T, N]`, a row per checkpoint.
+        val_losses: `[T, M]`, the validation samples at the same checkpoints.
+        train_classes: Classes of the training samples, integer, `[N]`; -1 for positions that are not in use; None
+            for one class.
+        val_classes: Classes of the validation samples, integer, `[M]`; None exactly where `train_classes` is.
+        epochs: Completed epochs at each row, increasing; 0 is before training. None numbers the rows from 0.
+        fingerprint: Identity of the train dataset; None takes its length and the classes for it.
+        metadata: Plain JSON values about the run, passed on to the scores.
+
+    Raises:
+        TypeError: If losses are not floating point or classes not integers.
+        ValueError: If shapes don't match, classes are negative or lack a reference, or epochs don't increase.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import LossTrajectories
+        >>> val = torch.tensor([[2.0], [1.0], [0.6], [0.5]])
+        >>> train = torch.tensor([[2.2, 1.0], [1.2, 1.5], [0.7, 1.6], [0.6, 1.7]])
+        >>> trajectories = LossTrajectories(train, val)
+        >>> trajectories.epochs
+        [0, 1, 2, 3]
+        >>> trajectories.score().select(size=1)
+        tensor([0])
+    """
+
+    def __init__(
+        self,
+        train_losses: Tensor | np.ndarray | Sequence[Sequence[float]],
+        val_losses: Tensor | np.ndarray | Sequence[Sequence[float]],
+        train_classes: Tensor | np.ndarray | Sequence[int] | None = None,
+        val_classes: Tensor | np.ndarray | Sequence[int] | None = None,
+        epochs: Sequence[int] | None = None,
+        *,
+        fingerprint: Fingerprint | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._train = torch.as_tensor(train_losses).detach()
+        self._val = torch.as_tensor(val_losses).detach()
+        check_losses(self._train, "train_losses")
+        check_losses(self._val, "val_losses")
+        if len(self._train) != len(self._val) or len(self._train) == 0:
+            raise ValueError(
+                "train_losses and val_losses must have a row for each checkpoint, got "
+                f"{len(self._train)} and {len(self._val)} rows."
+            )
+        self._train, self._val = self._train.float(), self._val.float()
+        self.epochs = _check_epochs(epochs, len(self._train))
+
+        samples, val_samples = self._train.shape[1], self._val.shape[1]
+        self.train_classes = (
+            None if train_classes is None else check_pool_classes(train_classes, samples, "train_classes")
+        )
+        self.val_classes = None if val_classes is None else torch.as_tensor(val_classes).detach().cpu()
+        used = self._used_positions()
+        check_class_pair(
+            None if self.train_classes is None else self.train_classes[used],
+            self.val_classes,
+            len(used),
+            val_samples,
+        )
+        if self.val_classes is not None:
+            self.val_classes = self.val_classes.long()
+        self.fingerprint = fingerprint
+        self.metadata = dict(metadata or {})
+
+    @property
+    def train_losses(self) -> Tensor:
+        """Float32 `[T, N]`, a view of the buffer."""
+        return self._train[: len(self.epochs)]
+
+    @property
+    def val_losses(self) -> Tensor:
+        """Float32 `[T, M]`, a view of the buffer."""
+        return self._val[: len(self.epochs)]
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __repr__(self) -> str:
+        samples, references = self._train.shape[1], self._val.shape[1]
+        return f"LossTrajectories({len(self)} checkpoints, {samples:,} train and {references:,} val samples)"
+
+    def record(self, epoch: int, train_row: Tensor, val_row: Tensor) -> None:
+        """Adds the checkpoint after `epoch` completed epochs, or replaces the newest one if it is that.
+
+        Args:
+            epoch: Not smaller than any recorded.
+            train_row: Losses of the training samples, `[N]`.
+            val_row: Losses of the validation samples, `[M]`.
+
+        Raises:
+            ValueError: If `epoch` lies before the newest checkpoint.
+        """
+        if epoch < self.epochs[-1]:
+            raise ValueError(f"checkpoints are recorded in order: got {epoch} after {self.epochs[-1]}.")
+        if epoch > self.epochs[-1]:
+            self.epochs.append(epoch)
+            # Capacity doubles, since how many epochs there will be is not always known.
+            if len(self.epochs) > len(self._train):
+                self._train = torch.cat([self._train, torch.empty_like(self._train)])
+                self._val = torch.cat([self._val, torch.empty_like(self._val)])
+        row = len(self.epochs) - 1
+        self._train[row] = train_row
+        self._val[row] = val_row
+
+    def to(self, device: torch.device | str) -> LossTrajectories:
+        """Moves the losses to `device`, in place, and returns self."""
+        self._train, self._val = self._train.to(device), self._val.to(device)
+        return self
+
+    def score(self, cutoff_epoch: int | None = None, every_n_epochs: int = 1) -> CLDScores:
+        """CLD from the checkpoints up to an early cutoff, or from every n-th.
+
+        Args:
+            cutoff_epoch: Use only checkpoints after at most this many completed epochs; None uses all.
+            every_n_epochs: Use only checkpoints whose epoch is a multiple of this.
+
+        Returns:
+            The scores, on the CPU.
+
+        Raises:
+            ValueError: If the timeline ends before `cutoff_epoch`, fewer than 4 checkpoints are left, or a
+                validation loss is not finite at one of them.
+        """
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}.")
+        if cutoff_epoch is not None and cutoff_epoch > self.epochs[-1]:
+            raise ValueError(
+                f"cutoff_epoch={cutoff_epoch} was not reached: the last checkpoint is after {self.epochs[-1]} epochs."
+            )
+        rows = [
+            row
+            for row, epoch in enumerate(self.epochs)
+            if epoch % every_n_epochs == 0 and (cutoff_epoch is None or epoch <= cutoff_epoch)
+        ]
+        epochs = [self.epochs[row] for row in rows]
+        if len(rows) < MIN_CHECKPOINTS:
+            raise ValueError(
+                f"CLD needs at least {MIN_CHECKPOINTS} checkpoints, got {len(rows)} (after {epochs} epochs) with "
+                f"cutoff_epoch={cutoff_epoch} and every_n_epochs={every_n_epochs}. Use more of them."
+            )
+        # Slices of a whole timeline are views; only a thinned one is copied.
+        whole = rows == list(range(len(rows)))
+        train = self._train[: len(rows)] if whole else self._train[rows]
+        val = self._val[: len(rows)] if whole else self._val[rows]
+        val_classes = torch.zeros(val.shape[1]) if self.val_classes is None else self.val_classes
+        check_reference(val, val_classes, [f"the checkpoint after {epoch} epochs" for epoch in epochs])
+
+        used = self._used_positions()
+        if len(used) < train.shape[1]:
+            classes = None if self.train_classes is None else self.train_classes[used]
+            values = torch.full((train.shape[1],), torch.nan)
+            part = train[:, used.to(train.device)]
+            values[used] = cld_scores(part, val, classes, self.val_classes).cpu()
+        else:
+            values = cld_scores(train, val, self.train_classes, self.val_classes).cpu()
+        return CLDScores(values, self.train_classes, epochs, self.fingerprint, self._provenance(every_n_epochs))
+
+    def save(self, path: str | Path) -> Path:
+        """Writes everything to `path` (an `.npz` archive) atomically and returns the path."""
+        arrays = {
+            "train_losses": self.train_losses.cpu().numpy(),
+            "val_losses": self.val_losses.cpu().numpy(),
+        }
+        if self.train_classes is not None and self.val_classes is not None:
+            arrays["train_classes"] = self.train_classes.numpy()
+            arrays["val_classes"] = self.val_classes.numpy()
+        header = {
+            "epochs": self.epochs,
+            "fingerprint": None if self.fingerprint is None else self.fingerprint.to_dict(),
+            "metadata": self.metadata,
+        }
+        return write_arrays(path, _KIND, header, arrays)
+
+    @classmethod
+    def load(cls, path: str | Path) -> LossTrajectories:
+        """Reads what `save` wrote, without unpickling anything.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If it is truncated, damaged, or not a trajectories file of a format that this version knows.
+        """
+        header, arrays = read_arrays(path, _KIND, "LossTrajectories.load")
+        try:
+            fingerprint = header["fingerprint"]
+            return cls(
+                typed_array(arrays["train_losses"], np.float32),
+                typed_array(arrays["val_losses"], np.float32),
+                typed_array(arrays["train_classes"], np.int64) if "train_classes" in arrays else None,
+                typed_array(arrays["val_classes"], np.int64) if "val_classes" in arrays else None,
+                header["epochs"],
+                fingerprint=None if fingerprint is None else Fingerprint(**fingerprint),
+                metadata=header["metadata"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"LossTrajectories.load: {path} has been changed: {error}. Write it again.") from error
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors on the CPU and plain values, which `torch.load(weights_only=True)` reads."""
+        return {
+            # clone: a view would drag its whole buffer into the checkpoint
+            "train_losses": self.train_losses.detach().cpu().clone(),
+            "val_losses": self.val_losses.detach().cpu().clone(),
+            "train_classes": self.train_classes,
+            "val_classes": self.val_classes,
+            "epochs": list(self.epochs),
+            "fingerprint": None if self.fingerprint is None else self.fingerprint.to_dict(),
+            "metadata": self.metadata,
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> LossTrajectories:
+        """The inverse of `state_dict`."""
+        arguments = dict(state)
+        fingerprint = arguments.pop("fingerprint")
+        return cls(**arguments, fingerprint=None if fingerprint is None else Fingerprint(**fingerprint))
+
+    def _used_positions(self) -> Tensor:
+        if self.train_classes is None:
+            return torch.arange(self._train.shape[1])
+        return torch.nonzero(self.train_classes != OUTSIDE).flatten()
+
+    def _provenance(self, every_n_epochs: int) -> dict[str, Any]:
+        classes = torch.zeros(self._val.shape[1]).long() if self.val_classes is None else self.val_classes
+        labels, counts = torch.unique(classes, return_counts=True)
+        return {
+            **self.metadata,
+            "scored_every_n_epochs": every_n_epochs,
+            "reference_sizes": {str(c): n for c, n in zip(labels.tolist(), counts.tolist(), strict=True)},
+            "versions": _versions(),
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": python_version()}
+    for name in ("lightning-cld", "lightning", "torch", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a source tree, or in an environment with pytorch-lightning
+            found[name] = "not installed"
+    return found
+
+
+def _check_epochs(epochs: Sequence[int] | None, rows: int) -> list[int]:
+    numbers = list(range(rows)) if epochs is None else [int(epoch) for epoch in epochs]
+    if len(numbers) != rows or numbers[0] < 0 or any(b <= a for a, b in pairwise(numbers)):
+        raise ValueError(
+            f"epochs must be {rows} increasing numbers of completed epochs, one a row, got {numbers[:10]}."
+        )
+    return numbers
