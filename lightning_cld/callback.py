@@ -155,7 +155,7 @@ class CLDCallback(Callback):
         if not self._fitting:
             return
         self._scores, self._finished = None, False
-        if trainer.global_step == 0:
+        if _is_untrained(trainer):
             self._recorder.forget()
         # SWA raises max_epochs later on, for an extra epoch that ends on averaged weights.
         self._last_epoch = trainer.max_epochs if trainer.max_epochs != -1 else None
@@ -170,11 +170,11 @@ class CLDCallback(Callback):
         if not self._fitting:
             rank_zero_info("CLD: fast_dev_run has too few epochs for scores, so nothing is logged.")
             return
-        if self._save_dir is None:
-            self._save_dir = Path(trainer.log_dir or trainer.default_root_dir)
+        # `log_dir` is the same on all ranks because it is asked for on all of them.
+        self._save_dir = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir)
         self._recorder.start(trainer, pl_module)
         epoch = trainer.current_epoch
-        if trainer.global_step == 0:
+        if _is_untrained(trainer):
             self._recorder.record(trainer, pl_module, epoch=0)
         elif self._recorder.trajectories is None:
             rank_zero_warn(
@@ -259,7 +259,7 @@ class CLDCallback(Callback):
         try:
             scores = self.scores
             path = scores.save(self._file(self.filename))
-        except (ValueError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # the training that was watched has succeeded
             kept = "" if saved is None else f" The logged losses are in {saved}: LossTrajectories.load(...).score()."
             rank_zero_warn(f"CLD: no scores were saved. {error}{kept}")
             return
@@ -294,6 +294,14 @@ class CLDCallback(Callback):
 
 def _is_dev_run(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def _is_untrained(trainer: Trainer) -> bool:
+    """Whether the weights are theta_0.
+
+    `global_step` alone does not tell: with manual optimization it may stay 0.
+    """
+    return trainer.global_step == 0 and trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
 
 
 def _is_between_epochs(trainer: Trainer) -> bool:

@@ -1,0 +1,776 @@
+import logging
+import warnings
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from scipy.stats import pearsonr
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+from toys import Blobs, Classifier, blobs, fit, plain_losses, quiet_trainer
+
+from lightning_cld import CLDCallback, CLDScores, LossTrajectories
+
+
+class PlainRows(Callback):
+    """What a sweep should see: the losses under the weights of each epoch's end, computed one by one."""
+
+    def __init__(self):
+        self.rows = []
+
+    def on_train_start(self, trainer, pl_module):
+        self.rows.append(plain_losses(pl_module, trainer.train_dataloader.dataset))
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.rows.append(plain_losses(pl_module, trainer.train_dataloader.dataset))
+
+
+# What is logged and scored
+
+
+def test_rows_are_the_losses_under_the_weights_of_each_checkpoint(tmp_path):
+    cld, plain = CLDCallback(), PlainRows()
+    fit(tmp_path, cld, callbacks=[plain])
+    torch.testing.assert_close(cld.trajectories.train_losses, torch.stack(plain.rows), rtol=1e-4, atol=1e-6)
+    assert cld.trajectories.epochs == [0, 1, 2, 3, 4]
+
+
+def test_scores_are_the_correlations_of_the_logged_losses(tmp_path):
+    cld = CLDCallback()
+    fit(tmp_path, cld)
+    train = np.diff(cld.trajectories.train_losses.numpy().astype(np.float64), axis=0)
+    val = cld.trajectories.val_losses.numpy().astype(np.float64)
+    for position, label in enumerate(cld.trajectories.train_classes.tolist()):
+        reference = np.diff(val[:, cld.trajectories.val_classes.numpy() == label].mean(axis=1))
+        assert cld.scores.values[position] == pytest.approx(pearsonr(train[:, position], reference)[0], abs=1e-5)
+
+
+def test_classes_are_those_of_the_train_set(tmp_path):
+    cld, data = CLDCallback(), Blobs()
+    fit(tmp_path, cld, datamodule=data)
+    assert cld.scores.classes.tolist() == [int(label) for _, label in data.train_set]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "max_epochs", "epochs"),
+    [
+        ({"every_n_epochs": 2}, 7, [0, 2, 4, 6]),
+        ({"cutoff_epoch": 3}, 6, [0, 1, 2, 3]),
+        ({"cutoff_epoch": 6, "every_n_epochs": 2}, 8, [0, 2, 4, 6]),
+    ],
+)
+def test_timeline(tmp_path, arguments, max_epochs, epochs):
+    cld = CLDCallback(**arguments)
+    trainer, _ = fit(tmp_path, cld, max_epochs=max_epochs)
+    assert cld.trajectories.epochs == cld.scores.epochs == epochs
+    assert trainer.current_epoch == max_epochs
+
+
+def test_scores_are_saved_at_the_cutoff_and_not_at_the_end(tmp_path):
+    class SeenAt(Callback):
+        def __init__(self):
+            self.epochs = []
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            if (tmp_path / "cld-scores.npz").exists():
+                self.epochs.append(trainer.current_epoch)
+
+    seen = SeenAt()
+    fit(tmp_path, CLDCallback(cutoff_epoch=3, dirpath=tmp_path), max_epochs=6, callbacks=[seen])
+    assert seen.epochs == [3, 4, 5]
+
+
+def test_stop_at_cutoff_ends_training_there(tmp_path):
+    trainer, _ = fit(tmp_path, CLDCallback(cutoff_epoch=3, stop_at_cutoff=True), max_epochs=9)
+    assert trainer.current_epoch == 3
+
+
+def test_early_cutoff_scores_like_a_run_that_ends_there(tmp_path):
+    early, whole = CLDCallback(cutoff_epoch=4), CLDCallback()
+    fit(tmp_path, early, max_epochs=8)
+    fit(tmp_path, whole, max_epochs=8)
+    assert torch.equal(early.scores.values, whole.trajectories.score(cutoff_epoch=4).values)
+
+
+def test_a_second_fit_starts_clean(tmp_path):
+    cld = CLDCallback()
+    fit(tmp_path, cld, max_epochs=6)
+    fit(tmp_path, cld, max_epochs=4)
+    assert cld.trajectories.epochs == cld.scores.epochs == [0, 1, 2, 3, 4]
+
+
+def test_a_fit_that_goes_on_continues_the_timeline(tmp_path):
+    cld = CLDCallback()
+    trainer, module = fit(tmp_path, cld, max_epochs=3)
+    assert cld.scores.epochs == [0, 1, 2, 3]
+    trainer.fit_loop.max_epochs = 6
+    trainer.fit(module, datamodule=Blobs())
+    assert cld.scores.epochs == [0, 1, 2, 3, 4, 5, 6]
+
+
+# Watching changes nothing
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_with_the_callback_is_the_same_bit_for_bit(tmp_path, workers):
+    def train(cld):
+        data = Blobs(num_workers=workers, persistent_workers=workers > 0)
+        trainer, module = fit(tmp_path, cld, datamodule=data, max_epochs=3, num_sanity_val_steps=2)
+        return module.state_dict(), torch.get_rng_state(), trainer.callback_metrics, trainer.global_step
+
+    plain, watched = train(None), train(CLDCallback())
+    for name, value in plain[0].items():
+        assert torch.equal(value, watched[0][name]), name
+    assert torch.equal(plain[1], watched[1])
+    assert plain[2] == watched[2]
+    assert plain[3] == watched[3]
+
+
+def test_a_frozen_batchnorm_stays_frozen(tmp_path):
+    class Frozen(Classifier):
+        def on_train_start(self):
+            self.net[1].eval()
+
+    _, module = fit(tmp_path, CLDCallback(), Frozen)
+    assert not module.net[1].training
+    assert module.net[3].training
+
+
+def test_a_sweep_that_raises_leaves_mode_and_random_state_alone(tmp_path):
+    class Breaks(Classifier):
+        def cld_step(self, batch):
+            torch.rand(3)
+            if self.trainer.global_step:
+                raise RuntimeError("no memory")
+            return F.cross_entropy(self(batch[0]), batch[1], reduction="none"), batch[1]
+
+    with pytest.warns(UserWarning, match="after 1 epochs could not be logged: no memory"):
+        _, watched = fit(tmp_path, CLDCallback(), Breaks)
+    state = torch.get_rng_state()
+    _, plain = fit(tmp_path, None)
+    assert torch.equal(state, torch.get_rng_state())
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, watched.state_dict()[name]), name
+
+
+def test_augmentation_hooks_see_the_evaluation_branch(tmp_path):
+    class Augments(Blobs):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return [batch[0] * 0, batch[1]] if self.trainer.training else batch
+
+    augmented, plain = CLDCallback(), CLDCallback()
+    fit(tmp_path, augmented, datamodule=Augments())
+    fit(tmp_path, plain)
+    assert torch.equal(augmented.trajectories.train_losses[0], plain.trajectories.train_losses[0])
+
+
+# Which loss
+
+
+def test_loss_fn_replaces_the_loss(tmp_path):
+    cld = CLDCallback(loss_fn=lambda outputs, targets: outputs.gather(1, targets[:, None]).squeeze(1).neg())
+    _, module = fit(tmp_path, cld, max_epochs=3)
+    data = Blobs()
+    inputs = torch.stack([x for x, _ in data.train_set])
+    labels = torch.stack([y for _, y in data.train_set])
+    module.eval()
+    with torch.no_grad():
+        expected = -module(inputs)[torch.arange(len(labels)), labels]
+    torch.testing.assert_close(cld.trajectories.train_losses[-1], expected, rtol=1e-4, atol=1e-5)
+    assert cld.scores.classes.tolist() == labels.tolist()
+
+
+def test_loss_fn_of_targets_that_are_no_classes_makes_one_class(tmp_path):
+    points = blobs().tensors[0]
+    values = points.sum(dim=1, keepdim=True)
+
+    class Regressor(Classifier):
+        def __init__(self):
+            super().__init__(lr=0.01)
+            self.net = nn.Linear(4, 1)
+
+        def training_step(self, batch, batch_idx):
+            return F.mse_loss(self(batch[0]), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    cld = CLDCallback(loss_fn=lambda outputs, targets: (outputs - targets).square().squeeze(1))
+    data = TensorDataset(points, values)
+    datamodule = L.LightningDataModule.from_datasets(
+        Subset(data, range(90)), Subset(data, range(90, 120)), None, None, 16
+    )
+    fit(tmp_path, cld, Regressor, datamodule)
+    assert cld.scores.classes is None
+    assert len(cld.scores.select(fraction=0.1)) == 9
+
+
+def test_cld_step_takes_any_batch(tmp_path):
+    class AsDictionary(Dataset):
+        def __init__(self, subset):
+            self.subset = subset
+
+        def __len__(self):
+            return len(self.subset)
+
+        def __getitem__(self, index):
+            return {"x": self.subset[index][0], "labels": self.subset[index][1]}
+
+    class DictionaryModule(Classifier):
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch["x"]), batch["labels"])
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+        def cld_step(self, batch):
+            return F.cross_entropy(self(batch["x"]), batch["labels"], reduction="none"), batch["labels"]
+
+    data = Blobs()
+    wrapped = L.LightningDataModule.from_datasets(
+        AsDictionary(data.train_set), AsDictionary(data.val_set), batch_size=16
+    )
+    cld = CLDCallback()
+    fit(tmp_path, cld, DictionaryModule, wrapped)
+    assert cld.scores.classes.tolist() == [int(label) for _, label in data.train_set]
+
+
+# Which data
+
+
+class Noisy(Dataset):
+    """Blobs with fresh noise at every read, as augmentation does."""
+
+    def __init__(self, subset):
+        self.subset = subset
+
+    def __len__(self):
+        return len(self.subset)
+
+    def __getitem__(self, index):
+        inputs, target = self.subset[index]
+        return inputs + torch.randn(4), target
+
+
+class WithViews(Blobs):
+    def train_dataloader(self):
+        return DataLoader(Noisy(self.train_set), 16, shuffle=True)
+
+    def cld_train_dataloader(self):
+        return DataLoader(self.train_set, 64)
+
+    def cld_val_dataloader(self):
+        return DataLoader(Subset(self.val_set, range(len(self.val_set) - 1)), 64)
+
+
+def test_views_of_the_datamodule_are_swept(tmp_path):
+    cld = CLDCallback()
+    module = Classifier()
+    first_losses = plain_losses(module, Blobs().train_set)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*un-augmented.*")
+        fit(tmp_path, cld, module, WithViews())
+    torch.testing.assert_close(cld.trajectories.train_losses[0], first_losses, rtol=1e-4, atol=1e-6)
+    assert cld.trajectories.val_losses.shape[1] == len(Blobs().val_set) - 1
+
+
+def test_explicit_loaders_come_before_the_datamodules(tmp_path):
+    data = Blobs()
+    cld = CLDCallback(
+        train_dataloader=DataLoader(data.train_set, 8), val_dataloader=DataLoader(Subset(data.val_set, range(25)), 8)
+    )
+    fit(tmp_path, cld, datamodule=WithViews())
+    assert cld.trajectories.val_losses.shape[1] == 25
+
+
+def test_augmented_train_set_is_swept_with_a_warning(tmp_path):
+    class Augmented(WithViews):
+        cld_train_dataloader = None
+
+    cld = CLDCallback()
+    with pytest.warns(UserWarning, match="cld_train_dataloader"):
+        fit(tmp_path, cld, datamodule=Augmented())
+    assert not cld.scores.values.isnan().any()
+
+
+def test_every_sweep_shows_an_augmented_sample_the_same_way(tmp_path):
+    class Augmented(WithViews):
+        cld_train_dataloader = None
+
+    class Still(Classifier):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.0)
+
+        def on_train_start(self):
+            self.net[1].eval()
+
+    cld = CLDCallback()
+    with pytest.warns(UserWarning, match="un-augmented"):
+        fit(tmp_path, cld, Still, Augmented())
+    assert torch.equal(cld.trajectories.train_losses[0], cld.trajectories.train_losses[-1])
+
+
+def test_val_dataloader_serves_without_a_validation_loop(tmp_path):
+    class NoValidation(Classifier):
+        validation_step = L.LightningModule.validation_step
+
+    for arguments in ({"limit_val_batches": 0}, {"check_val_every_n_epoch": 3}):
+        cld = CLDCallback()
+        fit(tmp_path, cld, **arguments)
+        assert cld.trajectories.val_losses.shape[1] == len(Blobs().val_set)
+    cld = CLDCallback()
+    fit(tmp_path, cld, NoValidation)
+    assert cld.trajectories.val_losses.shape[1] == len(Blobs().val_set)
+
+
+def test_positions_outside_of_a_subset_sampler_are_unscored_and_do_not_count(tmp_path):
+    pool = blobs()
+
+    class Sampled(Blobs):
+        def train_dataloader(self):
+            return DataLoader(pool, 16, sampler=SubsetRandomSampler(range(0, 80)))
+
+        def val_dataloader(self):
+            return DataLoader(pool, 16, sampler=SubsetRandomSampler(range(80, 120)))
+
+    cld = CLDCallback()
+    fit(tmp_path, cld, datamodule=Sampled())
+    assert len(cld.scores) == 120
+    assert cld.scores.values[80:].isnan().all()
+    assert not cld.scores.values[:80].isnan().any()
+    assert cld.trajectories.val_losses.shape[1] == 40
+    chosen = cld.scores.select(fraction=0.5)
+    assert len(chosen) == 40
+    assert chosen.max() < 80
+
+
+def test_batch_size_changes_no_loss(tmp_path):
+    small, large = CLDCallback(batch_size=7), CLDCallback(batch_size=1000)
+    fit(tmp_path, small)
+    fit(tmp_path, large)
+    torch.testing.assert_close(small.trajectories.train_losses, large.trajectories.train_losses)
+
+
+# Files and messages
+
+
+def test_files_go_to_dirpath(tmp_path):
+    cld = CLDCallback(dirpath=tmp_path / "a" / "b")
+    assert cld.scores_path == tmp_path / "a" / "b" / "cld-scores.npz"
+    fit(tmp_path, cld)
+    assert torch.equal(CLDScores.load(cld.scores_path).values, cld.scores.values)
+    loaded = LossTrajectories.load(tmp_path / "a" / "b" / "cld-trajectories.npz")
+    assert torch.equal(loaded.train_losses, cld.trajectories.train_losses)
+    assert sorted(path.name for path in cld.scores_path.parent.iterdir()) == ["cld-scores.npz", "cld-trajectories.npz"]
+
+
+def test_files_go_to_the_loggers_directory(tmp_path):
+    cld = CLDCallback(filename="round1")
+    assert cld.scores_path is None
+    logger = CSVLogger(tmp_path, name="logs", version=3)
+    fit(tmp_path, cld, logger=logger)
+    assert cld.scores_path == Path(logger.log_dir) / "round1.npz"
+    assert cld.scores_path.exists()
+    assert (Path(logger.log_dir) / "round1-trajectories.npz").exists()
+
+
+def test_files_go_to_the_trainers_root_without_a_logger(tmp_path):
+    cld = CLDCallback()
+    fit(tmp_path, cld)
+    assert cld.scores_path == tmp_path / "cld-scores.npz"
+    assert cld.scores_path.exists()
+
+
+def test_scores_tell_where_they_come_from(tmp_path):
+    cld = CLDCallback(cutoff_epoch=4, every_n_epochs=1, dirpath=tmp_path)
+    fit(tmp_path, cld, max_epochs=5)
+    metadata = CLDScores.load(cld.scores_path).metadata
+    assert metadata["model"] == "Classifier"
+    assert (metadata["cutoff_epoch"], metadata["every_n_epochs"], metadata["max_epochs"]) == (4, 1, 5)
+    assert metadata["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert metadata["sweep_seconds"] > 0
+
+
+def test_one_closing_message(tmp_path, caplog):
+    cld = CLDCallback(dirpath=tmp_path)
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        logging.getLogger("lightning.pytorch").addHandler(caplog.handler)
+        try:
+            fit(tmp_path, cld)
+        finally:
+            logging.getLogger("lightning.pytorch").removeHandler(caplog.handler)
+    messages = {record.getMessage() for record in caplog.records if record.getMessage().startswith("CLD")}
+    assert len(messages) == 1
+    message = messages.pop()
+    for fact in (f"{len(cld.scores)} samples", "3 classes", "5 checkpoints", " s.", str(cld.scores_path)):
+        assert fact in message
+
+
+def test_fast_dev_run_has_nothing_to_score(tmp_path):
+    cld = CLDCallback()
+    fit(tmp_path, cld, fast_dev_run=True)
+    with pytest.raises(RuntimeError, match="logged nothing"):
+        _ = cld.scores
+
+
+# Interrupted runs
+
+
+def test_resumed_run_has_the_rows_and_scores_of_the_uninterrupted_one(tmp_path):
+    class NoDropout(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.net[3] = nn.Identity()
+
+    data = Blobs(shuffle=False)
+    whole, first, second = CLDCallback(), CLDCallback(), CLDCallback()
+    fit(tmp_path, whole, NoDropout, data, max_epochs=6)
+    trainer, _ = fit(tmp_path, first, NoDropout, data, max_epochs=3)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    fit(tmp_path, second, NoDropout, data, max_epochs=6, ckpt_path=tmp_path / "half.ckpt")
+    assert second.trajectories.epochs == whole.trajectories.epochs
+    assert torch.equal(second.trajectories.train_losses, whole.trajectories.train_losses)
+    assert torch.equal(second.scores.values, whole.scores.values)
+
+
+@pytest.mark.parametrize("every_n_train_steps", [6, 4])
+def test_resume_from_a_step_checkpoint_leaves_no_hole(tmp_path, every_n_train_steps):
+    # 6 steps are an epoch: one file is written in an epoch's last batch, the other in mid-epoch.
+    saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=every_n_train_steps, save_top_k=-1)
+    cld = CLDCallback()
+    fit(tmp_path, CLDCallback(), max_epochs=5, callbacks=[saver], enable_checkpointing=True)
+    fit(tmp_path, cld, max_epochs=5, ckpt_path=tmp_path / "step=12.ckpt")
+    assert cld.trajectories.epochs == [0, 1, 2, 3, 4, 5]
+    assert not cld.trajectories.train_losses.isnan().any()
+
+
+def test_checkpoint_of_a_run_without_the_callback_gives_no_theta_0(tmp_path):
+    trainer, _ = fit(tmp_path, None, max_epochs=2)
+    trainer.save_checkpoint(tmp_path / "plain.ckpt")
+    cld = CLDCallback()
+    with pytest.warns(UserWarning, match="theta_0 is missing"):
+        fit(tmp_path, cld, max_epochs=7, ckpt_path=tmp_path / "plain.ckpt")
+    assert cld.trajectories.epochs == [3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize("other", [{"every_n_epochs": 2}, {"cutoff_epoch": 5}])
+def test_resume_with_another_timeline_is_refused(tmp_path, other):
+    trainer, _ = fit(tmp_path, CLDCallback(), max_epochs=3)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    with pytest.raises(ValueError, match="timelines don't fit"):
+        fit(tmp_path, CLDCallback(**other), max_epochs=8, ckpt_path=tmp_path / "half.ckpt")
+
+
+def test_resume_on_another_train_set_is_refused(tmp_path):
+    trainer, _ = fit(tmp_path, CLDCallback(), max_epochs=3)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    other = Blobs(TensorDataset(blobs().tensors[0], blobs().tensors[1].roll(1)))
+    with pytest.raises(ValueError, match="not the one whose losses were logged"):
+        fit(tmp_path, CLDCallback(), datamodule=other, max_epochs=6, ckpt_path=tmp_path / "half.ckpt")
+
+
+def test_testing_a_checkpoint_leaves_the_rows_alone(tmp_path):
+    cld = CLDCallback()
+    trainer, module = fit(
+        tmp_path, cld, enable_checkpointing=True, callbacks=[ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)]
+    )
+    trainer.test(module, datamodule=Blobs(), ckpt_path=tmp_path / "epoch=1.ckpt", verbose=False)
+    assert cld.trajectories.epochs == [0, 1, 2, 3, 4]
+
+
+def test_an_exception_leaves_the_logged_losses_on_disk(tmp_path):
+    class Dies(Classifier):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 4:
+                raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(tmp_path, CLDCallback(dirpath=tmp_path), Dies, max_epochs=6)
+    assert LossTrajectories.load(tmp_path / "cld-trajectories.npz").epochs == [0, 1, 2, 3, 4]
+    assert not (tmp_path / "cld-scores.npz").exists()
+
+
+# What can't be scored
+
+
+def test_a_sample_with_a_non_finite_loss_is_unscored(tmp_path):
+    pool = blobs()
+    broken = int(Blobs().train_set.indices[5])
+    pool.tensors[0][broken] = torch.nan
+
+    class SkipsNan(Classifier):
+        def training_step(self, batch, batch_idx):
+            fine = ~batch[0].isnan().any(dim=1)
+            return F.cross_entropy(self(batch[0][fine]), batch[1][fine])
+
+    cld = CLDCallback()
+    fit(tmp_path, cld, SkipsNan, Blobs(pool))
+    assert cld.scores.values.isnan().nonzero().flatten().tolist() == [5]
+    assert cld.trajectories.train_losses[:, 5].isposinf().all()
+
+
+def test_a_diverged_reference_warns_in_training_and_raises_from_scores(tmp_path):
+    class Diverges(Classifier):
+        def cld_step(self, batch):
+            losses = F.cross_entropy(self(batch[0]), batch[1], reduction="none")
+            return torch.where(
+                (batch[1] == 1) & (self.current_epoch == 2) & (self.global_step > 0), torch.nan, losses
+            ), batch[1]
+
+    cld = CLDCallback(dirpath=tmp_path)
+    with pytest.warns(UserWarning, match="class 1 are not finite after 3 epochs"):
+        trainer, _ = fit(tmp_path, cld, Diverges, max_epochs=5)
+    assert trainer.current_epoch == 5
+    with pytest.raises(ValueError, match=r"class 1 are not finite at the checkpoint after 3 epochs"):
+        _ = cld.scores
+
+
+def test_training_that_ends_before_the_cutoff_warns_and_scores_raise(tmp_path):
+    cld = CLDCallback(cutoff_epoch=6, dirpath=tmp_path)
+    stop = EarlyStopping("val_loss", patience=0, stopping_threshold=1e9)
+    with pytest.warns(UserWarning, match="cutoff_epoch=6 was not reached"):
+        fit(tmp_path, cld, max_epochs=8, callbacks=[stop])
+    with pytest.raises(ValueError, match="cutoff_epoch=6 was not reached"):
+        _ = cld.scores
+    assert LossTrajectories.load(tmp_path / "cld-trajectories.npz").epochs == [0, 1]
+
+
+def test_too_few_epochs_in_max_steps_warns_at_the_end(tmp_path):
+    cld = CLDCallback()
+    with pytest.warns(UserWarning, match="at least 4 checkpoints"):
+        fit(tmp_path, cld, max_epochs=-1, max_steps=12)
+    with pytest.raises(ValueError, match="at least 4 checkpoints"):
+        _ = cld.scores
+
+
+def test_a_failed_sweep_leaves_a_hole_and_training_goes_on(tmp_path):
+    class FailsOnce(Classifier):
+        def cld_step(self, batch):
+            if self.global_step and self.current_epoch == 2:
+                raise RuntimeError("disk away")
+            return F.cross_entropy(self(batch[0]), batch[1], reduction="none"), batch[1]
+
+    cld = CLDCallback()
+    with pytest.warns(UserWarning, match="after 3 epochs could not be logged: disk away"):
+        fit(tmp_path, cld, FailsOnce, max_epochs=8)
+    assert cld.trajectories.epochs == list(range(9))
+    assert cld.trajectories.train_losses[3].isnan().all()
+    assert not cld.scores.values.isnan().any()
+
+
+def test_a_train_set_that_changes_its_order_is_noticed(tmp_path):
+    class Reshuffles(Dataset):
+        reads = 0
+
+        def __len__(self):
+            return len(Blobs().train_set)
+
+        def __getitem__(self, index):
+            Reshuffles.reads += 1
+            return Blobs().train_set[(index + Reshuffles.reads // 150) % len(self)]
+
+    datamodule = L.LightningDataModule.from_datasets(Reshuffles(), Blobs().val_set, batch_size=16)
+    cld = CLDCallback()
+    with pytest.warns(UserWarning, match="another order"):
+        fit(tmp_path, cld, datamodule=datamodule)
+    with pytest.raises(ValueError, match="3 differences"):
+        _ = cld.scores
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"cutoff_epoch": 2}, ValueError, "cutoff_epoch=2 .* gives 3 checkpoints"),
+        ({"cutoff_epoch": 10, "every_n_epochs": 3}, ValueError, "multiple of every_n_epochs=3"),
+        ({"cutoff_epoch": 0}, ValueError, "cutoff_epoch must be at least 1"),
+        ({"cutoff_epoch": 4.5}, TypeError, "cutoff_epoch must be a whole number"),
+        ({"every_n_epochs": 0}, ValueError, "every_n_epochs must be at least 1"),
+        ({"batch_size": -1}, ValueError, "batch_size must be at least 1"),
+        ({"stop_at_cutoff": True}, ValueError, "needs a cutoff_epoch"),
+        ({"loss_fn": nn.CrossEntropyLoss()}, ValueError, "reduction='none'"),
+        ({"loss_fn": nn.CrossEntropyLoss}, TypeError, "instance"),
+        ({"filename": "a/b"}, ValueError, "dirpath"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        CLDCallback(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "max_epochs", "message"),
+    [
+        ({}, 2, "max_epochs=2 .* gives 3 checkpoints"),
+        ({"every_n_epochs": 3}, 8, "max_epochs=8 with every_n_epochs=3 gives 3 checkpoints"),
+        ({"cutoff_epoch": 9}, 5, "never reached with max_epochs=5"),
+    ],
+)
+def test_plans_that_cannot_work_raise_before_anything_runs(tmp_path, arguments, max_epochs, message):
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, CLDCallback(**arguments), max_epochs=max_epochs)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(Blobs().train_set)
+
+
+class TupleOutput(Classifier):
+    def forward(self, inputs):
+        return self.net(inputs), inputs
+
+
+class OneLogit(Classifier):
+    def forward(self, inputs):
+        return self.net(inputs)[:, :1]
+
+
+class NoForward(Classifier):
+    forward = L.LightningModule.forward
+
+
+class BothLosses(Classifier):
+    def cld_step(self, batch):
+        return None
+
+
+class ShortLosses(Classifier):
+    def cld_step(self, batch):
+        return F.cross_entropy(self(batch[0]), batch[1]), batch[1]
+
+
+class NoPair(Classifier):
+    def cld_step(self, batch):
+        return F.cross_entropy(self(batch[0]), batch[1], reduction="none")
+
+
+class FloatClasses(Classifier):
+    def cld_step(self, batch):
+        return F.cross_entropy(self(batch[0]), batch[1], reduction="none"), batch[1].float()
+
+
+class NegativeClasses(Classifier):
+    def cld_step(self, batch):
+        return F.cross_entropy(self(batch[0]), batch[1], reduction="none"), batch[1] - 1
+
+
+@pytest.mark.parametrize(
+    ("module", "callback", "error", "message"),
+    [
+        (TupleOutput, {}, TypeError, "a tuple of 2.*loss_fn.*cld_step"),
+        (OneLogit, {}, TypeError, r"\[16, 1\].*loss_fn.*cld_step"),
+        (NoForward, {}, TypeError, "no forward.*cld_step"),
+        (BothLosses, {"loss_fn": nn.CrossEntropyLoss(reduction="none")}, ValueError, "Remove one"),
+        (ShortLosses, {}, ValueError, r"one loss per sample.*shape \[\]"),
+        (NoPair, {}, TypeError, r"must return \(losses, classes\)"),
+        (FloatClasses, {}, TypeError, "classes as integers"),
+        (NegativeClasses, {}, ValueError, "must not be negative, got -1"),
+        (Classifier, {"loss_fn": lambda outputs, targets: F.cross_entropy(outputs, targets)}, ValueError, "reduction"),
+    ],
+)
+def test_bad_modules_and_losses_raise_before_the_first_step(tmp_path, module, callback, error, message):
+    with pytest.raises(error, match=message):
+        fit(tmp_path, CLDCallback(**callback), module := module())
+    assert module.trainer.global_step == 0
+
+
+def _loaders(**methods):
+    return type("Custom", (Blobs,), methods)()
+
+
+@pytest.mark.parametrize(
+    ("datamodule", "error", "message"),
+    [
+        (
+            lambda: _loaders(val_dataloader=L.LightningDataModule.val_dataloader),
+            ValueError,
+            "no validation data.*test set",
+        ),
+        (lambda: _loaders(val_dataloader=lambda s: [DataLoader(s.val_set)] * 2), ValueError, "2 val dataloaders"),
+        (lambda: _loaders(val_dataloader=lambda s: DataLoader(Subset(s.val_set, []))), ValueError, "empty"),
+        (lambda: _loaders(train_dataloader=lambda s: [DataLoader(s.train_set)] * 2), ValueError, "2 train dataloaders"),
+        (lambda: _loaders(train_dataloader=lambda s: DataLoader(Stream(), 16)), TypeError, "LossTrajectories"),
+        (
+            lambda: _loaders(
+                train_dataloader=lambda s: DataLoader(
+                    TensorDataset(torch.rand(5, 8, 4), torch.zeros(5, 8).long()), None
+                )
+            ),
+            TypeError,
+            "batch_size=None",
+        ),
+        (
+            lambda: _loaders(train_dataloader=lambda s: DataLoader(s.train_set, batch_sampler=[[0, 1], [2, 3]])),
+            TypeError,
+            r"CLDCallback\(batch_size=...\)",
+        ),
+        (
+            lambda: _loaders(
+                cld_val_dataloader=lambda s: DataLoader(TensorDataset(torch.rand(9, 4), torch.zeros(9).long()))
+            ),
+            ValueError,
+            "classes 1, 2 have training but no validation samples.*proportional_holdout",
+        ),
+        (
+            lambda: _loaders(cld_train_dataloader=lambda s: DataLoader(s.val_set)),
+            ValueError,
+            "not of the dataset that is trained on: it has 30 samples, not 90",
+        ),
+        (
+            lambda: _loaders(cld_train_dataloader=lambda s: DataLoader(Subset(s.train_set, range(89, -1, -1)))),
+            ValueError,
+            "another order",
+        ),
+        (
+            lambda: _loaders(
+                train_dataloader=lambda s: DataLoader(TensorDataset(torch.rand(40, 4), torch.rand(40, 3)), 8)
+            ),
+            TypeError,
+            r"float32 tensor of shape \[8, 3\]",
+        ),
+        (
+            lambda: _loaders(train_dataloader=lambda s: DataLoader(TensorDataset(torch.rand(40, 4)), 8)),
+            TypeError,
+            r"\(inputs, targets, ...\).*cld_step",
+        ),
+    ],
+)
+def test_bad_data_raise_before_the_first_step(tmp_path, datamodule, error, message):
+    module = Classifier()
+    module.training_step = lambda batch, batch_idx: pytest.fail("a step was taken")
+    with pytest.raises(error, match=message):
+        fit(tmp_path, CLDCallback(), module, datamodule())
+
+
+def test_a_custom_batch_sampler_serves_with_batch_size(tmp_path):
+    batches = [list(range(start, start + 10)) for start in range(0, 90, 10)]
+    data = _loaders(train_dataloader=lambda s: DataLoader(s.train_set, batch_sampler=batches))
+    cld = CLDCallback(batch_size=20)
+    fit(tmp_path, cld, datamodule=data)
+    assert not cld.scores.values.isnan().any()
+
+
+def test_an_explicit_view_serves_where_the_trainers_loader_cannot(tmp_path):
+    data = _loaders(train_dataloader=lambda s: {"a": DataLoader(s.train_set, 16), "b": DataLoader(s.train_set, 16)})
+
+    class TwoLoaders(Classifier):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch["a"], batch_idx)
+
+    cld = CLDCallback(train_dataloader=DataLoader(Blobs().train_set, 16))
+    fit(tmp_path, cld, TwoLoaders, data)
+    assert len(cld.scores) == 90
+
+
+def test_a_trainer_without_a_datamodule(tmp_path):
+    data, cld = Blobs(), CLDCallback()
+    quiet_trainer(tmp_path, cld).fit(Classifier(), data.train_dataloader(), data.val_dataloader())
+    assert len(cld.scores) == 90
