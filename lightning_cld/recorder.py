@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -54,6 +55,11 @@ class Recorder:
             TypeError: If the module or a loader can't be used.
             ValueError: If there is no reference, or the data are not those recorded so far.
         """
+        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+            raise TypeError(
+                f"CLDCallback does not support {type(trainer.strategy).__name__}, under which a module can't be "
+                "evaluated outside of its wrapper. Train the proxy with DDP or on one device."
+            )
         self.step = make_step(module, self.loss_fn)
         self._find_data(trainer)
         if self.trajectories is not None:

@@ -1,6 +1,7 @@
 import logging
 import warnings
 from pathlib import Path
+from unittest.mock import Mock
 
 import lightning as L
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from scipy.stats import pearsonr
 from torch import nn
 from torch.nn import functional as F
@@ -774,3 +776,10 @@ def test_a_trainer_without_a_datamodule(tmp_path):
     data, cld = Blobs(), CLDCallback()
     quiet_trainer(tmp_path, cld).fit(Classifier(), data.train_dataloader(), data.val_dataloader())
     assert len(cld.scores) == 90
+
+
+def test_strategies_that_wrap_the_module_are_refused(tmp_path):
+    # FSDPStrategy itself can't be set up without a GPU.
+    trainer = Mock(strategy=Mock(spec=FSDPStrategy))
+    with pytest.raises(TypeError, match="DDP or on one device"):
+        CLDCallback()._recorder.start(trainer, Classifier())
