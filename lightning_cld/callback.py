@@ -181,7 +181,7 @@ class CLDCallback(Callback):
                 f"CLD: training goes on at step {trainer.global_step} without losses logged before, so theta_0 is "
                 "missing from the timeline. Scores are better with it: start the proxy anew if you can."
             )
-        elif self._is_due(epoch) and epoch not in self.trajectories.epochs and _is_between_epochs(trainer):
+        elif self._is_due(epoch) and epoch not in self.trajectories.epochs:
             # A checkpoint written in an epoch's last batch resumes behind that epoch's end.
             self._recorder.record(trainer, pl_module, epoch)
         if self.stop_at_cutoff and self._is_past_cutoff():
@@ -302,15 +302,6 @@ def _is_untrained(trainer: Trainer) -> bool:
     `global_step` alone does not tell: with manual optimization it may stay 0.
     """
     return trainer.global_step == 0 and trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
-
-
-def _is_between_epochs(trainer: Trainer) -> bool:
-    """Whether a resumed loop stands between two epochs, so that its weights are the end of one.
-
-    Lightning has no public name for it; the progress of the batch loop tells.
-    """
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    return progress.current.ready == 0 or progress.is_last_batch
 
 
 def _check_count(name: str, value: int) -> None:

@@ -565,6 +565,45 @@ def test_a_failed_sweep_leaves_a_hole_and_training_goes_on(tmp_path):
     assert not cld.scores.values.isnan().any()
 
 
+def test_a_checkpoint_that_was_missed_leaves_a_hole(tmp_path):
+    cld = CLDCallback()
+
+    class LooksAway(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 3:
+                trainer.callbacks.remove(cld)
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 3:
+                trainer.callbacks.append(cld)
+
+    fit(tmp_path, cld, max_epochs=8, callbacks=[LooksAway()])
+    assert cld.trajectories.epochs == list(range(9))
+    assert cld.trajectories.train_losses.isnan().all(dim=1).nonzero().flatten().tolist() == [4]
+
+
+def test_manual_optimization_with_uncounted_steps_has_one_theta_0(tmp_path):
+    class Uncounted(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.own_optimizer = torch.optim.SGD(self.parameters(), 0.1)
+
+        def training_step(self, batch, batch_idx):
+            self.own_optimizer.zero_grad()
+            F.cross_entropy(self(batch[0]), batch[1]).backward()
+            self.own_optimizer.step()
+
+    trainer, _ = fit(tmp_path, CLDCallback(), Uncounted, max_epochs=3)
+    assert trainer.global_step == 0
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    first = CLDCallback()
+    fit(tmp_path, first, Uncounted, max_epochs=3)
+    resumed = CLDCallback()
+    fit(tmp_path, resumed, Uncounted, max_epochs=5, ckpt_path=tmp_path / "half.ckpt")
+    assert torch.equal(resumed.trajectories.train_losses[:4], first.trajectories.train_losses)
+
+
 def test_a_train_set_that_changes_its_order_is_noticed(tmp_path):
     class Reshuffles(Dataset):
         reads = 0
