@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import time
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ class CLDCallback(Callback):
             buffer_device=buffer_device,
         )
         self._save_dir = self.dirpath
+        self._made = time.time()
         self._fitting = False
         self._finished = False
         self._last_epoch: int | None = None
@@ -122,8 +124,9 @@ class CLDCallback(Callback):
         """
         if self._recorder.trajectories is None:
             raise RuntimeError(
-                "CLDCallback has logged nothing in this process: fit a Trainer that has it among its callbacks. After "
-                "a multi-process fit (ddp_spawn, ddp_fork) load the saved file: LossTrajectories.load(...)."
+                "CLDCallback has logged nothing in this process. Fit a Trainer that has it among its callbacks; if its "
+                "processes were spawned or forked (ddp_spawn, ddp_fork), what they logged is only in the files: give "
+                "CLDCallback(dirpath=...) and load them from there."
             )
         return self._recorder.trajectories
 
@@ -131,14 +134,18 @@ class CLDCallback(Callback):
     def scores(self) -> CLDScores:
         """The scores, computed when first asked for.
 
+        After a fit whose processes are gone (ddp_spawn, ddp_fork) they are read from the file in `dirpath`.
+
         Raises:
             RuntimeError: If nothing was logged in this process.
             ValueError: If the logged losses give no scores: too few checkpoints, the cutoff not reached, or a
                 validation loss that was not finite.
         """
-        recorded = self.trajectories
-        if self._scores is None or self._scores.epochs != recorded.epochs:  # asked for before, while training
-            self._scores = recorded.score(self.cutoff_epoch)
+        recorded = self._recorder.trajectories
+        if recorded is None and self._was_saved_elsewhere():
+            return CLDScores.load(self._file(self.filename))
+        if self._scores is None or self._scores.epochs != self.trajectories.epochs:  # asked for before, while training
+            self._scores = self.trajectories.score(self.cutoff_epoch)
         return self._scores
 
     @property
@@ -287,6 +294,11 @@ class CLDCallback(Callback):
         except OSError as error:
             rank_zero_warn(f"CLD: the logged losses could not be saved to {path}: {error}")
             return None
+
+    def _was_saved_elsewhere(self) -> bool:
+        """Whether the scores file was written since this callback was made, so that it is not of an earlier run."""
+        path = self.scores_path
+        return path is not None and path.exists() and path.stat().st_mtime >= self._made - 1  # clocks of file systems
 
     def _file(self, name: str) -> Path:
         return (self._save_dir or Path()) / f"{name}.npz"

@@ -60,6 +60,25 @@ def evaluation(trainer: Trainer, module: LightningModule) -> Iterator[None]:
                 buffer.copy_(own)
 
 
+@contextmanager
+def agreed(trainer: Trainer, what: str) -> Iterator[None]:
+    """Runs its body on every rank and raises on all of them if it raised on one, before anyone waits for the others.
+
+    Args:
+        trainer: The Trainer, whose processes all get here.
+        what: What the body does, for the error on the ranks where it went well.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        if trainer.world_size == 1:
+            raise
+        failure = error
+    if trainer.world_size > 1 and not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
+        raise failure or RuntimeError(f"{what} failed on another rank; its message is there.")
+
+
 def _share_buffers(module: LightningModule) -> list[tuple[Tensor, Tensor]]:
     """Gives every rank rank 0's buffers; returns pairs of buffer and the rank's own value."""
     own = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_cld.functional import check_class_pair, listed
+from lightning_cld.guards import agreed
 from lightning_cld.losses import LossFunction, make_step
 from lightning_cld.scores import OUTSIDE
 from lightning_cld.sources import find_sweeps
@@ -55,13 +56,10 @@ class Recorder:
             TypeError: If the module or a loader can't be used.
             ValueError: If there is no reference, or the data are not those recorded so far.
         """
-        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
-            raise TypeError(
-                f"CLDCallback does not support {type(trainer.strategy).__name__}, under which a module can't be "
-                "evaluated outside of its wrapper. Train the proxy with DDP or on one device."
-            )
-        self.step = make_step(module, self.loss_fn)
-        self._find_data(trainer)
+        _check_strategy(trainer)
+        with agreed(trainer, "Finding the data to sweep"):
+            self.step = make_step(module, self.loss_fn)
+            self._find_data(trainer)
         if self.trajectories is not None:
             self.trajectories.to(self.buffer_device or module.device)
 
@@ -69,7 +67,8 @@ class Recorder:
         """Takes the checkpoint after `epoch` completed epochs, from the weights of the moment."""
         started = time.perf_counter()
         if trainer.train_dataloader is not self._found_for:  # reload_dataloaders_every_n_epochs
-            self._find_data(trainer)
+            with agreed(trainer, "Finding the data to sweep"):
+                self._find_data(trainer)
         train_row, train_classes = self.train_sweep.run(trainer, module, self.step)
         val_row, val_classes = self.val_sweep.run(trainer, module, self.step)
         val_row = val_row[self.val_sweep.positions.to(val_row.device)]
@@ -140,6 +139,22 @@ class Recorder:
             len(self.val_sweep.positions),
         )
         return train_classes, val_classes
+
+
+def _check_strategy(trainer: Trainer) -> None:
+    """Raises unless the module can be evaluated by itself, each process on its own share of the samples."""
+    name = type(trainer.strategy).__name__
+    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+        raise TypeError(
+            f"CLDCallback does not support {name}, under which a module can't be evaluated outside of its wrapper. "
+            "Train the proxy on one device, with DDP, or with ModelParallelStrategy."
+        )
+    layout = trainer.distributed_sampler_kwargs
+    if layout is not None and layout["num_replicas"] != trainer.world_size:
+        raise TypeError(
+            f"CLDCallback needs each process to take its own samples, but {name} has {layout['num_replicas']} data "
+            f"parallel groups for {trainer.world_size} processes. Use ModelParallelStrategy(tensor_parallel_size=1)."
+        )
 
 
 def _warn_of_divergence(val_row: Tensor, val_classes: Tensor | None, epoch: int) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_cld.guards import evaluation, preserved_rng
+from lightning_cld.guards import agreed, evaluation, preserved_rng
 from lightning_cld.loaders import sequential_loader
 from lightning_cld.losses import Step, check_batch
 
@@ -48,28 +48,19 @@ class Sweep:
         share = -(-len(self.positions) // world)
         places = (rank + world * torch.arange(share)) % len(self.positions)
         own = min(share, len(range(rank, len(self.positions), world)))
-        failure: Exception | None = None
-        with preserved_rng(), evaluation(trainer, module):
-            try:
-                losses, classes = self._evaluate(trainer, module, step, self.positions[places])
-            except Exception as error:
-                if world == 1:
-                    raise
-                failure = error
-        if world > 1 and not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
-            raise failure or RuntimeError(f"The {self.kind} sweep failed on another rank; its message is there.")
+        with agreed(trainer, f"The {self.kind} sweep"), preserved_rng(), evaluation(trainer, module):
+            losses, classes = self._evaluate(trainer, module, step, self.positions[places])
 
-        row = torch.full((self.length,), 0.0, device=losses.device)
+        row = torch.zeros(self.length, device=losses.device)
         where = self.positions[places[:own]].to(losses.device)
         row[where] = losses[:own].nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
-        class_row = None
+        class_row: Tensor | None = None
         if classes is not None:
             class_row = torch.zeros(self.length, dtype=torch.int64, device=losses.device)
             class_row[where] = classes[:own]
         if world > 1:
-            trainer.strategy.reduce(row, reduce_op="sum")
-            if class_row is not None:
-                trainer.strategy.reduce(class_row, reduce_op="sum")
+            row = trainer.strategy.reduce(row, reduce_op="sum")
+            class_row = None if class_row is None else trainer.strategy.reduce(class_row, reduce_op="sum")
         unused = torch.ones(self.length, dtype=torch.bool, device=losses.device)
         unused[self.positions.to(losses.device)] = False
         row[unused] = torch.nan

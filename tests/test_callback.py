@@ -820,5 +820,5 @@ def test_a_trainer_without_a_datamodule(tmp_path):
 def test_strategies_that_wrap_the_module_are_refused(tmp_path):
     # FSDPStrategy itself can't be set up without a GPU.
     trainer = Mock(strategy=Mock(spec=FSDPStrategy))
-    with pytest.raises(TypeError, match="DDP or on one device"):
+    with pytest.raises(TypeError, match="one device, with DDP"):
         CLDCallback()._recorder.start(trainer, Classifier())
