@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from lightning_cld.functional import MIN_CHECKPOINTS
 from lightning_cld.losses import LossFunction, check_loss_fn
 from lightning_cld.recorder import Recorder
 from lightning_cld.scores import CLDScores
+from lightning_cld.selection import check_count
 from lightning_cld.trajectories import LossTrajectories
 
 
@@ -77,9 +77,9 @@ class CLDCallback(Callback):
         dirpath: str | Path | None = None,
         filename: str = "cld-scores",
     ) -> None:
-        _check_count("every_n_epochs", every_n_epochs)
+        check_count("every_n_epochs", every_n_epochs)
         if cutoff_epoch is not None:
-            _check_count("cutoff_epoch", cutoff_epoch)
+            check_count("cutoff_epoch", cutoff_epoch)
             _check_plan(cutoff_epoch, every_n_epochs, f"cutoff_epoch={cutoff_epoch}")
             if cutoff_epoch % every_n_epochs:
                 raise ValueError(
@@ -89,7 +89,7 @@ class CLDCallback(Callback):
         elif stop_at_cutoff:
             raise ValueError("stop_at_cutoff=True needs a cutoff_epoch to stop at.")
         if batch_size is not None:
-            _check_count("batch_size", batch_size)
+            check_count("batch_size", batch_size)
         check_loss_fn(loss_fn)
         if not filename or Path(filename).name != filename:
             raise ValueError(f"filename must be a name without directories, got {filename!r}. See dirpath.")
@@ -314,15 +314,6 @@ def _is_untrained(trainer: Trainer) -> bool:
     `global_step` alone does not tell: with manual optimization it may stay 0.
     """
     return trainer.global_step == 0 and trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
-
-
-def _check_count(name: str, value: int) -> None:
-    try:
-        count = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number, got {value!r}.") from None
-    if isinstance(value, bool) or count < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}.")
 
 
 def _check_plan(epochs: int, every_n_epochs: int, what: str) -> None:

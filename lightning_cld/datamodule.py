@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from lightning_cld.functional import is_integer
 from lightning_cld.loaders import fingerprint_of
 from lightning_cld.narrowing import check_narrowable, narrow_loader
 from lightning_cld.scores import CLDScores
@@ -48,7 +50,7 @@ class CoresetDataModule(LightningDataModule):
         per_class: Budget for scores: the number of samples to keep of every class.
         epoch_length: "coreset" makes an epoch one pass over the coreset; "full" keeps epochs as long as the full
             set's, so that schedules and step budgets stay as they were: whole passes, and for the remainder a fresh
-            draw each epoch, the same on all ranks.
+            draw each epoch, the same on all ranks, seeded by `seed_everything`.
 
     Raises:
         FileNotFoundError: If the scores file is not there.
@@ -74,7 +76,7 @@ class CoresetDataModule(LightningDataModule):
     def __init__(
         self,
         datamodule: LightningDataModule,
-        coreset: CLDScores | str | Path | Sequence[int],
+        coreset: CLDScores | str | Path | Sequence[int] | Tensor,
         *,
         fraction: float | None = None,
         size: int | None = None,
@@ -162,7 +164,7 @@ def _check_indices(coreset: Any) -> list[int]:
     positions = torch.as_tensor(coreset)
     if positions.dtype == torch.bool:
         raise TypeError("coreset must be positions, got a mask of bool: use mask.nonzero().flatten().")
-    if positions.ndim != 1 or positions.is_floating_point() or positions.is_complex():
+    if positions.ndim != 1 or not is_integer(positions):
         raise TypeError(
             "coreset must be CLDScores, the path of a scores file, or a sequence of whole numbers, got "
             f"{type(coreset).__name__} of shape {list(positions.shape)} and dtype {positions.dtype}."

@@ -36,8 +36,8 @@ def write_arrays(path: str | Path, kind: str, header: Mapping[str, Any], arrays:
     """
     path = Path(path)
     try:
-        text = json.dumps({"kind": kind, "format": FORMAT_VERSION, **header})
-    except TypeError as error:
+        text = json.dumps({"kind": kind, "format": FORMAT_VERSION, "arrays": sorted(arrays), **header})
+    except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"metadata must be plain JSON values (str, int, float, bool, list, dict): {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
@@ -77,7 +77,9 @@ def read_arrays(path: str | Path, kind: str, reader: str) -> tuple[dict[str, Any
         arrays = _read_members(path)
         header = json.loads(str(arrays.pop(_HEADER)[()]))
         found, version = header["kind"], int(header["format"])
-    except _UNREADABLE as error:
+        if version == FORMAT_VERSION and header["arrays"] != sorted(arrays):
+            raise ValueError(f"it holds {sorted(arrays)} where {header['arrays']} were written")
+    except Exception as error:  # zipfile, numpy's header parser and json raise all kinds
         raise ValueError(
             f"{reader}: {path} is not a complete {kind} file ({type(error).__name__}: {error}). It was truncated, "
             "changed, or written by something else; write it again with `.save(path)` or by another run."
@@ -90,25 +92,6 @@ def read_arrays(path: str | Path, kind: str, reader: str) -> tuple[dict[str, Any
     if found != kind:
         raise ValueError(f"{reader}: {path} holds {found!r}, not {kind!r}. Load it with the class that wrote it.")
     return header, arrays
-
-
-# What zipfile, numpy's header parser and json raise between them on damaged input.
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    IndexError,
-    TypeError,
-    AttributeError,
-    NotImplementedError,
-    RuntimeError,
-    SyntaxError,
-    RecursionError,
-    OverflowError,
-    MemoryError,
-    zipfile.BadZipFile,
-)
 
 
 def _read_members(path: Path) -> dict[str, np.ndarray]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from lightning_cld.functional import is_integer
 
 PROBES = 64
 """Samples compared where a dataset does not offer its labels."""
@@ -57,6 +60,19 @@ class Fingerprint:
         else:
             differs = bool(self.probe and other.probe and self.probe != other.probe)
         return "it has other labels, or the same in another order" if differs else None
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Fingerprint:
+        """The inverse of `to_dict`.
+
+        Raises:
+            TypeError: If a value is missing, unknown or of another type.
+        """
+        fingerprint = cls(**values)
+        types = [type(value) for value in fingerprint.to_dict().values()]
+        if types != [int, str, str]:
+            raise TypeError(f"a fingerprint is a length and two hashes, not {dict(values)}")
+        return fingerprint
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for files and checkpoints."""
@@ -110,9 +126,7 @@ def as_labels(values: Any) -> Tensor | None:
         labels = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError):
         return None
-    if labels.ndim != 1 or labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
-        return None
-    return labels.long().cpu()
+    return labels.long().cpu() if labels.ndim == 1 and is_integer(labels) else None
 
 
 def _hash(labels: Tensor) -> str:

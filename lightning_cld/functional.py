@@ -7,6 +7,7 @@ Correlation of Loss Differences", TMLR 2025.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -77,7 +78,7 @@ def cld_scores(
             f"CLD needs at least {MIN_CHECKPOINTS} checkpoints (3 differences), got {steps}. Log more epochs."
         )
     train_classes, val_classes = check_class_pair(train_classes, val_classes, samples, val_losses.shape[1])
-    check_reference(val_losses, val_classes, [f"row {row}" for row in range(steps)])
+    check_reference(val_losses, val_classes, train_classes, [f"row {row}" for row in range(steps)])
 
     work_device = torch.device("cpu") if train_losses.device.type == "mps" else train_losses.device
     classes, groups = torch.unique(train_classes.to(work_device), return_inverse=True)
@@ -123,7 +124,8 @@ def _correlate(losses: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         The correlations, float64 `[n]`, NaN where undefined; and the number of differences used, `[n]`.
     """
     difference = losses.double().diff(dim=0)
-    logged = ~(difference.isnan() | reference.isnan())
+    missing = losses.isnan()
+    logged = ~(missing[1:] | missing[:-1] | reference.isnan())
     count = logged.sum(dim=0)
     scores = (_standardised(difference, logged, count) * _standardised(reference, logged, count)).sum(dim=0)
     defined = (count >= MIN_CHECKPOINTS - 1) & ~losses.isinf().any(dim=0)
@@ -151,7 +153,7 @@ def check_losses(losses: Tensor, name: str) -> None:
 
 def check_classes(classes: Tensor, samples: int, name: str) -> Tensor:
     """Returns `classes` as int64 `[samples]`, or raises."""
-    if not isinstance(classes, Tensor) or classes.dtype == torch.bool or classes.is_floating_point():
+    if not is_integer(classes):
         raise TypeError(
             f"{name} must be an integer tensor (int64) with a class for each sample, got {kind_of(classes)}. "
             "NaN can't be a class: drop such samples first."
@@ -190,18 +192,26 @@ def check_class_pair(
     return train_classes, val_classes
 
 
-def check_reference(val_losses: Tensor, val_classes: Tensor, checkpoints: Sequence[str]) -> None:
-    """Raises if a validation loss is infinite, naming the first such checkpoint and its classes."""
-    diverged = val_losses.isinf()
+def check_reference(val_losses: Tensor, val_classes: Tensor, train_classes: Tensor, checkpoints: Sequence[str]) -> None:
+    """Raises if a validation loss of a trained class is infinite, naming the first such checkpoint and its classes."""
+    val_classes, train_classes = val_classes.to(val_losses.device), train_classes.to(val_losses.device)
+    diverged = val_losses.isinf() & torch.isin(val_classes, train_classes)
     if not diverged.any():
         return
     row = int(diverged.any(dim=1).int().argmax())
-    classes = torch.unique(val_classes.to(diverged.device)[diverged[row]]).tolist()
+    classes = torch.unique(val_classes[diverged[row]]).tolist()
     raise ValueError(
         f"The validation losses of {listed(classes, 'class', 'classes')} are not finite at {checkpoints[row]}: "
         "training diverged there. Score the checkpoints before it (LossTrajectories.score(cutoff_epoch=...)), or "
         "train the proxy with a lower learning rate."
     )
+
+
+def is_integer(value: object) -> TypeGuard[Tensor]:
+    """Whether `value` is a tensor of whole numbers."""
+    if not isinstance(value, Tensor) or value.dtype == torch.bool:
+        return False
+    return not (value.is_floating_point() or value.is_complex())
 
 
 def listed(values: Sequence[int], one: str, many: str) -> str:

@@ -11,6 +11,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.nn import functional as F
 
+from lightning_cld.functional import is_integer
+
 LossFunction = torch.nn.Module | Callable[[Tensor, Tensor], Tensor]
 Step = Callable[[Any], tuple[Tensor, Tensor | None]]
 
@@ -111,13 +113,7 @@ def check_batch(losses: Any, classes: Tensor | None, samples: int) -> None:
 
 
 def _are_classes(targets: Any) -> bool:
-    return (
-        isinstance(targets, Tensor)
-        and targets.ndim == 1
-        and targets.dtype != torch.bool
-        and not targets.is_floating_point()
-        and not targets.is_complex()
-    )
+    return is_integer(targets) and targets.ndim == 1
 
 
 def _describe(value: Any) -> str:

@@ -37,10 +37,11 @@ class FullLengthSampler(DistributedSampler[int]):
         shuffle: Whether each pass is in random order.
         num_replicas: Number of processes.
         rank: The number of this one.
-        seed: Seed of the draws, the same in all processes.
+        seed: Seed of the draws, the same in all processes: `narrow_loader` takes that of `seed_everything`, else 0,
+            as Lightning does for its own distributed samplers.
 
     Example:
-        >>> from lightning_cld.datamodule import FullLengthSampler
+        >>> from lightning_cld.narrowing import FullLengthSampler
         >>> sampler = FullLengthSampler(3, 7, shuffle=False)
         >>> list(sampler)[:6], len(sampler)
         ([0, 1, 2, 0, 1, 2], 7)

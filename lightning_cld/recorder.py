@@ -93,10 +93,13 @@ class Recorder:
         """Records NaN (not logged) for due checkpoints up to `epoch` that are missing: no difference spans them."""
         if self.trajectories is None:
             return
-        nothing = torch.tensor(torch.nan)
+        nothing = [
+            torch.full_like(rows[-1], torch.nan)
+            for rows in (self.trajectories.train_losses, self.trajectories.val_losses)
+        ]
         for missed in range(self.trajectories.epochs[-1] + 1, epoch + 1):
             if missed % self.every_n_epochs == 0:
-                self.trajectories.record(missed, nothing, nothing)
+                self.trajectories.record(missed, *nothing)
 
     def _find_data(self, trainer: Trainer) -> None:
         train_sweep, val_sweep, fingerprint = find_sweeps(

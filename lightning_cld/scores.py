@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_cld.files import read_arrays, write_arrays
 from lightning_cld.fingerprint import Fingerprint
-from lightning_cld.functional import check_classes
+from lightning_cld.functional import check_classes, is_integer
 from lightning_cld.selection import select_top
 
 OUTSIDE = -1
@@ -33,7 +33,8 @@ class CLDScores:
             class.
         epochs: Completed epochs at each checkpoint used; 0 is before training.
         fingerprint: The dataset's identity; None takes the length and the classes for it.
-        metadata: Plain JSON values: library versions, dates, settings of the run.
+        metadata: Plain JSON values. From a run they hold `versions`, the date `created`, the `model`'s class name, the
+            callback's settings, `sweep_seconds` spent on logging, and `reference_sizes`, validation samples by class.
 
     Raises:
         TypeError: If `values` or `classes` have the wrong type.
@@ -68,6 +69,10 @@ class CLDScores:
                 Fingerprint.of_labels(self.classes)
                 if known and self.classes is not None
                 else Fingerprint(len(self.values))
+            )
+        if fingerprint.length != len(self.values):
+            raise ValueError(
+                f"The fingerprint is of {fingerprint.length:,} samples, but there are {len(self.values):,} scores."
             )
         self.fingerprint = fingerprint
         self.metadata = dict(metadata or {})
@@ -117,7 +122,7 @@ class CLDScores:
                 typed_array(arrays["values"], np.float32),
                 typed_array(arrays["classes"], np.int64) if "classes" in arrays else None,
                 header["epochs"],
-                Fingerprint(**header["fingerprint"]),
+                Fingerprint.from_dict(header["fingerprint"]),
                 header["metadata"],
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -167,8 +172,7 @@ class CLDScores:
 def check_pool_classes(classes: Tensor | np.ndarray | Sequence[int], samples: int, name: str) -> Tensor:
     """Returns `classes` as int64 `[samples]` on the CPU, where `OUTSIDE` is allowed too; or raises."""
     tensor = torch.as_tensor(classes).detach().cpu()
-    integer = not (tensor.is_floating_point() or tensor.dtype == torch.bool or tensor.is_complex())
-    outside = tensor == OUTSIDE if integer else torch.zeros_like(tensor, dtype=torch.bool)
+    outside = tensor == OUTSIDE if is_integer(tensor) else torch.zeros_like(tensor, dtype=torch.bool)
     checked = check_classes(tensor.masked_fill(outside, 0), samples, name)
     if outside.all():
         raise ValueError(f"{name} are all {OUTSIDE}: no position is in use.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 import operator
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -108,11 +109,14 @@ def check_budget(*, fraction: float | None, size: int | None, per_class: int | N
         if not 0 < value <= 1:
             raise ValueError(f"fraction must be in (0, 1], got {value!r}.")
         return
-    try:
-        count = operator.index(value)  # type: ignore[arg-type]  # that it may be no whole number is the point
-    except TypeError:
-        raise TypeError(f"{name} must be a whole number, got {value!r}.") from None
-    if isinstance(value, bool) or count < 1:
+    check_count(name, value)
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises unless `value` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"{name} must be a whole number, got {value!r}.")
+    if operator.index(value) < 1:
         raise ValueError(f"{name} must be at least 1, got {value!r}.")
 
 
@@ -135,10 +139,10 @@ def _apportion(sizes: Sequence[int], total: int) -> list[int]:
         empty = [c for c in open_classes if shares[c] == 0]
         if not empty or total < len(open_classes):
             return shares
+        open_classes = [c for c in open_classes if shares[c] > 0]
         for c in empty:
             shares[c] = 1
         total -= len(empty)
-        open_classes = [c for c in open_classes if c not in set(empty)]
 
 
 def proportional_holdout(classes: Tensor | Sequence[int], fraction: float, *, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -82,6 +82,7 @@ class LossTrajectories:
                 f"{len(self._train)} and {len(self._val)} rows."
             )
         self._train, self._val = self._train.float(), self._val.float()
+        self._owned = False  # until the buffers are ours to write to, they may be the caller's own
         self.epochs = _check_epochs(epochs, len(self._train))
 
         samples, val_samples = self._train.shape[1], self._val.shape[1]
@@ -127,19 +128,22 @@ class LossTrajectories:
             val_row: Losses of the validation samples, `[M]`.
 
         Raises:
-            ValueError: If `epoch` lies before the newest checkpoint.
+            ValueError: If `epoch` lies before the newest checkpoint, or a row has the wrong shape.
         """
         if epoch < self.epochs[-1]:
             raise ValueError(f"checkpoints are recorded in order: got {epoch} after {self.epochs[-1]}.")
+        for name, row, buffer in (("train_row", train_row, self._train), ("val_row", val_row, self._val)):
+            if row.shape != buffer.shape[1:]:
+                raise ValueError(f"{name} must have shape {list(buffer.shape[1:])}, got {list(row.shape)}.")
         if epoch > self.epochs[-1]:
             self.epochs.append(epoch)
+        if len(self.epochs) > len(self._train) or not self._owned:
             # Capacity doubles, since how many epochs there will be is not always known.
-            if len(self.epochs) > len(self._train):
-                self._train = torch.cat([self._train, torch.empty_like(self._train)])
-                self._val = torch.cat([self._val, torch.empty_like(self._val)])
-        row = len(self.epochs) - 1
-        self._train[row] = train_row
-        self._val[row] = val_row
+            self._train = torch.cat([self._train, torch.empty_like(self._train)])
+            self._val = torch.cat([self._val, torch.empty_like(self._val)])
+            self._owned = True
+        self._train[len(self) - 1] = train_row
+        self._val[len(self) - 1] = val_row
 
     def to(self, device: torch.device | str) -> LossTrajectories:
         """Moves the losses to `device`, in place, and returns self."""
@@ -181,17 +185,15 @@ class LossTrajectories:
         whole = rows == list(range(len(rows)))
         train = self._train[: len(rows)] if whole else self._train[rows]
         val = self._val[: len(rows)] if whole else self._val[rows]
-        val_classes = torch.zeros(val.shape[1]) if self.val_classes is None else self.val_classes
-        check_reference(val, val_classes, [f"the checkpoint after {epoch} epochs" for epoch in epochs])
-
         used = self._used_positions()
+        train_classes, val_classes = check_class_pair(
+            None if self.train_classes is None else self.train_classes[used], self.val_classes, len(used), val.shape[1]
+        )
+        check_reference(val, val_classes, train_classes, [f"the checkpoint after {epoch} epochs" for epoch in epochs])
         if len(used) < train.shape[1]:
-            classes = None if self.train_classes is None else self.train_classes[used]
-            values = torch.full((train.shape[1],), torch.nan)
-            part = train[:, used.to(train.device)]
-            values[used] = cld_scores(part, val, classes, self.val_classes).cpu()
-        else:
-            values = cld_scores(train, val, self.train_classes, self.val_classes).cpu()
+            train = train[:, used.to(train.device)]
+        values = torch.full((self._train.shape[1],), torch.nan)
+        values[used] = cld_scores(train, val, train_classes, val_classes).cpu()
         return CLDScores(values, self.train_classes, epochs, self.fingerprint, self._provenance(every_n_epochs))
 
     def save(self, path: str | Path) -> Path:
@@ -227,7 +229,7 @@ class LossTrajectories:
                 typed_array(arrays["train_classes"], np.int64) if "train_classes" in arrays else None,
                 typed_array(arrays["val_classes"], np.int64) if "val_classes" in arrays else None,
                 header["epochs"],
-                fingerprint=None if fingerprint is None else Fingerprint(**fingerprint),
+                fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint),
                 metadata=header["metadata"],
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -239,8 +241,8 @@ class LossTrajectories:
             # clone: a view would drag its whole buffer into the checkpoint
             "train_losses": self.train_losses.detach().cpu().clone(),
             "val_losses": self.val_losses.detach().cpu().clone(),
-            "train_classes": self.train_classes,
-            "val_classes": self.val_classes,
+            "train_classes": None if self.train_classes is None else self.train_classes.clone(),
+            "val_classes": None if self.val_classes is None else self.val_classes.clone(),
             "epochs": list(self.epochs),
             "fingerprint": None if self.fingerprint is None else self.fingerprint.to_dict(),
             "metadata": self.metadata,
@@ -251,7 +253,7 @@ class LossTrajectories:
         """The inverse of `state_dict`."""
         arguments = dict(state)
         fingerprint = arguments.pop("fingerprint")
-        return cls(**arguments, fingerprint=None if fingerprint is None else Fingerprint(**fingerprint))
+        return cls(**arguments, fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint))
 
     def _used_positions(self) -> Tensor:
         if self.train_classes is None:
@@ -259,8 +261,8 @@ class LossTrajectories:
         return torch.nonzero(self.train_classes != OUTSIDE).flatten()
 
     def _provenance(self, every_n_epochs: int) -> dict[str, Any]:
-        classes = torch.zeros(self._val.shape[1]).long() if self.val_classes is None else self.val_classes
-        labels, counts = torch.unique(classes, return_counts=True)
+        classes = torch.zeros(self._val.shape[1]) if self.val_classes is None else self.val_classes
+        labels, counts = torch.unique(classes.long(), return_counts=True)
         return {
             **self.metadata,
             "scored_every_n_epochs": every_n_epochs,

@@ -11,7 +11,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.tuner import Tuner
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from toys import Blobs, Classifier, quiet_trainer
 

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from lightning_cld.fingerprint import PROBES, Fingerprint, dataset_labels, probe_positions
+
+LABELS = [5, 6, 7, 8]
+
+
+class Labelled(Dataset):
+    """A dataset of four samples that can't be read, with whatever attributes it is given."""
+
+    def __init__(self, **attributes):
+        vars(self).update(attributes)
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        raise AssertionError("samples are not to be read")
+
+
+def tensors(*labels):
+    return TensorDataset(torch.rand(len(labels), 2), torch.tensor(labels))
+
+
+# dataset_labels
+
+
+@pytest.mark.parametrize("name", ["targets", "labels"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        LABELS,
+        tuple(LABELS),
+        torch.tensor(LABELS),
+        torch.tensor(LABELS, dtype=torch.uint8),
+        np.array(LABELS),
+        np.array(LABELS, dtype=np.int32),
+        [np.int64(label) for label in LABELS],
+        [torch.tensor(label) for label in LABELS],
+    ],
+    ids=["list", "tuple", "tensor", "uint8", "ndarray", "int32 ndarray", "numpy ints", "tensors"],
+)
+def test_labels_are_read_from_attributes_as_int64(name, values):
+    labels = dataset_labels(Labelled(**{name: values}))
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == LABELS
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [5, 6, 7],
+        [5, 6, 7, 8, 9],
+        [5.0, 6.0, 7.0, 8.0],
+        torch.tensor([0.5, 1.5, 2.5, 3.5]),
+        torch.eye(4).long(),
+        [True, False, True, False],
+        ["cat", "dog", "cat", "dog"],
+        [[1], [2, 3], [4], [5]],
+        [None] * 4,
+        [2**70] * 4,
+        lambda: LABELS,
+        torch.tensor(4),
+    ],
+    ids=str,
+)
+def test_attributes_that_are_no_label_for_each_sample_are_ignored(values):
+    assert dataset_labels(Labelled(targets=values)) is None
+
+
+def test_labels_stand_in_for_targets_that_are_none():
+    assert dataset_labels(Labelled(targets=[0.5, 1.5, 2.5, 3.5], labels=LABELS)).tolist() == LABELS
+
+
+def test_targets_come_before_labels():
+    assert dataset_labels(Labelled(targets=LABELS, labels=[0, 0, 0, 0])).tolist() == LABELS
+
+
+def test_a_dataset_without_labels_has_none():
+    assert dataset_labels(Labelled()) is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        (tensors(5, 6, 7, 8), [5, 6, 7, 8]),
+        (Subset(tensors(5, 6, 7, 8), [3, 0]), [8, 5]),
+        (Subset(tensors(5, 6, 7, 8), torch.tensor([3, 0])), [8, 5]),
+        (Subset(tensors(5, 6, 7, 8), range(1, 4)), [6, 7, 8]),
+        (Subset(tensors(5, 6, 7, 8), []), []),
+        (Subset(Subset(tensors(5, 6, 7, 8), [3, 0, 2]), [2, 1]), [7, 5]),
+        (ConcatDataset([tensors(5, 6), Labelled(targets=LABELS)]), [5, 6, 5, 6, 7, 8]),
+        (Subset(ConcatDataset([tensors(5, 6), Subset(tensors(7, 8), [1])]), [2, 0]), [8, 5]),
+        (Subset(Labelled(targets=LABELS), [3, 0]), [8, 5]),
+    ],
+    ids=["tensors", "subset", "subset by tensor", "subset by range", "nothing", "nested", "concat", "both", "targets"],
+)
+def test_labels_are_read_through_torch_datasets(dataset, expected):
+    assert dataset_labels(dataset).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        TensorDataset(torch.rand(4, 2)),
+        TensorDataset(torch.rand(4, 2), torch.rand(4)),
+        TensorDataset(torch.rand(4, 2), torch.ones(4, 2).long()),
+        Subset(Labelled(), [0, 1]),
+        ConcatDataset([tensors(5, 6), Labelled()]),
+    ],
+    ids=["one tensor", "float labels", "multi-label", "subset", "concat"],
+)
+def test_torch_datasets_without_labels_have_none(dataset):
+    assert dataset_labels(dataset) is None
+
+
+# Fingerprint
+
+POOL = torch.arange(300) % 7
+FULL = Fingerprint.of_labels(POOL)
+
+
+def probe(labels):
+    return Fingerprint.of_probe(len(labels), labels[probe_positions(len(labels))])
+
+
+def changed(position):
+    labels = POOL.clone()
+    labels[position] += 1
+    return labels
+
+
+UNPROBED = next(position for position in range(300) if position not in probe_positions(300))
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Fingerprint.of_labels(POOL.clone()),
+        Fingerprint.of_labels(POOL.int()),
+        probe(POOL),
+        probe(changed(UNPROBED)),
+        Fingerprint(300),
+        Fingerprint.of_probe(300, None),
+    ],
+    ids=["equal", "int32", "probe", "a change out of the probe's sight", "length only", "no probe"],
+)
+def test_nothing_tells_datasets_apart_that_agree_in_all_that_is_known(other):
+    assert FULL.mismatch(other) is None
+    assert other.mismatch(FULL) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Fingerprint.of_labels(POOL.flip(0)),
+        Fingerprint.of_labels(changed(UNPROBED)),
+        Fingerprint.of_labels(changed(299)),
+        probe(POOL.flip(0)),
+        probe(changed(int(probe_positions(300)[-1]))),
+        probe(changed(0)),
+    ],
+    ids=["order", "one label", "last label", "probe: order", "probe: last", "probe: first"],
+)
+def test_other_labels_or_another_order_are_a_mismatch(other):
+    assert FULL.mismatch(other) == "it has other labels, or the same in another order"
+    assert other.mismatch(FULL) == "it has other labels, or the same in another order"
+
+
+@pytest.mark.parametrize("other", [Fingerprint.of_labels(torch.zeros(1200)), probe(POOL.repeat(4)), Fingerprint(1200)])
+def test_another_length_is_a_mismatch(other):
+    assert FULL.mismatch(other) == "it has 1,200 samples, not 300"
+
+
+def test_two_probes_are_compared():
+    assert probe(POOL).mismatch(probe(POOL)) is None
+    assert probe(POOL).mismatch(probe(POOL.flip(0))) is not None
+
+
+@pytest.mark.parametrize("length", [0, 1, PROBES - 1, PROBES, PROBES + 1, 1000, 10**9])
+def test_probes_are_distinct_positions_spread_over_the_dataset(length):
+    positions = probe_positions(length)
+    gaps = positions.diff()
+    assert positions.dtype == torch.int64
+    assert len(positions) == min(PROBES, length)
+    assert ((positions >= 0) & (positions < length)).all()
+    assert length < 2 or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)
+
+
+def test_a_fingerprint_survives_its_plain_values():
+    assert Fingerprint(**FULL.to_dict()) == FULL
+    assert all(type(value) in (int, str) for value in FULL.to_dict().values())

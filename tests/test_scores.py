@@ -1,0 +1,504 @@
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_cld.fingerprint import Fingerprint
+from lightning_cld.scores import OUTSIDE, CLDScores
+from lightning_cld.trajectories import LossTrajectories
+
+NAN = float("nan")
+VALUES = torch.tensor([0.9, -0.2, NAN, 0.6, 0.7, 0.1])
+CLASSES = torch.tensor([0, 0, 0, 3, OUTSIDE, 3])
+
+
+def scores(**changes):
+    arguments = {
+        "values": VALUES,
+        "classes": CLASSES,
+        "epochs": [0, 1, 3, 5],
+        "fingerprint": Fingerprint(6, "labels", "probe"),
+        "metadata": {"seed": 7, "name": "Prüfung", "nested": {"list": [1, 2.5, None, True]}},
+    }
+    return CLDScores(**{**arguments, **changes})
+
+
+def same(a, b):
+    classes = (a.classes is None and b.classes is None) or torch.equal(a.classes, b.classes)
+    values = torch.equal(a.values.nan_to_num(9), b.values.nan_to_num(9)) and a.values.dtype == b.values.dtype
+    return values and classes and (a.epochs, a.fingerprint, a.metadata) == (b.epochs, b.fingerprint, b.metadata)
+
+
+# In memory
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[0.25, -0.5], np.array([0.25, -0.5]), torch.tensor([0.25, -0.5], dtype=torch.float16, requires_grad=True)],
+    ids=["list", "ndarray", "tensor"],
+)
+def test_values_become_a_float32_tensor(values):
+    tensor = CLDScores(values).values
+    assert tensor.dtype == torch.float32
+    assert not tensor.requires_grad
+    assert tensor.tolist() == [0.25, -0.5]
+
+
+@pytest.mark.parametrize(
+    "classes", [[0, 3], np.array([0, 3], dtype=np.int32), torch.tensor([0, 3], dtype=torch.uint8)], ids=type
+)
+def test_classes_become_an_int64_tensor(classes):
+    tensor = CLDScores([0.1, 0.2], classes).classes
+    assert tensor.dtype == torch.int64
+    assert tensor.tolist() == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("values", "classes", "error", "message"),
+    [
+        ([], None, ValueError, r"values must have shape \[N\] with N >= 1, got \[0\]"),
+        ([[0.1]], None, ValueError, r"values must have shape \[N\].*got \[1, 1\]"),
+        ([0.1], [0, 1], ValueError, r"classes must have shape \[1\].*got \[2\]"),
+        ([0.1], [0.0], TypeError, r"classes must be an integer tensor"),
+        ([0.1], [True], TypeError, r"classes must be an integer tensor"),
+        ([0.1], [-2], ValueError, r"classes must not be negative, got -2"),
+        ([0.1, 0.2], [-1, -1], ValueError, r"classes are all -1: no position is in use"),
+    ],
+    ids=str,
+)
+def test_bad_values_and_classes_raise(values, classes, error, message):
+    with pytest.raises(error, match=message):
+        CLDScores(values, classes)
+
+
+def test_a_fingerprint_of_another_length_raises():
+    with pytest.raises(ValueError, match=r"6.*7|7.*6"):
+        scores(fingerprint=Fingerprint(7))
+
+
+@pytest.mark.parametrize(
+    ("classes", "fingerprint"),
+    [
+        ([0, 1], Fingerprint.of_labels(torch.tensor([0, 1]))),
+        ([0, OUTSIDE], Fingerprint(2)),
+        (None, Fingerprint(2)),
+    ],
+)
+def test_without_a_fingerprint_length_and_known_classes_are_it(classes, fingerprint):
+    assert CLDScores([0.1, 0.2], classes).fingerprint == fingerprint
+
+
+def test_len_and_repr_count_what_there_is():
+    assert len(scores()) == 6
+    assert repr(scores()) == "CLDScores(6 samples, 2 classes, 4 checkpoints)"
+    assert repr(CLDScores(torch.rand(1234))) == "CLDScores(1,234 samples, 1 classes, 0 checkpoints)"
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        ({"per_class": 1}, [0, 3]),
+        ({"size": 3}, [0, 1, 3]),  # 5 positions in use: 1.8 and 1.2
+        ({"fraction": 0.8}, [0, 1, 3, 5]),  # 4 of 5 positions in use, not 5 of 6
+    ],
+)
+def test_positions_outside_of_the_sampler_are_never_chosen_and_in_no_budget(budget, expected):
+    assert scores().select(**budget).tolist() == expected
+
+
+def test_more_than_the_positions_in_use_raises():
+    with pytest.raises(ValueError, match=r"size=6 asks for more than the 5 samples"):
+        scores().select(size=6)
+
+
+def test_unscored_samples_are_never_chosen():
+    with pytest.raises(ValueError, match=r"class 0: 3 asked, 2 can be chosen"):
+        scores().select(fraction=1.0)
+
+
+def test_without_classes_the_best_of_all_are_chosen():
+    assert scores(classes=None).select(size=3).tolist() == [0, 3, 4]
+
+
+# The summary
+
+
+def line(name, **changes):
+    (found,) = (row for row in scores(**changes).summary().splitlines() if row.startswith(f"{name} "))
+    return found.removeprefix(name).strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("samples", {}, r"5 of 6 (the others are outside the sampler)"),
+        ("samples", {"values": torch.rand(1234), "classes": None, "fingerprint": Fingerprint(1234)}, "1,234"),
+        ("classes", {}, "2"),
+        ("classes", {"classes": None}, "1"),
+        ("checkpoints", {}, "4 (after 0, 1, 3, 5 epochs)"),
+        ("checkpoints", {"epochs": range(0, 90, 2)}, "45 (after 0, 2, 4, 6, ... 88 epochs)"),
+        ("checkpoints", {"epochs": ()}, "unknown"),
+        ("unscored", {}, "1 (a loss was not finite, not logged or never changed)"),
+        ("unscored", {"values": VALUES.nan_to_num(0.3)}, "0"),
+        ("negative", {}, "1 (25.0%)"),
+        ("references", {"metadata": {"reference_sizes": {"0": 9, "3": 10, "7": 2}}}, "0 (9), 7 (2): classes with"),
+        ("references", {"metadata": {"reference_sizes": {"0": 11, "3": 10}}}, "10 or more validation samples"),
+    ],
+)
+def test_a_summary_tells(name, changes, expected):
+    assert line(name, **changes).startswith(expected)
+
+
+def test_a_summary_gives_quantiles_of_the_positions_in_use():
+    values = torch.cat([torch.linspace(-1, 1, 101), torch.tensor([NAN])])
+    quantiles = line("scores", values=values, classes=None, fingerprint=Fingerprint(102))
+    assert quantiles == "min -1.000  10 % -0.800  25 % -0.500  median +0.000  75 % +0.500  90 % +0.800  max +1.000"
+
+
+def test_a_summary_of_nothing_but_unscored_samples_is_written():
+    assert line("unscored", values=[NAN] * 6).startswith("5 ")
+
+
+def test_a_summary_without_known_references_says_nothing_of_them():
+    assert "references" not in scores().summary()
+
+
+def test_a_summary_of_many_thin_references_counts_the_rest():
+    sizes = {str(label): 1 for label in range(25)}
+    assert "9 (1) and 15 more: classes with" in line("references", metadata={"reference_sizes": sizes})
+
+
+# In files
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "scores.npz"
+
+
+def rewrite(path, **members):
+    """Writes the file again with other members, or without those that are None."""
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in {**contents, **{f"{key}.npy": value for key, value in members.items()}}.items():
+            if isinstance(content, bytes):
+                archive.writestr(name, content)
+            elif content is not None:
+                with archive.open(name, "w") as member:
+                    np.lib.format.write_array(member, np.asanyarray(content))
+
+
+def rewrite_header(path, **changes):
+    with np.load(path) as archive:
+        header = json.loads(str(archive["header"][()]))
+    rewrite(path, header=np.array(json.dumps({**header, **changes})))
+
+
+class Trap:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"classes": None},
+        {"epochs": ()},
+        {"fingerprint": None},
+        {"metadata": None},
+        {"metadata": {"value": float("inf")}},
+    ],
+    ids=str,
+)
+def test_what_was_saved_is_loaded(path, changes):
+    before = scores(**changes)
+    assert before.save(path) == path
+    assert same(CLDScores.load(path), before)
+
+
+def test_paths_may_be_strings_without_suffix_in_directories_that_are_not_there_yet(tmp_path):
+    path = tmp_path / "deep" / "er" / "scores"
+    scores().save(str(path))
+    assert same(CLDScores.load(str(path)), scores())
+
+
+def test_numpy_reads_the_files(path):
+    scores().save(path)
+    with np.load(path, allow_pickle=False) as archive:
+        np.testing.assert_array_equal(archive["values"], VALUES.numpy())
+
+
+def test_loaded_scores_can_be_written_to(path):
+    scores().save(path)
+    loaded = CLDScores.load(path)
+    loaded.values[0] = -1
+    assert loaded.values[0] == -1
+
+
+CIRCULAR = {}
+CIRCULAR["itself"] = CIRCULAR
+
+
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, torch.ones(1), np.ones(1), np.int64(1), b"bytes", CIRCULAR], ids=type
+)
+def test_metadata_that_are_not_json_raise_and_leave_no_file(path, value):
+    with pytest.raises(TypeError, match=r"metadata must be plain JSON values"):
+        scores(metadata={"value": value}).save(path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_missing_file_raises(path):
+    with pytest.raises(FileNotFoundError, match=rf"CLDScores\.load: there is no file {path}"):
+        CLDScores.load(path)
+
+
+def assert_refused(path, message=None):
+    with pytest.raises(ValueError, match=message) as error:
+        CLDScores.load(path)
+    assert str(path) in str(error.value)
+    assert "CLDScores.load" in str(error.value)
+
+
+@pytest.mark.parametrize("tenths", range(10))
+def test_a_truncated_file_is_refused(path, tenths):
+    scores().save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * tenths // 10])
+    assert_refused(path, "not a complete cld-scores file")
+
+
+@pytest.mark.parametrize("lost", [1, 2, 10, 22, 23])
+def test_a_file_that_lacks_its_last_bytes_is_refused(path, lost):
+    scores().save(path)
+    path.write_bytes(path.read_bytes()[:-lost])
+    assert_refused(path, "not a complete cld-scores file")
+
+
+def test_a_file_with_a_byte_flipped_is_refused_or_read_right(path):
+    scores().save(path)
+    content = path.read_bytes()
+    directory = content.index(b"PK\x01\x02")
+    wrong = []
+    for position in [*range(0, directory, 7), *range(directory, len(content))]:
+        damaged = bytearray(content)
+        damaged[position] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            good = same(CLDScores.load(path), scores())
+        except ValueError as error:
+            good = str(path) in str(error)
+        if not good:
+            wrong.append(position - len(content))
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"epochs,score\n0,0.5\n",
+        bytes(range(256)) * 20,
+        b"PK\x05\x06" + bytes(18),
+        b"\x93NUMPY\x01\x00",
+        json.dumps({"kind": "cld-scores", "format": 1}).encode(),
+    ],
+    ids=["nothing", "text", "bytes", "an empty archive", "npy", "json"],
+)
+def test_a_foreign_file_is_refused(path, content):
+    path.write_bytes(content)
+    assert_refused(path, "not a complete cld-scores file")
+
+
+def test_random_bytes_are_refused(path):
+    for seed in range(20):
+        path.write_bytes(np.random.default_rng(seed).bytes(2000))
+        assert_refused(path, "not a complete cld-scores file")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_another_archive_of_arrays_is_refused(path, save):
+    save(path, values=np.zeros(6, np.float32))
+    assert_refused(path, "not a complete cld-scores file")
+
+
+@pytest.mark.parametrize("values", [torch.rand(5000), torch.zeros(10_000_000)], ids=["small", "a thousandfold"])
+def test_a_compressed_archive_is_refused(path, values):
+    CLDScores(values).save(path)
+    with np.load(path) as archive:
+        np.savez_compressed(path, **archive)
+    assert_refused(path, "compressed")
+
+
+def test_a_directory_is_refused(path):
+    path.mkdir()
+    assert_refused(path, "not a complete cld-scores file")
+
+
+def test_a_pickle_is_refused_and_never_run(path):
+    trap = path.parent / "sprung"
+    path.write_bytes(pickle.dumps(Trap(trap)))
+    assert_refused(path, "not a complete cld-scores file")
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("member", ["header", "values", "classes", "other"])
+def test_an_array_of_pickled_objects_is_refused_and_never_run(path, member):
+    scores().save(path)
+    trap = path.parent / "sprung"
+    rewrite(path, **{member: np.array([Trap(trap)] * 6, dtype=object)})
+    assert_refused(path)
+    assert not trap.exists()
+
+
+def test_a_file_of_another_kind_is_refused(path):
+    LossTrajectories(torch.rand(5, 6), torch.rand(5, 2)).save(path)
+    assert_refused(path, "holds 'cld-trajectories', not 'cld-scores'")
+
+
+def test_a_file_of_a_newer_format_is_refused(path):
+    scores().save(path)
+    rewrite_header(path, format=2)
+    assert_refused(path, "has format 2, this lightning-cld reads up to 1. Upgrade")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": "one"},
+        {"format": None},
+        {"kind": None},
+        {"epochs": "zero"},
+        {"epochs": 5},
+        {"epochs": None},
+        {"fingerprint": None},
+        {"fingerprint": {}},
+        {"fingerprint": {"length": 6, "colour": "red"}},
+        {"fingerprint": {"length": "6"}},
+        {"fingerprint": {"length": 7}},
+        {"metadata": 5},
+        {"metadata": ["seed"]},
+    ],
+    ids=str,
+)
+def test_a_header_that_was_edited_is_refused(path, changes):
+    scores().save(path)
+    rewrite_header(path, **changes)
+    assert_refused(path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "5", "null", "{", '"text"', "{}", "[" * 100_000])
+def test_a_header_that_is_not_ours_is_refused(path, text):
+    scores().save(path)
+    rewrite(path, header=np.array(text))
+    assert_refused(path)
+
+
+@pytest.mark.parametrize(
+    ("member", "array"),
+    [
+        ("values", None),
+        ("header", None),
+        ("values", np.zeros(5, np.float32)),
+        ("values", np.zeros((6, 1), np.float32)),
+        ("values", np.zeros(0, np.float32)),
+        ("values", np.zeros(6)),
+        ("values", np.zeros(6, ">f4")),
+        ("values", np.array(["a"] * 6)),
+        ("values", b"no array"),
+        ("classes", np.zeros(7, np.int64)),
+        ("classes", np.zeros(6)),
+        ("classes", np.full(6, -1)),
+        ("classes", np.full(6, -2)),
+    ],
+)
+def test_arrays_that_were_changed_are_refused(path, member, array):
+    scores().save(path)
+    rewrite(path, **{member: array})
+    assert_refused(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-6,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-2, -3)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999,)}",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (6,",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': '''",
+        "{'descr': 'nonsense', 'fortran_order': False, 'shape': (6,)}",
+        "{'descr': '|O', 'fortran_order': False, 'shape': (3,)}",
+        "{'shape': (6,)}",
+        "print('run')",
+        "((((((((",
+        "",
+    ],
+)
+def test_an_array_header_that_was_edited_is_refused(path, header):
+    scores().save(path)
+    text = header.encode().ljust(117) + b"\n"
+    rewrite(path, values=b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(24))
+    assert_refused(path)
+
+
+def test_an_array_that_is_a_header_cut_short_is_refused(path):
+    scores().save(path)
+    with zipfile.ZipFile(path) as archive:
+        whole = archive.read("values.npy")
+    for length in range(0, len(whole), 5):
+        rewrite(path, values=whole[:length])
+        assert_refused(path)
+
+
+# Atomic writes
+
+
+@pytest.fixture
+def _disk_full(monkeypatch):
+    """The second array can't be written."""
+    whole, calls = np.lib.format.write_array, []
+
+    def write_array(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise OSError("no space left on device")
+        whole(*args, **kwargs)
+
+    monkeypatch.setattr(np.lib.format, "write_array", write_array)
+
+
+@pytest.mark.usefixtures("_disk_full")
+def test_a_write_that_fails_leaves_no_file(path):
+    with pytest.raises(OSError, match="no space left"):
+        scores().save(path)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_write_that_fails_leaves_the_old_file(path, request):
+    scores().save(path)
+    old = path.read_bytes()
+    request.getfixturevalue("_disk_full")
+    with pytest.raises(OSError, match="no space left"):
+        scores(values=torch.zeros(6)).save(path)
+    assert path.read_bytes() == old
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_replaces_the_old_file_and_leaves_nothing_else(path):
+    scores().save(path)
+    scores(values=torch.zeros(6)).save(path)
+    assert CLDScores.load(path).values.tolist() == [0.0] * 6
+    assert list(path.parent.iterdir()) == [path]

@@ -1,0 +1,392 @@
+from __future__ import annotations
+
+import io
+import platform
+
+import numpy as np
+import pytest
+import torch
+from oracles import assert_scores, cld_oracle, losses
+
+from lightning_cld.fingerprint import Fingerprint
+from lightning_cld.scores import OUTSIDE
+from lightning_cld.trajectories import LossTrajectories
+
+NAN, INF = float("nan"), float("inf")
+TRAIN, VAL = losses(13, 30), losses(13, 12, seed=1)
+CLASSES, VAL_CLASSES = torch.tensor([0, 3, 700])[torch.arange(30) % 3], torch.tensor([0, 3, 700])[torch.arange(12) % 3]
+EPOCHS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]
+
+
+def trajectories(**changes):
+    arguments = {
+        "train_losses": TRAIN.clone(),
+        "val_losses": VAL.clone(),
+        "train_classes": CLASSES,
+        "val_classes": VAL_CLASSES,
+        "epochs": EPOCHS,
+        "fingerprint": Fingerprint(30, "labels", "probe"),
+        "metadata": {"seed": 7, "nested": {"list": [1, 2.5, None]}},
+    }
+    return LossTrajectories(**{**arguments, **changes})
+
+
+def assert_same(a, b):
+    for name in ("train_losses", "val_losses", "train_classes", "val_classes"):
+        torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0, equal_nan=True)
+    assert (a.epochs, a.fingerprint, a.metadata) == (b.epochs, b.fingerprint, b.metadata)
+
+
+# What it is made of
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda tensor: tensor,
+        lambda tensor: tensor.double() if tensor.is_floating_point() else tensor.int(),
+        lambda tensor: tensor.numpy(),
+        lambda tensor: tensor.tolist(),
+    ],
+    ids=["tensor", "other dtype", "ndarray", "list"],
+)
+def test_losses_and_classes_come_as_tensors_arrays_or_lists(kind):
+    made = trajectories(
+        **{
+            "train_losses": kind(TRAIN),
+            "val_losses": kind(VAL),
+            "train_classes": kind(CLASSES),
+            "val_classes": kind(VAL_CLASSES),
+        }
+    )
+    assert_same(made, trajectories())
+
+
+def test_its_attributes_are_what_it_was_given():
+    made = trajectories()
+    assert torch.equal(made.train_losses, TRAIN)
+    assert torch.equal(made.val_losses, VAL)
+    assert torch.equal(made.train_classes, CLASSES)
+    assert torch.equal(made.val_classes, VAL_CLASSES)
+    assert made.epochs == EPOCHS
+    assert made.fingerprint == Fingerprint(30, "labels", "probe")
+    assert made.metadata == {"seed": 7, "nested": {"list": [1, 2.5, None]}}
+
+
+def test_what_is_not_given_is_none_or_numbered():
+    made = LossTrajectories(TRAIN, VAL)
+    assert made.train_classes is None
+    assert made.val_classes is None
+    assert made.fingerprint is None
+    assert made.epochs == list(range(13))
+    assert made.metadata == {}
+
+
+def test_len_and_repr_count_what_there_is():
+    assert len(trajectories()) == 13
+    assert repr(trajectories()) == "LossTrajectories(13 checkpoints, 30 train and 12 val samples)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"train_losses": TRAIN.long()}, TypeError, r"train_losses must be a floating point tensor"),
+        ({"val_losses": VAL[0]}, ValueError, r"val_losses must have shape \[checkpoints, samples\]"),
+        ({"val_losses": VAL[:5]}, ValueError, r"a row for each checkpoint, got 13 and 5 rows"),
+        ({"train_losses": TRAIN[:0], "val_losses": VAL[:0]}, ValueError, r"a row for each checkpoint, got 0 and 0"),
+        ({"train_classes": None}, ValueError, r"got only val_classes"),
+        ({"val_classes": None}, ValueError, r"got only train_classes"),
+        ({"train_classes": CLASSES.float()}, TypeError, r"train_classes must be an integer tensor"),
+        ({"val_classes": VAL_CLASSES.bool()}, TypeError, r"val_classes must be an integer tensor"),
+        ({"train_classes": CLASSES[:5]}, ValueError, r"train_classes must have shape \[30\].*got \[5\]"),
+        ({"val_classes": VAL_CLASSES[:5]}, ValueError, r"val_classes must have shape \[12\].*got \[5\]"),
+        ({"train_classes": CLASSES - 2}, ValueError, r"train_classes must not be negative, got -2"),
+        ({"val_classes": VAL_CLASSES - 1}, ValueError, r"val_classes must not be negative, got -1"),
+        ({"train_classes": torch.full((30,), OUTSIDE)}, ValueError, r"train_classes are all -1"),
+        ({"val_classes": torch.zeros(12).long()}, ValueError, r"classes 3, 700 have training but no validation"),
+        ({"epochs": [0, 1]}, ValueError, r"epochs must be 13 increasing numbers .*got \[0, 1\]"),
+        ({"epochs": []}, ValueError, r"epochs must be 13 increasing numbers"),
+        ({"epochs": range(-1, 12)}, ValueError, r"epochs must be 13 increasing numbers .*got \[-1, 0, 1"),
+        ({"epochs": [0, 0, *range(2, 13)]}, ValueError, r"epochs must be 13 increasing numbers .*got \[0, 0, 2"),
+        ({"epochs": range(12, -1, -1)}, ValueError, r"epochs must be 13 increasing numbers .*got \[12, 11"),
+    ],
+)
+def test_bad_arguments_raise(changes, error, message):
+    with pytest.raises(error, match=message):
+        trajectories(**changes)
+
+
+# The scores
+
+
+@pytest.mark.parametrize(
+    ("choice", "epochs"),
+    [
+        ({}, EPOCHS),
+        ({"cutoff_epoch": 16}, EPOCHS),
+        ({"cutoff_epoch": 5}, [0, 1, 2, 3, 4, 5]),
+        ({"cutoff_epoch": 9}, [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        ({"every_n_epochs": 2}, [0, 2, 4, 6, 8, 10, 12, 14, 16]),
+        ({"every_n_epochs": 3}, [0, 3, 6, 12]),
+        ({"cutoff_epoch": 11, "every_n_epochs": 2}, [0, 2, 4, 6, 8, 10]),
+    ],
+    ids=str,
+)
+def test_scores_are_those_of_the_checkpoints_chosen(choice, epochs):
+    scores = trajectories().score(**choice)
+    rows = [EPOCHS.index(epoch) for epoch in epochs]
+    assert scores.epochs == epochs
+    assert_scores(scores.values, cld_oracle(TRAIN[rows], VAL[rows], CLASSES, VAL_CLASSES))
+
+
+def test_without_classes_all_are_one():
+    assert_scores(LossTrajectories(TRAIN, VAL).score().values, cld_oracle(TRAIN, VAL))
+
+
+def test_scores_carry_classes_identity_and_provenance():
+    scores = trajectories().score(every_n_epochs=2)
+    assert torch.equal(scores.classes, CLASSES)
+    assert scores.fingerprint == Fingerprint(30, "labels", "probe")
+    assert scores.metadata["seed"] == 7
+    assert scores.metadata["scored_every_n_epochs"] == 2
+    assert scores.metadata["reference_sizes"] == {"0": 4, "3": 4, "700": 4}
+    assert scores.metadata["versions"]["python"] == platform.python_version()
+    assert set(scores.metadata["versions"]) == {"python", "lightning-cld", "lightning", "torch", "numpy"}
+
+
+def test_scores_with_their_provenance_can_be_saved(tmp_path):
+    path = trajectories().score().save(tmp_path / "scores.npz")
+    assert path.exists()
+
+
+def test_positions_outside_of_the_sampler_are_unscored_and_change_no_score():
+    classes = CLASSES.clone()
+    classes[[4, 9]] = OUTSIDE
+    train = TRAIN.clone()
+    train[:, 4] = NAN
+    expected = cld_oracle(TRAIN, VAL, CLASSES, VAL_CLASSES)
+    expected[[4, 9]] = np.nan
+    scores = trajectories(train_losses=train, train_classes=classes).score()
+    assert_scores(scores.values, expected)
+    assert torch.equal(scores.classes, classes)
+
+
+def test_a_class_that_lies_outside_of_the_sampler_needs_no_reference():
+    classes = CLASSES.where(CLASSES != 700, OUTSIDE)
+    scores = trajectories(train_classes=classes, val_classes=VAL_CLASSES.clamp(max=3)).score()
+    assert torch.equal(scores.values.isnan(), CLASSES == 700)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"cutoff_epoch": 17}, r"cutoff_epoch=17 was not reached: the last checkpoint is after 16 epochs"),
+        ({"cutoff_epoch": 2}, r"at least 4 checkpoints, got 3 \(after \[0, 1, 2\] epochs\) with cutoff_epoch=2"),
+        ({"every_n_epochs": 5}, r"at least 4 checkpoints, got 3 \(after \[0, 5, 10\] epochs\)"),
+        ({"every_n_epochs": 8}, r"got 3 \(after \[0, 8, 16\] epochs\).*every_n_epochs=8"),
+        ({"every_n_epochs": 0}, r"every_n_epochs must be at least 1, got 0"),
+        ({"every_n_epochs": -1}, r"every_n_epochs must be at least 1, got -1"),
+    ],
+    ids=str,
+)
+def test_checkpoints_that_there_are_too_few_of_raise(choice, message):
+    with pytest.raises(ValueError, match=message):
+        trajectories().score(**choice)
+
+
+def diverged():
+    """The reference of class 3 diverges in the epoch that ends with the checkpoint after 12."""
+    val = VAL.clone()
+    val[10, 4] = val[11, 0] = INF
+    return trajectories(val_losses=val)
+
+
+def test_an_infinite_reference_raises_and_names_its_epoch_and_class():
+    with pytest.raises(ValueError, match=r"of class 3 are not finite at the checkpoint after 12 epochs"):
+        diverged().score()
+
+
+def test_a_reference_that_is_infinite_after_the_cutoff_is_no_problem():
+    expected = cld_oracle(TRAIN[:10], VAL[:10], CLASSES, VAL_CLASSES)
+    assert_scores(diverged().score(cutoff_epoch=10).values, expected)
+
+
+def test_a_loss_that_is_infinite_after_the_cutoff_is_no_problem():
+    train = TRAIN.clone()
+    train[10, 4] = INF
+    made = trajectories(train_losses=train)
+    assert made.score().values.isnan().nonzero().flatten().tolist() == [4]
+    assert made.score(cutoff_epoch=10).values.isfinite().all()
+
+
+def test_scoring_leaves_the_losses_as_they_are():
+    made = trajectories()
+    made.score(every_n_epochs=2)
+    assert_same(made, trajectories())
+
+
+# Recording
+
+
+def recorded(rows):
+    """Trajectories that got all but the first of `rows` rows one after another."""
+    made = trajectories(train_losses=TRAIN[:1].clone(), val_losses=VAL[:1].clone(), epochs=[0])
+    for row in range(1, rows):
+        made.record(EPOCHS[row], TRAIN[row], VAL[row])
+    return made
+
+
+@pytest.mark.parametrize("rows", range(1, 14))
+def test_recorded_rows_are_appended_and_earlier_ones_stay(rows):
+    expected = trajectories(train_losses=TRAIN[:rows], val_losses=VAL[:rows], epochs=EPOCHS[:rows])
+    assert_same(recorded(rows), expected)
+
+
+def test_recorded_rows_are_scored():
+    assert_scores(recorded(13).score().values, cld_oracle(TRAIN, VAL, CLASSES, VAL_CLASSES))
+
+
+@pytest.mark.parametrize("rows", [1, 5, 13])
+def test_the_newest_checkpoint_is_replaced(rows):
+    made = recorded(rows)
+    made.record(EPOCHS[rows - 1], TRAIN[rows - 1] + 1, VAL[rows - 1] + 2)
+    train, val = TRAIN[:rows].clone(), VAL[:rows].clone()
+    train[-1] += 1
+    val[-1] += 2
+    assert_same(made, trajectories(train_losses=train, val_losses=val, epochs=EPOCHS[:rows]))
+
+
+def test_an_older_checkpoint_is_refused():
+    made = recorded(5)
+    with pytest.raises(ValueError, match=r"recorded in order: got 3 after 4"):
+        made.record(3, TRAIN[3], VAL[3])
+    assert_same(made, recorded(5))
+
+
+@pytest.mark.parametrize(
+    ("train_row", "val_row"),
+    [(TRAIN[5, :7], VAL[5]), (TRAIN[5], VAL[5, :7]), (TRAIN[5, :1], VAL[5]), (TRAIN[5], VAL[5, 0])],
+    ids=["train", "val", "one train loss", "one val loss"],
+)
+def test_a_row_of_the_wrong_length_is_refused_and_changes_nothing(train_row, val_row):
+    made = recorded(5)
+    with pytest.raises((ValueError, RuntimeError)):
+        made.record(5, train_row, val_row)
+    assert_same(made, recorded(5))
+
+
+@pytest.mark.parametrize("kind", [torch.clone, lambda tensor: tensor.numpy().copy()], ids=["tensor", "ndarray"])
+def test_recording_leaves_the_losses_it_was_built_from_as_they_are(kind):
+    train, val = kind(TRAIN), kind(VAL)
+    trajectories(train_losses=train, val_losses=val).record(EPOCHS[-1], TRAIN[0], VAL[0])
+    assert torch.equal(torch.as_tensor(train), TRAIN)
+    assert torch.equal(torch.as_tensor(val), VAL)
+
+
+def test_a_row_that_was_recorded_is_no_longer_the_callers():
+    made, row = recorded(5), TRAIN[5].clone()
+    made.record(5, row, VAL[5])
+    row.zero_()
+    assert_same(made, recorded(6))
+
+
+# Files and checkpoints
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"train_classes": None, "val_classes": None},
+        {"fingerprint": None},
+        {"metadata": None},
+        {"train_classes": CLASSES.where(CLASSES != 3, OUTSIDE)},
+        {"train_losses": TRAIN.where(TRAIN < 2, NAN), "val_losses": VAL.where(VAL < 2, INF)},
+    ],
+    ids=["all", "no classes", "no fingerprint", "no metadata", "outside", "not finite"],
+)
+@pytest.mark.parametrize("through", ["file", "state"])
+def test_what_was_stored_is_read(tmp_path, changes, through):
+    before = trajectories(**changes)
+    if through == "file":
+        after = LossTrajectories.load(before.save(tmp_path / "trajectories.npz"))
+    else:
+        after = LossTrajectories.from_state_dict(before.state_dict())
+    assert_same(after, before)
+
+
+def test_a_file_after_growth_holds_the_rows_recorded(tmp_path):
+    assert_same(LossTrajectories.load(recorded(5).save(tmp_path / "file")), recorded(5))
+
+
+def test_loaded_trajectories_can_be_recorded_to(tmp_path):
+    made = LossTrajectories.load(recorded(5).save(tmp_path / "file"))
+    made.record(5, TRAIN[5], VAL[5])
+    assert_same(made, recorded(6))
+
+
+@pytest.mark.parametrize("tenths", range(10))
+def test_a_truncated_file_is_refused(tmp_path, tenths):
+    path = trajectories().save(tmp_path / "trajectories.npz")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * tenths // 10])
+    with pytest.raises(ValueError, match=rf"LossTrajectories\.load: {path} is not a complete cld-trajectories file"):
+        LossTrajectories.load(path)
+
+
+def test_a_missing_file_raises(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"LossTrajectories\.load: there is no file .*missing\.npz"):
+        LossTrajectories.load(tmp_path / "missing.npz")
+
+
+def test_a_scores_file_is_refused(tmp_path):
+    path = trajectories().score().save(tmp_path / "scores.npz")
+    with pytest.raises(ValueError, match=r"scores\.npz holds 'cld-scores', not 'cld-trajectories'"):
+        LossTrajectories.load(path)
+
+
+def saved(made):
+    file = io.BytesIO()
+    torch.save(made.state_dict(), file)
+    return file.getvalue()
+
+
+def test_its_state_is_read_from_a_checkpoint_without_unpickling_code():
+    state = torch.load(io.BytesIO(saved(trajectories())), weights_only=True)
+    assert_same(LossTrajectories.from_state_dict(state), trajectories())
+
+
+def test_its_state_in_a_checkpoint_is_no_larger_than_what_it_holds():
+    classes, val_classes = torch.zeros(20_000, dtype=torch.int64), torch.zeros(500, dtype=torch.int64)
+    made = LossTrajectories(torch.rand(1, 20_000), torch.rand(1, 500), classes, val_classes)
+    for epoch in range(1, 5):  # the fifth row is the first of a buffer for eight
+        made.record(epoch, torch.rand(20_000), torch.rand(500))
+    assert len(saved(made)) <= 5 * 20_500 * 4 + 20_500 * 8 + 64_000
+
+
+def test_its_state_in_a_checkpoint_does_not_hold_what_it_was_given_a_part_of():
+    losses_of_more, classes_of_more = torch.rand(8, 100_000), torch.zeros(100_000, dtype=torch.int64)
+    made = LossTrajectories(
+        losses_of_more[:4, :50], losses_of_more[:4, :50], classes_of_more[:50], classes_of_more[:50]
+    )
+    assert len(saved(made)) <= 64_000
+
+
+def test_its_state_does_not_follow_what_is_recorded_later():
+    made = recorded(5)
+    state = made.state_dict()
+    made.record(4, TRAIN[0], VAL[0])
+    made.record(5, TRAIN[5], VAL[5])
+    assert_same(LossTrajectories.from_state_dict(state), recorded(5))
+
+
+def test_its_state_is_not_written_to_by_what_is_made_of_it():
+    state = recorded(5).state_dict()
+    LossTrajectories.from_state_dict(state).record(4, TRAIN[0], VAL[0])
+    assert_same(LossTrajectories.from_state_dict(state), recorded(5))
+
+
+def test_moving_to_a_device_keeps_what_it_holds():
+    made = trajectories()
+    assert made.to("cpu") is made
+    assert_same(made, trajectories())
