@@ -77,7 +77,7 @@ def read_arrays(path: str | Path, kind: str, reader: str) -> tuple[dict[str, Any
         arrays = _read_members(path)
         header = json.loads(str(arrays.pop(_HEADER)[()]))
         found, version = header["kind"], int(header["format"])
-        if version == FORMAT_VERSION and header["arrays"] != sorted(arrays):
+        if version <= FORMAT_VERSION and header["arrays"] != sorted(arrays):
             raise ValueError(f"it holds {sorted(arrays)} where {header['arrays']} were written")
     except Exception as error:  # zipfile, numpy's header parser and json raise all kinds
         raise ValueError(

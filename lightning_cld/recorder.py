@@ -78,12 +78,15 @@ class Recorder:
                 train_row[None], val_row[None], train_classes, val_classes, [epoch], fingerprint=self.fingerprint
             ).to(self.buffer_device or module.device)
         else:
-            known = self.trajectories.train_classes
-            if known is not None and (train_classes is None or not torch.equal(train_classes, known)):
-                raise ValueError(
-                    "the train set gave its classes in another order than before, so positions mean nothing. Its "
-                    "__getitem__ must return the same sample for the same position."
-                )
+            for name, classes, known in (
+                ("train", train_classes, self.trajectories.train_classes),
+                ("validation", val_classes, self.trajectories.val_classes),
+            ):
+                if known is not None and (classes is None or not torch.equal(classes, known)):
+                    raise ValueError(
+                        f"the {name} set gave its classes in another order than before, so positions mean nothing. "
+                        "Its __getitem__ must return the same sample for the same position."
+                    )
             self.leave_holes(epoch - 1)
             self.trajectories.record(epoch, train_row, val_row)
         _warn_of_divergence(val_row, val_classes, epoch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ class CLDScores:
         if self.values.ndim != 1 or len(self.values) == 0:
             raise ValueError(f"values must have shape [N] with N >= 1, got {list(self.values.shape)}.")
         self.classes = None if classes is None else check_pool_classes(classes, len(self.values), "classes")
-        self.epochs = [int(epoch) for epoch in epochs]
+        self.epochs = [operator.index(epoch) for epoch in epochs]
         if fingerprint is None:
             known = self.classes is not None and not (self.classes == OUTSIDE).any()
             fingerprint = (
@@ -147,7 +148,7 @@ class CLDScores:
             negative = int((scored < 0).sum())
             lines.append(f"negative     {negative:,} ({negative / len(scored):.1%})")
         references = self.metadata.get("reference_sizes")
-        if isinstance(references, Mapping):
+        if isinstance(references, Mapping) and references:
             thin = [f"{c} ({n})" for c, n in references.items() if n < THIN_REFERENCE]
             shown = ", ".join(thin[:10]) + (f" and {len(thin) - 10} more" if len(thin) > 10 else "")
             lines.append(

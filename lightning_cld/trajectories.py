@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -46,7 +47,7 @@ class LossTrajectories:
         metadata: Plain JSON values about the run, passed on to the scores.
 
     Raises:
-        TypeError: If losses are not floating point or classes not integers.
+        TypeError: If losses are not floating point, or classes or epochs not integers.
         ValueError: If shapes don't match, classes are negative or lack a reference, or epochs don't increase.
 
     Example:
@@ -283,7 +284,7 @@ def _versions() -> dict[str, str]:
 
 
 def _check_epochs(epochs: Sequence[int] | None, rows: int) -> list[int]:
-    numbers = list(range(rows)) if epochs is None else [int(epoch) for epoch in epochs]
+    numbers = list(range(rows)) if epochs is None else [operator.index(epoch) for epoch in epochs]
     if len(numbers) != rows or numbers[0] < 0 or any(b <= a for a, b in pairwise(numbers)):
         raise ValueError(
             f"epochs must be {rows} increasing numbers of completed epochs, one a row, got {numbers[:10]}."
