@@ -8,7 +8,8 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.tuner import Tuner
 from torch.utils.data import DataLoader, Dataset
@@ -118,7 +119,6 @@ WAYS: dict[str, tuple[Callable[[], L.LightningModule], Callable[[], L.LightningD
     "accumulation": (Watched, Blobs, {"accumulate_grad_batches": 2}),
     "bf16-mixed": (Watched, Blobs, {"precision": "bf16-mixed"}),
     "manual optimization": (Manual, Blobs, {}),
-    "weight averaging": (Watched, Blobs, {"callbacks": lambda: [WeightAveraging()]}),
     "stochastic weight averaging": (Watched, Blobs, {"callbacks": lambda: [StochasticWeightAveraging(1e-2, 2)]}),
     "augmentation hook": (Watched, Augmenting, {}),
     "late validation": (Watched, LateValidation, {"check_val_every_n_epoch": 2}),
@@ -131,6 +131,8 @@ WAYS: dict[str, tuple[Callable[[], L.LightningModule], Callable[[], L.LightningD
     "fast_dev_run": (Watched, Blobs, {"fast_dev_run": True}),
     "no validation loop": (Watched, Blobs, {"limit_val_batches": 0}),
 }
+if hasattr(lightning_callbacks, "WeightAveraging"):  # since lightning 2.6
+    WAYS["weight averaging"] = (Watched, Blobs, {"callbacks": lambda: [lightning_callbacks.WeightAveraging()]})
 
 
 def train(tmp_path, way: str, watch: bool) -> dict[str, Any]:

@@ -29,9 +29,10 @@ def test_the_snippets_work_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", SmallCifar)
     data = Blobs()
     generator = np.random.default_rng(0)
+    L.seed_everything(7, verbose=False)
     names = {
-        "proxy": Classifier(),
-        "target": Classifier(),
+        "proxy": Classifier(lr=0.001),
+        "target": Classifier(lr=0.001),
         "cifar": data,
         "train_set": data.train_set,
         "val_set": data.val_set,
