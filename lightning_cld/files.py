@@ -73,12 +73,14 @@ def read_arrays(path: str | Path, kind: str, reader: str) -> tuple[dict[str, Any
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{reader}: there is no file {path}. CLDCallback(dirpath=...) says where it saves.")
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{reader}: {path} is not a regular file.")
     try:
         arrays = _read_members(path)
         header = json.loads(str(arrays.pop(_HEADER)[()]))
         found, version = header["kind"], int(header["format"])
-        if version <= FORMAT_VERSION and header["arrays"] != sorted(arrays):
-            raise ValueError(f"it holds {sorted(arrays)} where {header['arrays']} were written")
+        if version <= FORMAT_VERSION:
+            _check_header(header, sorted(arrays))
     except Exception as error:  # zipfile, numpy's header parser and json raise all kinds
         raise ValueError(
             f"{reader}: {path} is not a complete {kind} file ({type(error).__name__}: {error}). It was truncated, "
@@ -94,15 +96,27 @@ def read_arrays(path: str | Path, kind: str, reader: str) -> tuple[dict[str, Any
     return header, arrays
 
 
+def _check_header(header: dict[str, Any], arrays: list[str]) -> None:
+    if header["arrays"] != arrays:
+        raise ValueError(f"it holds {arrays} where {header['arrays']} were written")
+    epochs, metadata = header["epochs"], header["metadata"]
+    if not isinstance(epochs, list) or not all(type(epoch) is int for epoch in epochs):
+        raise ValueError(f"its epochs are not a list of whole numbers but {epochs!r}")
+    if not isinstance(metadata, dict):
+        raise ValueError(f"its metadata are not a dictionary but {metadata!r}")
+
+
 def _read_members(path: Path) -> dict[str, np.ndarray]:
     """The archive's arrays. Sizes are checked before memory is taken; zipfile checks each member's checksum."""
-    arrays = {}
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
-                raise ValueError(f"{member.filename!r} is compressed, or larger than the file that holds it")
-            arrays[member.filename.removesuffix(".npy")] = _parse_array(archive.read(member))
-    return arrays
+        members = archive.infolist()
+        stored = all(m.compress_type == zipfile.ZIP_STORED and m.compress_size == m.file_size for m in members)
+        if not stored or sum(member.file_size for member in members) > path.stat().st_size:
+            raise ValueError("its members are compressed, or larger than the file that holds them")
+        names = [member.filename.removesuffix(".npy") for member in members]
+        if len(set(names)) < len(names):
+            raise ValueError("it has two members of one name")
+        return {name: _parse_array(archive.read(member)) for name, member in zip(names, members, strict=True)}
 
 
 def _parse_array(content: bytes) -> np.ndarray:

@@ -100,6 +100,10 @@ class LossTrajectories:
         )
         if self.val_classes is not None:
             self.val_classes = self.val_classes.long()
+        if fingerprint is not None and fingerprint.length != samples:
+            raise ValueError(
+                f"The fingerprint is of {fingerprint.length:,} samples, but train_losses have {samples:,} columns."
+            )
         self.fingerprint = fingerprint
         self.metadata = dict(metadata or {})
 

@@ -345,7 +345,7 @@ def test_a_compressed_archive_is_refused(path, samples):
 
 def test_a_directory_is_refused(path):
     path.mkdir()
-    assert_refused(path, "not a complete cld-scores file")
+    assert_refused(path, "not a regular file")
 
 
 def test_a_pickle_is_refused_and_never_run(path):
