@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import time
+import math
+import secrets
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -77,9 +79,9 @@ class CLDCallback(Callback):
         dirpath: str | Path | None = None,
         filename: str = "cld-scores",
     ) -> None:
-        check_count("every_n_epochs", every_n_epochs)
+        every_n_epochs = check_count("every_n_epochs", every_n_epochs)
         if cutoff_epoch is not None:
-            check_count("cutoff_epoch", cutoff_epoch)
+            cutoff_epoch = check_count("cutoff_epoch", cutoff_epoch)
             _check_plan(cutoff_epoch, every_n_epochs, f"cutoff_epoch={cutoff_epoch}")
             if cutoff_epoch % every_n_epochs:
                 raise ValueError(
@@ -89,7 +91,9 @@ class CLDCallback(Callback):
         elif stop_at_cutoff:
             raise ValueError("stop_at_cutoff=True needs a cutoff_epoch to stop at.")
         if batch_size is not None:
-            check_count("batch_size", batch_size)
+            batch_size = check_count("batch_size", batch_size)
+        if buffer_device is not None:
+            buffer_device = torch.device(buffer_device)
         check_loss_fn(loss_fn)
         if not filename or Path(filename).name != filename:
             raise ValueError(f"filename must be a name without directories, got {filename!r}. See dirpath.")
@@ -107,7 +111,9 @@ class CLDCallback(Callback):
             buffer_device=buffer_device,
         )
         self._save_dir = self.dirpath
-        self._made = time.time()
+        # Travels to processes that are forked or spawned, and from there into the files.
+        self._run = secrets.token_hex(8)
+        self._fitted_here = False
         self._fitting = False
         self._finished = False
         self._last_epoch: int | None = None
@@ -141,9 +147,10 @@ class CLDCallback(Callback):
             ValueError: If the logged losses give no scores: too few checkpoints, the cutoff not reached, or a
                 validation loss that was not finite.
         """
-        recorded = self._recorder.trajectories
-        if recorded is None and self._was_saved_elsewhere():
-            return CLDScores.load(self._file(self.filename))
+        if not self._fitted_here and self.scores_path is not None and self.scores_path.exists():
+            saved = CLDScores.load(self.scores_path)
+            if saved.metadata.get("run") == self._run:  # and not of an earlier run
+                return saved
         if self._scores is None or self._scores.epochs != self.trajectories.epochs:  # asked for before, while training
             self._scores = self.trajectories.score(self.cutoff_epoch)
         return self._scores
@@ -161,9 +168,12 @@ class CLDCallback(Callback):
         self._fitting = stage == "fit" and not _is_dev_run(trainer)
         if not self._fitting:
             return
+        self._fitted_here = True
         self._scores, self._finished = None, False
         if _is_untrained(trainer):
             self._recorder.forget()
+        # Asked for on all ranks, which agree on it.
+        self._save_dir = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir)
         # SWA raises max_epochs later on, for an extra epoch that ends on averaged weights.
         self._last_epoch = trainer.max_epochs if trainer.max_epochs != -1 else None
         if self._last_epoch is None:
@@ -177,9 +187,11 @@ class CLDCallback(Callback):
         if not self._fitting:
             rank_zero_info("CLD: fast_dev_run has too few epochs for scores, so nothing is logged.")
             return
-        # `log_dir` is the same on all ranks because it is asked for on all of them.
-        self._save_dir = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir)
+        if trainer.max_epochs == -1:
+            _check_max_steps(trainer, pl_module, self.every_n_epochs, self.cutoff_epoch)
         self._recorder.start(trainer, pl_module)
+        if self.dirpath is not None:
+            self.dirpath.mkdir(parents=True, exist_ok=True)  # found out now if that can't be
         epoch = trainer.current_epoch
         if _is_untrained(trainer):
             self._recorder.record(trainer, pl_module, epoch=0)
@@ -203,7 +215,6 @@ class CLDCallback(Callback):
             self._recorder.record(trainer, pl_module, epoch)
         except Exception as error:  # noqa: BLE001  # watching must not end a training that runs
             rank_zero_warn(f"CLD: the losses after {epoch} epochs could not be logged: {error}")
-            self._recorder.leave_holes(epoch)
         if self._is_past_cutoff():
             self._finish(trainer, pl_module)
             if self.stop_at_cutoff:
@@ -213,6 +224,16 @@ class CLDCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._fitting and not self._finished:
             self._finish(trainer, pl_module)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A finished run that is resumed trains no more, but its files may be missing.
+        if self._fitting and not self._finished:
+            self._finish(trainer, pl_module)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._recorder.release()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -229,6 +250,12 @@ class CLDCallback(Callback):
             "sweep_seconds": self._recorder.seconds,
             "trajectories": None if recorded is None else recorded.state_dict(),
         }
+
+    @override
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # What an earlier fit of the same Trainer logged is not this checkpoint's past, even if it has no state of ours.
+        if self._fitting:
+            self._recorder.forget()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -255,10 +282,13 @@ class CLDCallback(Callback):
         return recorded is not None and self.cutoff_epoch is not None and recorded.epochs[-1] >= self.cutoff_epoch
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Scores, saves and says so, on rank 0; the other ranks score when asked."""
+        """Scores, saves and says so, on rank 0, while the other ranks wait."""
         self._finished = True
-        if not trainer.is_global_zero:
-            return
+        if trainer.is_global_zero:
+            self._score_and_save(trainer, pl_module)
+        trainer.strategy.barrier("CLD scores are saved")  # the next thing that a rank does may be to load them
+
+    def _score_and_save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._recorder.trajectories is None:
             rank_zero_warn("CLD: training ended before anything was logged; there are no scores.")
             return
@@ -287,18 +317,14 @@ class CLDCallback(Callback):
             every_n_epochs=self.every_n_epochs,
             precision=str(trainer.precision),
             sweep_seconds=round(self._recorder.seconds, 3),
+            run=self._run,
         )
         path = self._file(f"{self.filename.removesuffix('-scores')}-trajectories")
         try:
             return self.trajectories.save(path)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  # nor must it hide the exception that may have led here
             rank_zero_warn(f"CLD: the logged losses could not be saved to {path}: {error}")
             return None
-
-    def _was_saved_elsewhere(self) -> bool:
-        """Whether the scores file was written since this callback was made, so that it is not of an earlier run."""
-        path = self.scores_path
-        return path is not None and path.exists() and path.stat().st_mtime >= self._made - 1  # clocks of file systems
 
     def _file(self, name: str) -> Path:
         return (self._save_dir or Path()) / f"{name}.npz"
@@ -314,6 +340,23 @@ def _is_untrained(trainer: Trainer) -> bool:
     `global_step` alone does not tell: with manual optimization it may stay 0.
     """
     return trainer.global_step == 0 and trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
+
+
+def _check_max_steps(
+    trainer: Trainer, pl_module: LightningModule, every_n_epochs: int, cutoff_epoch: int | None
+) -> None:
+    """Raises if `max_steps` ends training too early, where it is known how many steps an epoch takes."""
+    scheduled = any(
+        isinstance(callback, GradientAccumulationScheduler) for callback in getattr(trainer, "callbacks", [])
+    )
+    batches = trainer.num_training_batches
+    if trainer.max_steps < 0 or scheduled or not pl_module.automatic_optimization or math.isinf(batches):
+        return
+    epochs = math.ceil(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches))
+    what = f"max_steps={trainer.max_steps} ends training in epoch {epochs}, which"
+    _check_plan(epochs, every_n_epochs, what)
+    if cutoff_epoch is not None and cutoff_epoch > epochs:
+        raise ValueError(f"cutoff_epoch={cutoff_epoch} is never reached: max_steps={trainer.max_steps} ends before.")
 
 
 def _check_plan(epochs: int, every_n_epochs: int, what: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -50,7 +51,7 @@ class CoresetDataModule(LightningDataModule):
         per_class: Budget for scores: the number of samples to keep of every class.
         epoch_length: "coreset" makes an epoch one pass over the coreset; "full" keeps epochs as long as the full
             set's, so that schedules and step budgets stay as they were: whole passes, and for the remainder a fresh
-            draw each epoch, the same on all ranks, seeded by `seed_everything`.
+            draw each epoch, the same on all ranks.
 
     Raises:
         FileNotFoundError: If the scores file is not there.
@@ -93,7 +94,9 @@ class CoresetDataModule(LightningDataModule):
         if epoch_length not in ("coreset", "full"):
             raise ValueError(f'epoch_length must be "coreset" or "full", got {epoch_length!r}.')
         self.datamodule = datamodule
-        super().__init__()
+        trainer = datamodule.trainer
+        super().__init__()  # which sets the trainer, ours and so the inner one's, to None
+        datamodule.trainer = trainer
         self.epoch_length = epoch_length
         self.prepare_data_per_node = datamodule.prepare_data_per_node
         self.allow_zero_length_dataloader_with_multiple_devices = (
@@ -148,7 +151,13 @@ class CoresetDataModule(LightningDataModule):
         check_narrowable(loader)
         length = len(loader.dataset)
         if self.scores is not None:
-            problem = self.scores.fingerprint.mismatch(fingerprint_of(loader, "train"))
+            served = fingerprint_of(loader, "train")
+            problem = self.scores.fingerprint.mismatch(served)
+            if problem is None and not served.probe:
+                rank_zero_warn(
+                    "The train set does not tell its labels, so that only its length was compared with that of the "
+                    "scores. Make sure that it has the same samples in the same order: seed what splits it."
+                )
             if problem:
                 raise ValueError(
                     f"The scores are not of this train set: {problem}. Score this one, or make the same split again "
@@ -161,7 +170,15 @@ class CoresetDataModule(LightningDataModule):
 
 
 def _check_indices(coreset: Any) -> list[int]:
-    positions = torch.as_tensor(coreset)
+    try:
+        positions = torch.as_tensor(coreset)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            "coreset must be CLDScores, the path of a scores file, or a sequence of whole numbers, got "
+            f"{type(coreset).__name__}. Of a CLDCallback give `.scores`, of LossTrajectories `.score()`."
+        ) from None
+    if positions.ndim == 1 and len(positions) == 0:
+        raise ValueError("coreset is empty: there would be nothing to train on.")
     if positions.dtype == torch.bool:
         raise TypeError("coreset must be positions, got a mask of bool: use mask.nonzero().flatten().")
     if positions.ndim != 1 or not is_integer(positions):
@@ -169,8 +186,6 @@ def _check_indices(coreset: Any) -> list[int]:
             "coreset must be CLDScores, the path of a scores file, or a sequence of whole numbers, got "
             f"{type(coreset).__name__} of shape {list(positions.shape)} and dtype {positions.dtype}."
         )
-    if len(positions) == 0:
-        raise ValueError("coreset is empty: there would be nothing to train on.")
     if positions.min() < 0:
         raise ValueError(f"Positions must not be negative, got {int(positions.min())}.")
     values, counts = torch.unique(positions, return_counts=True)

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from lightning_cld.functional import is_integer
-
 PROBES = 64
 """Samples compared where a dataset does not offer its labels."""
 
@@ -20,6 +18,8 @@ PROBES = 64
 @dataclass(frozen=True)
 class Fingerprint:
     """The identity of a dataset, as far as it was learned.
+
+    Labels are here any targets, the numbers of a regression too.
 
     Args:
         length: Number of samples.
@@ -42,14 +42,13 @@ class Fingerprint:
 
     @classmethod
     def of_labels(cls, labels: Tensor) -> Fingerprint:
-        """The fingerprint of a dataset with these labels, integer, `[N]`."""
-        labels = labels.cpu().long()
+        """The fingerprint of a dataset with these labels, `[N, ...]`."""
         return cls(len(labels), _hash(labels), _hash(labels[probe_positions(len(labels))]))
 
     @classmethod
     def of_probe(cls, length: int, probed: Tensor | None) -> Fingerprint:
         """The fingerprint of a dataset whose labels are known at `probe_positions(length)`, or not at all."""
-        return cls(length, probe=_hash(probed.cpu().long()) if probed is not None else "")
+        return cls(length, probe=_hash(probed) if probed is not None else "")
 
     def mismatch(self, other: Fingerprint) -> str | None:
         """What tells `other` from this dataset, in words that start with "it"; None if nothing known does."""
@@ -86,7 +85,7 @@ def probe_positions(length: int) -> Tensor:
 
 
 def dataset_labels(dataset: Dataset[Any]) -> Tensor | None:
-    """The labels that a dataset offers without reading its samples: int64 `[N]`, or None.
+    """The labels that a dataset offers without reading its samples: numbers `[N, ...]` on the CPU, or None.
 
     Looks for `targets`, then `labels`, at a `TensorDataset`'s second tensor, and through `Subset` and
     `ConcatDataset`.
@@ -112,7 +111,7 @@ def dataset_labels(dataset: Dataset[Any]) -> Tensor | None:
     if isinstance(dataset, TensorDataset):
         candidates: list[Any] = list(dataset.tensors[1:2])
     else:
-        candidates = [getattr(dataset, name, None) for name in ("targets", "labels")]
+        candidates = [_attribute(dataset, name) for name in ("targets", "labels")]
     for candidate in candidates:
         labels = as_labels(candidate)
         if labels is not None and len(labels) == len(dataset):  # type: ignore[arg-type]  # map-style has a length
@@ -121,13 +120,24 @@ def dataset_labels(dataset: Dataset[Any]) -> Tensor | None:
 
 
 def as_labels(values: Any) -> Tensor | None:
-    """`values` as int64 `[n]` on the CPU if they are whole numbers, one a sample; else None."""
+    """`values` as int64 or float64 on the CPU if they are numbers, one or several a sample; else None."""
     try:
-        labels = torch.as_tensor(values)
+        labels = torch.as_tensor(values).detach().cpu()
     except (TypeError, ValueError, RuntimeError):
         return None
-    return labels.long().cpu() if labels.ndim == 1 and is_integer(labels) else None
+    if labels.ndim == 0 or labels.is_complex():
+        return None
+    return labels.double() if labels.is_floating_point() else labels.long()
+
+
+def _attribute(dataset: Dataset[Any], name: str) -> Any:
+    try:
+        return getattr(dataset, name, None)
+    except Exception:  # noqa: BLE001  # a property that can't be read, for whatever reason, offers no labels
+        return None
 
 
 def _hash(labels: Tensor) -> str:
-    return hashlib.sha256(labels.numpy().astype("<i8").tobytes()).hexdigest()
+    values = labels.cpu().numpy()
+    kind = "<f8" if labels.is_floating_point() else "<i8"
+    return hashlib.sha256(str(values.shape).encode() + values.astype(kind).tobytes()).hexdigest()

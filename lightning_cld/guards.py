@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,14 +22,16 @@ def preserved_rng() -> Iterator[None]:
 
     The same seed every time: a dataset that augments at random then shows each sample the same way in every sweep.
     """
-    error: Exception | None = None
+    error: BaseException | None = None
     with isolate_rng():  # which restores nothing when its body raises
         random.seed(_SEED)
         np.random.seed(_SEED)  # noqa: NPY002  # datasets draw from numpy's global state
-        torch.manual_seed(_SEED)
+        # Not torch.manual_seed, which would also seed devices whose state isolate_rng does not put back.
+        torch.default_generator.manual_seed(_SEED)
+        torch.cuda.manual_seed_all(_SEED)
         try:
             yield
-        except Exception as raised:  # noqa: BLE001  # raised again below, once the states are restored
+        except BaseException as raised:  # noqa: BLE001  # raised again below, once the states are restored
             error = raised
     if error is not None:
         raise error
@@ -44,7 +47,9 @@ def evaluation(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     buffers = _share_buffers(module) if trainer.world_size > 1 else []
-    module.eval()
+    for submodule, _ in modes:  # the flags alone: a module's own train() or eval() may do more than set them
+        submodule.training = False
+    module.log = _log_nothing  # type: ignore[method-assign]  # log_dict calls it too
     # The stage decides which branch a datamodule's augmentation hooks take.
     trainer.validating = True
     try:
@@ -53,11 +58,16 @@ def evaluation(trainer: Trainer, module: LightningModule) -> Iterator[None]:
             yield
     finally:
         trainer.training = True
+        del module.log
         for submodule, mode in modes:
             submodule.training = mode
         with torch.no_grad():
             for buffer, own in buffers:
                 buffer.copy_(own)
+
+
+def _log_nothing(*args: Any, **kwargs: Any) -> None:
+    """Stands in for `LightningModule.log`: what a forward pass logs in a sweep is not the training's."""
 
 
 @contextmanager

@@ -55,6 +55,10 @@ def check_loader(loaders: Any, kind: str) -> DataLoader[Any]:
             "positions to score or select. Use a map-style dataset, or log the losses of the stream yourself and "
             "score them with LossTrajectories."
         )
+    if not hasattr(loaders.dataset, "__len__"):
+        raise TypeError(
+            f"The {kind} dataset {type(loaders.dataset).__name__} has no __len__, so no positions to score."
+        )
     if loaders.batch_sampler is None:
         raise TypeError(
             f"The {kind} dataloader has batch_size=None, so its dataset yields ready batches and positions of single "

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -51,7 +50,8 @@ def make_step(module: LightningModule, loss_fn: LossFunction | None) -> Step:
         )
     if cld_step is not None:
         return lambda batch: _check_step_output(cld_step(batch), name)
-    if not is_overridden("forward", module):
+    # By name, since the module may come from the package pytorch_lightning as well.
+    if getattr(module.forward, "__qualname__", "") == "LightningModule.forward":
         raise TypeError(
             f"{name} has no forward method, so CLDCallback can't compute its outputs. Define forward, or define "
             "`cld_step(self, batch) -> (losses, classes)` on it."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,8 +36,7 @@ class FullLengthSampler(DistributedSampler[int]):
         shuffle: Whether each pass is in random order.
         num_replicas: Number of processes.
         rank: The number of this one.
-        seed: Seed of the draws, the same in all processes: `narrow_loader` takes that of `seed_everything`, else 0,
-            as Lightning does for its own distributed samplers.
+        seed: Seed of the draws, the same in all processes.
 
     Example:
         >>> from lightning_cld.narrowing import FullLengthSampler
@@ -111,7 +109,7 @@ def narrow_loader(
         ValueError: If nothing would be drawn, or positions lie outside of the sampler's.
     """
     subset: Dataset[Any] = Subset(loader.dataset, indices)
-    world = trainer.world_size if trainer is not None else 1
+    world = _layout(trainer)["num_replicas"]
     if loader.drop_last and epoch_length == "coreset" and -(-len(indices) // world) < (loader.batch_size or 1):
         raise ValueError(
             f"A coreset of {len(indices)} samples on {world} device(s) gives no batch of {loader.batch_size} with "
@@ -125,6 +123,8 @@ def narrow_loader(
         "generator": loader.generator,
         "persistent_workers": loader.persistent_workers,
     }
+    if hasattr(loader, "in_order"):  # since torch 2.7
+        settings["in_order"] = loader.in_order
     if type(loader) is DataLoader:
         return DataLoader(subset, **settings)
     try:
@@ -135,6 +135,18 @@ def narrow_loader(
             f"DataLoader's arguments ({error}). Let it pass them on, or build it yourself over "
             "torch.utils.data.Subset(dataset, indices)."
         ) from error
+
+
+def _layout(trainer: Trainer | None) -> dict[str, int]:
+    """How many processes share the samples, and which of them this one is."""
+    layout = None if trainer is None else trainer.distributed_sampler_kwargs
+    return {"num_replicas": 1, "rank": 0} if layout is None else {k: layout[k] for k in ("num_replicas", "rank")}
+
+
+def _draw_seed(generator: torch.Generator | None, trainer: Trainer | None) -> int:
+    """A seed from where the full set's sampler would take its own, the same in all processes."""
+    seed = int(torch.empty((), dtype=torch.int64).random_(2**31, generator=generator))
+    return seed if trainer is None or trainer.world_size == 1 else trainer.strategy.broadcast(seed)
 
 
 def _narrow_sampler(
@@ -188,10 +200,9 @@ def _narrow_sampler(
             kept,
             full,
             shuffle=shuffle,
-            num_replicas=sampler.num_replicas if own else trainer.world_size if trainer is not None else 1,
-            rank=sampler.rank if own else trainer.global_rank if trainer is not None else 0,
-            seed=sampler.seed if own else int(os.environ.get("PL_GLOBAL_SEED", "0")),
+            seed=sampler.seed if own else _draw_seed(getattr(sampler, "generator", None), trainer),
+            **({"num_replicas": sampler.num_replicas, "rank": sampler.rank} if own else _layout(trainer)),
         )
     if kind is DistributedSampler:
         return DistributedSampler(subset, sampler.num_replicas, sampler.rank, shuffle, sampler.seed, sampler.drop_last)
-    return RandomSampler(subset, generator=loader.generator) if shuffle else SequentialSampler(subset)  # type: ignore[arg-type]
+    return RandomSampler(subset, generator=sampler.generator) if shuffle else SequentialSampler(subset)  # type: ignore[arg-type]

@@ -48,6 +48,7 @@ class Recorder:
         """Drops what was recorded."""
         self.trajectories: LossTrajectories | None = None
         self.seconds = 0.0
+        self._diverged = False
 
     def start(self, trainer: Trainer, module: LightningModule) -> None:
         """Finds the data and the loss of a fit that is about to take its first step.
@@ -57,9 +58,9 @@ class Recorder:
             ValueError: If there is no reference, or the data are not those recorded so far.
         """
         _check_strategy(trainer)
-        with agreed(trainer, "Finding the data to sweep"):
+        with agreed(trainer, "Finding the loss"):
             self.step = make_step(module, self.loss_fn)
-            self._find_data(trainer)
+        self._find_data(trainer)
         if self.trajectories is not None:
             self.trajectories.to(self.buffer_device or module.device)
 
@@ -67,12 +68,18 @@ class Recorder:
         """Takes the checkpoint after `epoch` completed epochs, from the weights of the moment."""
         started = time.perf_counter()
         if trainer.train_dataloader is not self._found_for:  # reload_dataloaders_every_n_epochs
-            with agreed(trainer, "Finding the data to sweep"):
-                self._find_data(trainer)
+            self._find_data(trainer)
         train_row, train_classes = self.train_sweep.run(trainer, module, self.step)
         val_row, val_classes = self.val_sweep.run(trainer, module, self.step)
         val_row = val_row[self.val_sweep.positions.to(val_row.device)]
         train_classes, val_classes = self._check_classes(train_classes, val_classes)
+        if epoch == 0 and val_row.isinf().any():
+            first = int(self.val_sweep.positions[int(val_row.isinf().int().argmax())])
+            raise ValueError(
+                f"Validation losses{_classes_at(val_row.isinf(), val_classes)} are not finite before the first step "
+                f"(position {first} of the validation set, say), so nothing could be scored. Repair or leave out those "
+                "samples."
+            )
         if self.trajectories is None:
             self.trajectories = LossTrajectories(
                 train_row[None], val_row[None], train_classes, val_classes, [epoch], fingerprint=self.fingerprint
@@ -89,7 +96,12 @@ class Recorder:
                     )
             self.leave_holes(epoch - 1)
             self.trajectories.record(epoch, train_row, val_row)
-        _warn_of_divergence(val_row, val_classes, epoch)
+        if not self._diverged and val_row.isinf().any():
+            self._diverged = True
+            rank_zero_warn(
+                f"CLD: validation losses{_classes_at(val_row.isinf(), val_classes)} are not finite after {epoch} "
+                "epochs; checkpoints from here on can't be scored."
+            )
         self.seconds += time.perf_counter() - started
 
     def leave_holes(self, epoch: int) -> None:
@@ -104,10 +116,24 @@ class Recorder:
             if missed % self.every_n_epochs == 0:
                 self.trajectories.record(missed, *nothing)
 
+    def release(self) -> None:
+        """Lets go of the data and the module of a fit that is over; what was recorded stays."""
+        for name in ("step", "train_sweep", "val_sweep", "_found_for"):
+            vars(self).pop(name, None)
+
     def _find_data(self, trainer: Trainer) -> None:
-        train_sweep, val_sweep, fingerprint = find_sweeps(
-            trainer, self.train_dataloader, self.val_dataloader, self.batch_size
-        )
+        with agreed(trainer, "Finding the data to sweep"):
+            train_sweep, val_sweep, fingerprint = find_sweeps(
+                trainer, self.train_dataloader, self.val_dataloader, self.batch_size
+            )
+        if trainer.world_size > 1:
+            own = (fingerprint, train_sweep.length, len(train_sweep.positions), len(val_sweep.positions))
+            with agreed(trainer, "Comparing the data of the ranks"):
+                if own != trainer.strategy.broadcast(own):
+                    raise ValueError(
+                        f"Rank {trainer.global_rank} has other data than rank 0. Every process must make the same "
+                        "split in the same order: seed it (random_split takes a generator)."
+                    )
         if self.trajectories is not None:
             recorded = self.trajectories.fingerprint
             problem = recorded.mismatch(fingerprint) if recorded is not None else None
@@ -163,14 +189,8 @@ def _check_strategy(trainer: Trainer) -> None:
         )
 
 
-def _warn_of_divergence(val_row: Tensor, val_classes: Tensor | None, epoch: int) -> None:
-    diverged = val_row.isinf().cpu()
-    if not diverged.any():
-        return
-    of_classes = ""
-    if val_classes is not None:
-        of_classes = f" of {listed(torch.unique(val_classes[diverged]).tolist(), 'class', 'classes')}"
-    rank_zero_warn(
-        f"CLD: validation losses{of_classes} are not finite after {epoch} epochs; checkpoints from here on can't be "
-        "scored."
-    )
+def _classes_at(chosen: Tensor, classes: Tensor | None) -> str:
+    """The classes of the chosen samples for a message, as in " of class 3"; nothing where there is only one."""
+    if classes is None:
+        return ""
+    return f" of {listed(torch.unique(classes[chosen.cpu()]).tolist(), 'class', 'classes')}"

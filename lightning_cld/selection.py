@@ -112,12 +112,14 @@ def check_budget(*, fraction: float | None, size: int | None, per_class: int | N
     check_count(name, value)
 
 
-def check_count(name: str, value: object) -> None:
-    """Raises unless `value` is a whole number of at least 1."""
+def check_count(name: str, value: object) -> int:
+    """Returns `value` as an int, or raises unless it is a whole number of at least 1."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} must be a whole number, got {value!r}.")
-    if operator.index(value) < 1:
+    count = operator.index(value)
+    if count < 1:
         raise ValueError(f"{name} must be at least 1, got {value!r}.")
+    return count
 
 
 def _apportion(sizes: Sequence[int], total: int) -> list[int]:

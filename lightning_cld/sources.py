@@ -44,7 +44,7 @@ def find_sweeps(
         fingerprint = fingerprint_of(given, "train")
     else:
         view = check_loader(view, "train")
-        given = _one_loader(trainer.train_dataloader) or view
+        given = _one_loader(trainer.train_dataloader, otherwise=view)
         fingerprint = fingerprint_of(given, "train")
         problem = fingerprint.mismatch(fingerprint_of(view, "train"))
         if problem:
@@ -71,12 +71,12 @@ def find_sweeps(
     )
 
 
-def _one_loader(loaders: Any) -> DataLoader[Any] | None:
-    """The Trainer's train loader if CLD can read it; None where only an explicit view can serve."""
+def _one_loader(loaders: Any, otherwise: DataLoader[Any]) -> DataLoader[Any]:
+    """The Trainer's train loader if CLD can read it."""
     try:
         return check_loader(loaders, "train")
     except (TypeError, ValueError):
-        return None
+        return otherwise
 
 
 def _from_datamodule(trainer: Trainer, name: str) -> Any:
@@ -108,6 +108,11 @@ def _warn_of_surprises(given: DataLoader[Any], view: DataLoader[Any]) -> None:
         rank_zero_warn(
             f"CLD scores all {len(given.dataset):,} samples of the train set; whether "  # type: ignore[arg-type]
             f"{sampler} draws all of them in training is unknown."
+        )
+    if type(view).__iter__ is not DataLoader.__iter__:
+        rank_zero_warn(
+            f"{type(view).__name__} has an __iter__ of its own; CLD reads its dataset through a plain DataLoader, "
+            "which leaves out what that does."
         )
     if changes_between_reads(view, "train"):
         rank_zero_warn(

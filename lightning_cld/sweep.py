@@ -51,7 +51,7 @@ class Sweep:
         with agreed(trainer, f"The {self.kind} sweep"), preserved_rng(), evaluation(trainer, module):
             losses, classes = self._evaluate(trainer, module, step, self.positions[places])
 
-        row = torch.zeros(self.length, device=losses.device)
+        row = torch.zeros(self.length, dtype=torch.float32, device=losses.device)
         where = self.positions[places[:own]].to(losses.device)
         row[where] = losses[:own].nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
         class_row: Tensor | None = None
@@ -73,7 +73,7 @@ class Sweep:
     ) -> tuple[Tensor, Tensor | None]:
         """Losses, float32, and classes at `positions`, in that order, on the device."""
         device = trainer.strategy.root_device
-        losses = torch.empty(len(positions), device=device)
+        losses = torch.empty(len(positions), dtype=torch.float32, device=device)
         classes: Tensor | None = None
         loader = sequential_loader(self.loader, positions.tolist(), batch_size=self.batch_size, kind=self.kind)
         start = 0
@@ -84,6 +84,8 @@ class Sweep:
                 batch_losses, batch_classes = step(on_device)
             check_batch(batch_losses, batch_classes, size)
             losses[start : start + size] = batch_losses
+            if start > 0 and (batch_classes is None) != (classes is None):
+                raise ValueError("cld_step returned classes for some batches and None for others: decide for one.")
             if batch_classes is not None:
                 if classes is None:
                     classes = torch.empty(len(positions), dtype=torch.int64, device=device)

@@ -140,15 +140,16 @@ class LossTrajectories:
         for name, row, buffer in (("train_row", train_row, self._train), ("val_row", val_row, self._val)):
             if row.shape != buffer.shape[1:]:
                 raise ValueError(f"{name} must have shape {list(buffer.shape[1:])}, got {list(row.shape)}.")
-        if epoch > self.epochs[-1]:
-            self.epochs.append(epoch)
-        if len(self.epochs) > len(self._train) or not self._owned:
+        place = len(self) if epoch > self.epochs[-1] else len(self) - 1
+        if place >= len(self._train) or not self._owned:
             # Capacity doubles, since how many epochs there will be is not always known.
-            self._train = torch.cat([self._train, torch.empty_like(self._train)])
-            self._val = torch.cat([self._val, torch.empty_like(self._val)])
+            larger = [torch.cat([buffer, torch.empty_like(buffer)]) for buffer in (self._train, self._val)]
+            self._train, self._val = larger
             self._owned = True
-        self._train[len(self) - 1] = train_row
-        self._val[len(self) - 1] = val_row
+        self._train[place] = train_row
+        self._val[place] = val_row
+        if place == len(self):  # last, so that an interruption before leaves the timeline as it was
+            self.epochs.append(epoch)
 
     def to(self, device: torch.device | str) -> LossTrajectories:
         """Moves the losses to `device`, in place, and returns self."""
@@ -197,7 +198,7 @@ class LossTrajectories:
         check_reference(val, val_classes, train_classes, [f"the checkpoint after {epoch} epochs" for epoch in epochs])
         if len(used) < train.shape[1]:
             train = train[:, used.to(train.device)]
-        values = torch.full((self._train.shape[1],), torch.nan)
+        values = torch.full((self._train.shape[1],), torch.nan, dtype=torch.float32)
         values[used] = cld_scores(train, val, train_classes, val_classes).cpu()
         return CLDScores(values, self.train_classes, epochs, self.fingerprint, self._provenance(every_n_epochs))
 

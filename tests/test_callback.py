@@ -1,4 +1,6 @@
+import copy
 import logging
+import pickle
 import warnings
 from pathlib import Path
 from unittest.mock import Mock
@@ -141,6 +143,41 @@ def test_a_frozen_batchnorm_stays_frozen(tmp_path):
     _, module = fit(tmp_path, CLDCallback(), Frozen)
     assert not module.net[1].training
     assert module.net[3].training
+
+
+def test_what_train_and_eval_of_a_module_do_is_not_done_by_a_sweep(tmp_path):
+    class Merges(Classifier):
+        merges = 0
+
+        def train(self, mode=True):
+            Merges.merges += not mode
+            return super().train(mode)
+
+    fit(tmp_path, CLDCallback(), Merges, limit_val_batches=0)
+    assert Merges.merges == 0
+
+
+def test_what_forward_logs_is_not_changed_by_a_sweep(tmp_path):
+    class Logs(Classifier):
+        def forward(self, inputs):
+            outputs = super().forward(inputs)
+            if self._trainer is not None:
+                self.log_dict({"norm": outputs.norm()}, on_epoch=True, on_step=False)
+            return outputs
+
+    metrics = [fit(tmp_path, cld, Logs, limit_val_batches=0)[0].callback_metrics for cld in (None, CLDCallback())]
+    assert metrics[0] == metrics[1]
+
+
+def test_float64_by_default_gives_scores_too(tmp_path):
+    torch.set_default_dtype(torch.float64)
+    try:
+        double = TensorDataset(blobs().tensors[0].double(), blobs().tensors[1])
+        cld = CLDCallback()
+        fit(tmp_path, cld, datamodule=Blobs(double))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert cld.scores.values.dtype == torch.float32
 
 
 def test_a_sweep_that_raises_leaves_mode_and_random_state_alone(tmp_path):
@@ -497,7 +534,70 @@ def test_an_exception_leaves_the_logged_losses_on_disk(tmp_path):
     assert not (tmp_path / "cld-scores.npz").exists()
 
 
+# Whose scores these are
+
+
+def test_scores_of_processes_that_are_gone_are_read_from_their_file(tmp_path):
+    cld = CLDCallback(dirpath=tmp_path)
+    elsewhere = copy.deepcopy(cld)  # as fork and spawn do
+    fit(tmp_path, elsewhere)
+    assert torch.equal(cld.scores.values, elsewhere.scores.values)
+
+
+def test_scores_of_an_earlier_run_are_not_taken_for_its_own(tmp_path):
+    fit(tmp_path, CLDCallback(dirpath=tmp_path))
+    with pytest.raises(RuntimeError, match="logged nothing"):
+        _ = CLDCallback(dirpath=tmp_path).scores
+
+
+def test_scores_of_the_fit_before_are_not_taken_for_those_of_one_that_failed(tmp_path):
+    cld = CLDCallback(dirpath=tmp_path)
+    fit(tmp_path, cld)
+    with pytest.raises(TypeError, match="no forward"):
+        fit(tmp_path, cld, NoForward)
+    with pytest.raises(RuntimeError, match="logged nothing"):
+        _ = cld.scores
+
+
+def test_numpy_numbers_are_numbers(tmp_path):
+    cld = CLDCallback(cutoff_epoch=np.int64(4), every_n_epochs=np.int32(1), batch_size=np.int16(8), dirpath=tmp_path)
+    fit(tmp_path, cld)
+    assert CLDScores.load(tmp_path / "cld-scores.npz").metadata["cutoff_epoch"] == 4
+
+
+def test_a_callback_can_be_pickled_before_and_after_a_fit(tmp_path):
+    cld = CLDCallback()
+    pickle.dumps(cld)
+    fit(tmp_path, cld)
+    assert torch.equal(pickle.loads(pickle.dumps(cld)).scores.values, cld.scores.values)
+
+
+def test_files_that_cannot_be_written_do_not_end_training(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr("lightning_cld.trajectories.write_arrays", fail)
+    with pytest.warns(UserWarning, match="could not be saved"):
+        trainer, _ = fit(tmp_path, CLDCallback(cutoff_epoch=3, dirpath=tmp_path), max_epochs=4)
+    assert trainer.current_epoch == 4
+
+
+def test_a_dirpath_that_cannot_be_is_found_out_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("")
+    module = Classifier()
+    with pytest.raises(OSError, match="file"):
+        fit(tmp_path, CLDCallback(dirpath=tmp_path / "file"), module)
+    assert module.trainer.global_step == 0
+
+
 # What can't be scored
+
+
+def test_a_reference_that_is_not_finite_before_training_raises_at_the_start(tmp_path):
+    pool = blobs()
+    pool.tensors[0][int(Blobs().val_set.indices[4])] = torch.nan
+    with pytest.raises(ValueError, match=r"of class \d are not finite before the first step \(position 4 of"):
+        fit(tmp_path, CLDCallback(), datamodule=Blobs(pool))
 
 
 def test_a_sample_with_a_non_finite_loss_is_unscored(tmp_path):
@@ -542,10 +642,25 @@ def test_training_that_ends_before_the_cutoff_warns_and_scores_raise(tmp_path):
     assert LossTrajectories.load(tmp_path / "cld-trajectories.npz").epochs == [0, 1]
 
 
-def test_too_few_epochs_in_max_steps_warns_at_the_end(tmp_path):
+@pytest.mark.parametrize(
+    ("cutoff", "steps", "message"),
+    [(None, 12, "max_steps=12 .* at least 4"), (4, 18, "cutoff_epoch=4 is never reached")],
+)
+def test_too_few_epochs_in_max_steps_raise_at_the_start(tmp_path, cutoff, steps, message):
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, CLDCallback(cutoff_epoch=cutoff), max_epochs=-1, max_steps=steps)
+    fit(tmp_path, cld := CLDCallback(cutoff_epoch=cutoff), max_epochs=-1, max_steps=steps + 6)
+    assert not cld.scores.values.isnan().any()
+
+
+def test_too_little_time_warns_at_the_end(tmp_path):
+    class TimeIsUp(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = True
+
     cld = CLDCallback()
     with pytest.warns(UserWarning, match="at least 4 checkpoints"):
-        fit(tmp_path, cld, max_epochs=-1, max_steps=12)
+        fit(tmp_path, cld, max_epochs=9, callbacks=[TimeIsUp()])
     with pytest.raises(ValueError, match="at least 4 checkpoints"):
         _ = cld.scores
 
@@ -619,7 +734,7 @@ def test_a_train_set_that_changes_its_order_is_noticed(tmp_path):
     cld = CLDCallback()
     with pytest.warns(UserWarning, match="another order"):
         fit(tmp_path, cld, datamodule=datamodule)
-    with pytest.raises(ValueError, match="3 differences"):
+    with pytest.raises(ValueError, match="at least 4 checkpoints"):
         _ = cld.scores
 
 
@@ -698,6 +813,12 @@ class FloatClasses(Classifier):
         return F.cross_entropy(self(batch[0]), batch[1], reduction="none"), batch[1].float()
 
 
+class SomeClasses(Classifier):
+    def cld_step(self, batch):
+        classes = batch[1] if len(batch[1]) == 16 else None
+        return F.cross_entropy(self(batch[0]), batch[1], reduction="none"), classes
+
+
 class NegativeClasses(Classifier):
     def cld_step(self, batch):
         return F.cross_entropy(self(batch[0]), batch[1], reduction="none"), batch[1] - 1
@@ -713,6 +834,7 @@ class NegativeClasses(Classifier):
         (ShortLosses, {}, ValueError, r"one loss per sample.*shape \[\]"),
         (NoPair, {}, TypeError, r"must return \(losses, classes\)"),
         (FloatClasses, {}, TypeError, "classes as integers"),
+        (SomeClasses, {}, ValueError, "classes for some batches and None for others"),
         (NegativeClasses, {}, ValueError, "must not be negative, got -1"),
         (Classifier, {"loss_fn": lambda outputs, targets: F.cross_entropy(outputs, targets)}, ValueError, "reduction"),
     ],

@@ -25,6 +25,7 @@ from torchvision.datasets import FakeData
 from toys import CLASSES, Blobs, Classifier, blobs, fit, quiet_trainer
 
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, select_top
+from lightning_cld.loaders import fingerprint_of
 from lightning_cld.narrowing import FullLengthSampler
 
 
@@ -203,6 +204,8 @@ def test_bad_coresets_raise_when_they_are_given(coreset, budget, error, message)
 def test_what_is_not_a_datamodule_is_refused():
     with pytest.raises(TypeError, match="Subset"):
         CoresetDataModule(Blobs().train_dataloader(), [1])
+    with pytest.raises(TypeError, match=r"CLDCallback give `\.scores`"):
+        CoresetDataModule(Blobs(), CLDCallback())
     with pytest.raises(TypeError, match="no train_dataloader"):
         CoresetDataModule(L.LightningDataModule(), [1])
 
@@ -244,6 +247,32 @@ def test_an_unseeded_split_is_noticed():
     second.setup("fit")
     with pytest.raises(ValueError, match="generator"):
         second.train_dataloader()
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_the_numbers_of_a_regression_tell_datasets_apart(hide):
+    class Regression(Blobs):
+        def __init__(self, seed):
+            super().__init__()
+            generator = torch.Generator().manual_seed(seed)
+            points = TensorDataset(torch.rand(120, 4, generator=generator), torch.rand(120, generator=generator))
+            self.train_set = Unlabelled(points) if hide else points
+
+    scored = Regression(0)
+    fingerprint = fingerprint_of(scored.train_dataloader(), "train")
+    scores = CLDScores(torch.rand(120), fingerprint=fingerprint)
+    assert len(CoresetDataModule(Regression(0), scores, size=16).train_dataloader()) == 1
+    with pytest.raises(ValueError, match="not of this train set"):
+        CoresetDataModule(Regression(1), scores, size=16).train_dataloader()
+
+
+def test_a_dataset_that_tells_no_labels_is_served_with_a_warning():
+    class Inputs(Blobs):
+        def train_dataloader(self):
+            return DataLoader(TensorDataset(torch.rand(90, 4)), 16)
+
+    with pytest.warns(UserWarning, match="only its length was compared"):
+        CoresetDataModule(Inputs(), CLDScores(torch.rand(90)), size=16).train_dataloader()
 
 
 def test_checking_the_dataset_draws_no_random_numbers():
@@ -297,6 +326,20 @@ def test_settings_of_the_loader_are_kept():
     assert {name: getattr(loader, name) for name in settings} == settings
     assert isinstance(loader.sampler, RandomSampler)
     assert len(loader) == 4
+
+
+def test_the_generator_of_a_sampler_is_kept():
+    generator = torch.Generator().manual_seed(9)
+    data = with_sampler(lambda train: RandomSampler(train, generator=generator))
+    assert CoresetDataModule(data, range(16)).train_dataloader().sampler.generator is generator
+
+
+def test_full_epochs_follow_the_seed():
+    def first_pass(seed):
+        torch.manual_seed(seed)
+        return list(CoresetDataModule(Blobs(), range(20), epoch_length="full").train_dataloader().sampler)
+
+    assert first_pass(1) == first_pass(1) != first_pass(2)
 
 
 def test_order_is_kept():
