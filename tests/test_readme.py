@@ -12,7 +12,7 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 class SmallCifar(torchvision.datasets.FakeData):
-    def __init__(self, root, transform):
+    def __init__(self, root, transform, download=False):
         super().__init__(60, (3, 32, 32), 10, transform)
         self.targets = [int(torch.randint(10, (), generator=torch.Generator().manual_seed(i))) for i in range(60)]
 
