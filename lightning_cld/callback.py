@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_cld.functional import MIN_CHECKPOINTS
+from lightning_cld.guards import agreed
 from lightning_cld.losses import LossFunction, check_loss_fn
 from lightning_cld.recorder import Recorder
 from lightning_cld.scores import CLDScores
@@ -190,8 +191,9 @@ class CLDCallback(Callback):
         if trainer.max_epochs == -1:
             _check_max_steps(trainer, pl_module, self.every_n_epochs, self.cutoff_epoch)
         self._recorder.start(trainer, pl_module)
-        if self.dirpath is not None:
-            self.dirpath.mkdir(parents=True, exist_ok=True)  # found out now if that can't be
+        with agreed(trainer, "Making dirpath"):
+            if self.dirpath is not None:  # found out now if it can't be
+                self.dirpath.mkdir(parents=True, exist_ok=True)
         epoch = trainer.current_epoch
         if _is_untrained(trainer):
             self._recorder.record(trainer, pl_module, epoch=0)

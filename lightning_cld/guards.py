@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -61,9 +62,8 @@ def evaluation(trainer: Trainer, module: LightningModule) -> Iterator[None]:
         del module.log
         for submodule, mode in modes:
             submodule.training = mode
-        with torch.no_grad():
-            for buffer, own in buffers:
-                buffer.copy_(own)
+        for buffer, own in buffers:
+            _set_buffer(buffer, own)
 
 
 def _log_nothing(*args: Any, **kwargs: Any) -> None:
@@ -82,17 +82,43 @@ def agreed(trainer: Trainer, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if trainer.world_size == 1:
+        if trainer.world_size == 1 or getattr(error, "is_agreed_on", False):  # by a block within this one
             raise
         failure = error
-    if trainer.world_size > 1 and not trainer.strategy.reduce_boolean_decision(failure is None, all=True):
-        raise failure or RuntimeError(f"{what} failed on another rank; its message is there.")
+    if trainer.world_size == 1 or trainer.strategy.reduce_boolean_decision(failure is None, all=True):
+        return
+    # Whose error is shown is up to the launcher, so each rank has the message.
+    said: list[str | None] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(said, None if failure is None else f"{type(failure).__name__}: {failure}")
+    rank, message = next((rank, message) for rank, message in enumerate(said) if message is not None)
+    failure = failure or RuntimeError(f"{what} failed on rank {rank}: {message}")
+    failure.is_agreed_on = True  # type: ignore[attr-defined]
+    raise failure
+
+
+@contextmanager
+def in_lockstep(trainer: Trainer, what: str) -> Iterator[None]:
+    """`agreed` before a forward that waits for the other ranks' (FSDP2): where one rank stops, all must.
+
+    A rank that fails elsewhere within an outer `agreed` meets the others there.
+    """
+    with agreed(trainer, what) if isinstance(trainer.strategy, ModelParallelStrategy) else nullcontext():
+        yield
 
 
 def _share_buffers(module: LightningModule) -> list[tuple[Tensor, Tensor]]:
     """Gives every rank rank 0's buffers; returns pairs of buffer and the rank's own value."""
-    own = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    with torch.no_grad():
-        for buffer, _ in own:
-            torch.distributed.broadcast(buffer, src=0)
+    # Collectives want contiguous memory, which a buffer that is a view need not have.
+    own = [(buffer, buffer.detach().clone(memory_format=torch.contiguous_format)) for buffer in module.buffers()]
+    for buffer, value in own:
+        shared = value.clone()
+        torch.distributed.broadcast(shared, src=0)
+        _set_buffer(buffer, shared)
     return own
+
+
+def _set_buffer(buffer: Tensor, value: Tensor) -> None:
+    """Writes only what differs: a constant that was expanded from one value can't be written to."""
+    if not torch.equal(buffer, value):
+        with torch.no_grad():
+            buffer.copy_(value)

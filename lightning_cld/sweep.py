@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_cld.guards import agreed, evaluation, preserved_rng
+from lightning_cld.guards import agreed, evaluation, in_lockstep, preserved_rng
 from lightning_cld.loaders import sequential_loader
 from lightning_cld.losses import Step, check_batch
 
@@ -77,9 +77,11 @@ class Sweep:
         classes: Tensor | None = None
         loader = sequential_loader(self.loader, positions.tolist(), batch_size=self.batch_size, kind=self.kind)
         start = 0
-        for batch in loader:
+        batches = iter(loader)
+        for _ in range(len(loader)):
             size = min(loader.batch_size or 1, len(positions) - start)
-            on_device = _to_device(trainer, module, batch)
+            with in_lockstep(trainer, f"The {self.kind} sweep"):
+                on_device = _to_device(trainer, module, next(batches))
             with trainer.precision_plugin.forward_context():
                 batch_losses, batch_classes = step(on_device)
             check_batch(batch_losses, batch_classes, size)

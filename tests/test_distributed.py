@@ -1,59 +1,405 @@
-"""Runs with several processes, each a script of its own."""
+"""Runs with several processes: `distributed_runs.py` makes them, the tests read what each rank ended with."""
 
+from __future__ import annotations
+
+import os
+import signal
 import subprocess
 import sys
+from collections import Counter
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from distributed_runs import BROKEN, FULL, KEPT, PATIENCE, SIZES, SUBSET, Model, ModelWithColumn, Points, Runs
+from torch import Tensor
+from torch.nn import functional as F
 
 from lightning_cld import CLDScores, LossTrajectories
 
-SCRIPT = """
-import sys
-import lightning as L
-import torch
-from torch.utils.data import Subset
-from toys import Blobs, Classifier, blobs, quiet_trainer
-from lightning_cld import CLDCallback
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ddp_fork needs fork")
 
-if __name__ == "__main__":
-    devices, root = int(sys.argv[1]), sys.argv[2]
-    L.seed_everything(7)
-    data = Blobs()
-    data.train_set = Subset(data.train_set, range(89))  # a size that does not divide
-    cld = CLDCallback(dirpath=root)
-    strategy = "ddp_fork" if devices > 1 else "auto"
-    trainer = quiet_trainer(root, cld, devices=devices, strategy=strategy, max_epochs=3)
-    trainer.fit(Classifier(lr=0.0), datamodule=data)
-"""
+EVERYWHERE = ["sizes", "models", "samplers", "coresets", "later_errors", "no_reference"]
+# The last part of a run is one that breaks the connection between its processes if the library does not hold them
+# together; what comes before has been saved by then.
+PARTS = {
+    ("ddp_fork", 2): [*EVERYWHERE, "once", "start", "without_dirpath", "bad_sample"],
+    ("ddp_fork", 3): [*EVERYWHERE, "resume", "bad_sample"],
+    ("fsdp2", 2): [*EVERYWHERE, "start", "tensor_parallel", "shared_place", "bad_sample"],
+    ("fsdp2", 3): [*EVERYWHERE, "resume", "bad_sample"],
+    ("ddp", 2): ["once", "coresets", "bad_sample"],
+    ("ddp_spawn", 2): ["once"],
+}
+SAMPLES = [train for train, _ in SIZES]
 
 
-def run(tmp_path: Path, devices: int) -> Path:
-    root = tmp_path / str(devices)
-    script = tmp_path / "run.py"
-    script.write_text(SCRIPT)
-    result = subprocess.run(
-        [sys.executable, script, str(devices), root],
-        cwd=Path(__file__).parent,
-        env={"PYTHONPATH": str(Path(__file__).parent), "PATH": "", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    return root
+class Run:
+    """What a run of the script left.
+
+    Args:
+        strategy: As in `distributed_runs.Runs`.
+        devices: The number of processes.
+        root: The folder it wrote to.
+        log: All it printed.
+    """
+
+    def __init__(self, strategy: str, devices: int, root: Path, log: str = "") -> None:
+        self.strategy = strategy
+        self.devices = devices
+        self.root = root
+        self.log = log
+
+    def ends(self, name: str) -> list[dict[str, Any]]:
+        """What each rank ended the fit `name` with."""
+        return [self._load(f"{name}-{rank}.pt") for rank in range(self.devices)]
+
+    def main(self, name: str) -> dict[str, Any]:
+        """What the process that started the others ended it with."""
+        return self._load(f"{name}-main.pt")
+
+    def logged(self, name: str) -> LossTrajectories:
+        return LossTrajectories.load(self.root / name / "cld-trajectories.npz")
+
+    def _load(self, file: str) -> Any:
+        assert (self.root / file).exists(), f"the run did not get to {file}:\n{self.log[-6000:]}"
+        return torch.load(self.root / file, weights_only=False)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ddp_fork needs fork")
-def test_every_number_of_processes_logs_the_same_losses(tmp_path):
-    # The learning rate is 0, but BatchNorm statistics move, and move differently on each rank: only theta_0 is the
-    # same for one process and two, and all ranks' samples must be seen with the statistics of one.
-    alone, pair = (LossTrajectories.load(run(tmp_path, n) / "cld-trajectories.npz") for n in (1, 2))
-    torch.testing.assert_close(alone.train_losses[0], pair.train_losses[0], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(alone.val_losses[0], pair.val_losses[0], rtol=1e-5, atol=1e-6)
-    assert torch.equal(alone.train_classes, pair.train_classes)
-    assert pair.epochs == [0, 1, 2, 3]
-    assert pair.train_losses.isfinite().all()
-    assert len(CLDScores.load(tmp_path / "2" / "cld-scores.npz")) == 89
+@pytest.fixture(scope="module")
+def run_of(tmp_path_factory):
+    """A function that runs the script once for each strategy and number of processes."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    @cache
+    def run(strategy: str, devices: int) -> Run:
+        if "resume" in PARTS[strategy, devices]:
+            run(strategy, 2)
+        root = folder / f"{strategy}-{devices}"
+        root.mkdir()
+        command = [sys.executable, "distributed_runs.py", strategy, str(devices), root, *PARTS[strategy, devices]]
+        paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        environment = {
+            "PATH": "",
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "CUDA_VISIBLE_DEVICES": "",
+            "OMP_NUM_THREADS": "1",
+        }
+        # To a file: pipes would stay open as long as any process of a run that hangs.
+        with (root / "log.txt").open("w") as log:
+            script = subprocess.Popen(
+                command,
+                cwd=Path(__file__).parent,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            try:
+                script.wait(timeout=300)
+            except subprocess.TimeoutExpired:
+                os.killpg(script.pid, signal.SIGKILL)
+                script.wait()
+        return Run(strategy, devices, root, (root / "log.txt").read_text())
+
+    return run
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("ddp_fork", 2), ("ddp_fork", 3), ("fsdp2", 2), ("fsdp2", 3)],
+    ids=lambda run: f"{run[0]}-{run[1]}",
+)
+def ranks(request, run_of) -> Run:
+    return run_of(*request.param)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Run:
+    """The same fits by one process."""
+    root = tmp_path_factory.mktemp("alone")
+    Runs("", 1, root).sizes()
+    return Run("", 1, root)
+
+
+def losses_one_by_one(model: Model, weights: dict[str, Tensor], points: Points) -> Tensor:
+    """Cross-entropy of each sample by itself: an oracle for a sweep's row."""
+    model.load_state_dict(weights)
+    model.eval()
+    with torch.no_grad():
+        losses = [
+            F.cross_entropy(model(inputs[None]), target[None])
+            for inputs, target in zip(points.inputs, points.targets, strict=True)
+        ]
+    return torch.stack(losses)
+
+
+def rows_of(end: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    recorded = LossTrajectories.from_state_dict(end["rows"])
+    return recorded.train_losses, recorded.val_losses
+
+
+def assert_same_training(first: list[dict[str, Any]], second: list[dict[str, Any]], epochs: range) -> None:
+    """Compares weights, buffers and batches of every rank and epoch, bit for bit."""
+    for mine, other in zip(first, second, strict=True):
+        for epoch in epochs:
+            assert mine["weights"][epoch].keys() == other["weights"][epoch].keys()
+            for name, value in mine["weights"][epoch].items():
+                assert torch.equal(value, other["weights"][epoch][name]), (epoch, name)
+        count = len(epochs) - 1
+        assert mine["served"][:count] == other["served"][:count]
+
+
+# The same losses
+
+
+@pytest.mark.parametrize("samples", SAMPLES)
+def test_losses_of_the_same_weights_are_those_of_one_process(ranks, alone, samples):
+    theirs, ours = ranks.logged(f"sizes-{samples}"), alone.logged(f"sizes-{samples}")
+    torch.testing.assert_close(theirs.train_losses[0], ours.train_losses[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(theirs.val_losses[0], ours.val_losses[0], rtol=1e-5, atol=1e-6)
+    assert torch.equal(theirs.train_classes, ours.train_classes)
+    assert torch.equal(theirs.val_classes, ours.val_classes)
+
+
+@pytest.mark.parametrize(("samples", "references"), SIZES)
+def test_every_checkpoint_has_the_losses_of_rank_0s_weights_and_buffers(ranks, samples, references):
+    ends = ranks.ends(f"sizes-{samples}")
+    train, val = rows_of(ends[0])
+    assert len(train) == len(val) == 4
+    for epoch, weights in ends[0]["weights"].items():
+        model = Model(norm=samples > 2)
+        expected = losses_one_by_one(model, weights, Points(samples, seed=0))
+        torch.testing.assert_close(train[epoch], expected, rtol=1e-5, atol=1e-6)
+        expected = losses_one_by_one(model, weights, Points(references, seed=1))
+        torch.testing.assert_close(val[epoch], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("samples", SAMPLES)
+def test_every_rank_ends_with_the_same_rows(ranks, samples):
+    first, *others = (end["rows"] for end in ranks.ends(f"sizes-{samples}"))
+    assert first["epochs"] == [0, 1, 2, 3]
+    for other in others:
+        assert other["epochs"] == first["epochs"]
+        assert other["fingerprint"] == first["fingerprint"]
+        for name in ("train_losses", "val_losses", "train_classes", "val_classes"):
+            assert torch.equal(other[name], first[name])
+
+
+@pytest.mark.parametrize(("samples", "references"), SIZES)
+def test_a_sweep_reads_each_sample_once_but_for_padding(ranks, samples, references):
+    ends = ranks.ends(f"sizes-{samples}")
+    for epoch in (1, 2, 3):
+        for which, count in enumerate((samples, references)):
+            shares = [end["reads"][epoch][which] for end in ends]
+            equal_share = -(-count // ranks.devices)
+            assert {len(share) for share in shares} == {equal_share}  # under FSDP2 each forward waits for the others
+            reads = Counter(position for share in shares for position in share)
+            assert set(reads) == set(range(count))
+            assert sum(reads.values()) - count == equal_share * ranks.devices - count
+
+
+# The same training
+
+
+@pytest.mark.parametrize("name", ["sizes-49", "with-step"])
+def test_training_is_the_same_with_and_without_the_callback_on_every_rank(ranks, name):
+    watched, unwatched = ranks.ends(name), ranks.ends("unwatched")
+    assert_same_training(watched, unwatched, range(4))
+    for mine, other in zip(watched, unwatched, strict=True):
+        for key in ("steps", "metrics"):
+            assert mine[key] == other[key]
+        assert repr(mine["random"]) == repr(other["random"])
+
+
+def test_ranks_have_buffers_and_random_states_of_their_own(ranks):
+    # Else the tests around this one would show nothing.
+    first, second, *_ = ranks.ends("unwatched")
+    for epoch in range(4):
+        name = "net.1.running_mean"
+        assert not torch.equal(first["weights"][epoch][name], second["weights"][epoch][name])
+    assert repr(first["random"]) != repr(second["random"])
+
+
+def test_cld_step_gives_the_losses_of_the_default_where_ranks_have_buffers_of_their_own(ranks):
+    for mine, other in zip(ranks.ends("with-step"), ranks.ends("sizes-49"), strict=True):
+        for row, expected in zip(rows_of(mine), rows_of(other), strict=True):
+            assert torch.equal(row, expected)
+
+
+def test_buffers_that_are_not_contiguous_are_shared_and_given_back(ranks):
+    ends = ranks.ends("with-column")
+    for rank, end in enumerate(ends):
+        assert end["weights"][0]["scale"].tolist() == [rank + 2] * 4
+    for epoch, row in enumerate(rows_of(ends[1])[0]):
+        expected = losses_one_by_one(ModelWithColumn(), ends[0]["weights"][epoch], Points(49, seed=0))
+        torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_buffer_expanded_from_one_value_does_no_harm_under_fsdp2(run_of):
+    assert [end["steps"] for end in run_of("fsdp2", 2).ends("shared-place")] == [9, 9]
+
+
+# Other numbers of devices on resume
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the one that wrote the checkpoints
+@pytest.mark.parametrize("strategy", ["ddp_fork", "fsdp2"])
+@pytest.mark.parametrize("devices", [1, 3])
+def test_a_run_on_two_processes_resumes_on_one_and_on_three(run_of, tmp_path, strategy, devices):
+    started = run_of(strategy, 2)
+    if devices == 1:
+        Runs("", 1, tmp_path).watched("resumed", max_epochs=5, ckpt_path=started.root / "epoch=1.ckpt")
+        resumed = Run("", 1, tmp_path)
+    else:
+        resumed = run_of(strategy, devices)
+    train, val = rows_of(started.ends("started")[0])
+    ends = resumed.ends("resumed")
+    for end in ends:
+        assert end["rows"]["epochs"] == [0, 1, 2, 3, 4, 5]
+        train_now, val_now = rows_of(end)
+        assert torch.equal(train_now[:3], train[:3])
+        assert torch.equal(val_now[:3], val[:3])
+        assert train_now.isfinite().all()
+    for epoch in (3, 4, 5):
+        expected = losses_one_by_one(Model(), ends[0]["weights"][epoch], Points(49, seed=0))
+        torch.testing.assert_close(train_now[epoch], expected, rtol=1e-5, atol=1e-6)
+    assert len(CLDScores.load(resumed.root / "resumed" / "cld-scores.npz")) == 49
+
+
+# Errors
+
+
+def assert_ends_all(run: Run, name: str, message: str) -> None:
+    """Checks that the fit ended, and soon, with the message of the rank where it failed."""
+    main = run.main(name)
+    assert message in main["error"]
+    assert main["seconds"] < PATIENCE.seconds
+    if run.strategy != "ddp_fork":  # there the first rank to end takes the others with it
+        for end in run.ends(name):
+            assert message in end["error"]
+
+
+@pytest.mark.parametrize("devices", [2, 3])
+@pytest.mark.parametrize("strategy", ["ddp_fork", "fsdp2"])
+def test_a_bad_sample_on_one_rank_ends_all_with_its_message(run_of, strategy, devices):
+    assert_ends_all(run_of(strategy, devices), "bad-sample", f"sample {BROKEN} can't be read")
+
+
+def test_a_bad_sample_on_one_rank_ends_all_under_ddp(run_of):
+    assert_ends_all(run_of("ddp", 2), "bad-sample", f"sample {BROKEN} can't be read")
+
+
+def test_data_missing_on_one_rank_end_all_with_its_message(ranks):
+    assert_ends_all(ranks, "no-reference", "the reference is on another disk")
+
+
+@pytest.mark.parametrize("name", ["later-sample", "later-step"])
+def test_an_error_on_one_rank_later_on_leaves_a_hole_on_all(ranks, name):
+    ends = ranks.ends(name)
+    for end in ends:
+        assert end["rows"]["epochs"] == [0, 1, 2, 3, 4, 5, 6]
+        for rows in rows_of(end):
+            assert rows[2].isnan().all()
+            assert rows[[0, 1, 3, 4, 5, 6]].isfinite().all()
+    assert_same_training(ends, ranks.ends("unwatched"), range(4))
+    assert len(CLDScores.load(ranks.root / name / "cld-scores.npz")) == 49
+
+
+def test_the_warning_of_a_hole_has_the_message_of_the_rank_that_failed(ranks):
+    ranks.ends("later-step")
+    warnings = [line for line in ranks.log.splitlines() if "could not be logged" in line]
+    assert len(warnings) == 2
+    assert f"sample {BROKEN} can't be read" in warnings[0]
+    assert f"sample {BROKEN} can't be evaluated" in warnings[1]
+
+
+# Which samples
+
+
+def test_a_subset_random_sampler_is_honoured(ranks):
+    for end in ranks.ends("subset"):
+        train, _ = rows_of(end)
+        assert train.isfinite().all(dim=0).nonzero().flatten().tolist() == list(SUBSET)
+        assert train.isnan().all(dim=0).sum() == 49 - len(SUBSET)
+    scores = CLDScores.load(ranks.root / "subset" / "cld-scores.npz")
+    assert set(scores.select(fraction=1.0).tolist()) == set(SUBSET)
+
+
+def test_every_sample_of_a_weighted_random_sampler_is_logged(ranks):
+    for end in ranks.ends("weighted"):
+        assert rows_of(end)[0].isfinite().all()
+
+
+def served_by_all(ends: list[dict[str, Any]]) -> list[Counter[int]]:
+    """How often each position was trained on, for each epoch."""
+    epochs = zip(*(end["served"] for end in ends), strict=True)
+    return [Counter(position for share in epoch for position in share) for epoch in epochs]
+
+
+@pytest.mark.parametrize("name", ["half", "half-own-sampler"])
+def test_a_coreset_is_served_once_an_epoch_over_the_ranks(ranks, name):
+    scores = CLDScores.load(ranks.root / "full-set" / "cld-scores.npz")
+    kept = Counter(scores.select(fraction=0.5).tolist())
+    assert len(kept) == FULL // 2
+    assert served_by_all(ranks.ends(name)) == [kept] * 3
+
+
+def test_full_length_epochs_have_as_many_steps_as_the_full_set(ranks):
+    for mine, other in zip(ranks.ends("long"), ranks.ends("full-set"), strict=True):
+        assert mine["steps"] == other["steps"]
+        assert [len(epoch) for epoch in mine["served"]] == [len(epoch) for epoch in other["served"]]
+
+
+def test_full_length_epochs_draw_the_same_on_all_ranks_and_afresh_each_epoch(ranks):
+    scores = CLDScores.load(ranks.root / "full-set" / "cld-scores.npz")
+    kept = set(scores.select(size=KEPT).tolist())
+    epochs = served_by_all(ranks.ends("long"))
+    passes, rest = divmod(FULL, KEPT)
+    for served in epochs:
+        assert set(served) == kept
+        assert Counter(served.values()) == {passes + 1: rest, passes: KEPT - rest}
+    drawn_again = {frozenset(p for p, times in served.items() if times > passes) for served in epochs}
+    assert len(drawn_again) == len(epochs) == 3
+
+
+# The process that started the others
+
+
+@pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn", "ddp"])
+def test_the_main_process_has_the_scores_afterwards(run_of, strategy):
+    run = run_of(strategy, 2)
+    main, ends = run.main("scores"), run.ends("sizes-49")
+    expected = LossTrajectories.from_state_dict(ends[1]["rows"]).score()
+    torch.testing.assert_close(main["scores"], expected.values, rtol=0, atol=1e-6, equal_nan=True)
+    assert main["kept"] == expected.select(fraction=0.5).tolist()
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp"])
+def test_losses_are_those_of_one_process_however_processes_are_started(run_of, alone, strategy):
+    theirs, ours = run_of(strategy, 2).logged("sizes-49"), alone.logged("sizes-49")
+    assert theirs.epochs == [0, 1, 2, 3]
+    torch.testing.assert_close(theirs.train_losses[0], ours.train_losses[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(theirs.val_losses[0], ours.val_losses[0], rtol=1e-5, atol=1e-6)
+
+
+def test_without_a_dirpath_the_main_process_is_told_to_give_one(run_of):
+    told = run_of("ddp_fork", 2).main("without-dirpath")
+    assert "CLDCallback(dirpath=...)" in told["error"]
+    assert told["path"] is None
+
+
+def test_the_scores_file_is_there_for_every_rank_when_fit_returns(run_of):
+    # Rank 0 wrote it to a slow disk; the others go on to read it in the same script.
+    run = run_of("ddp", 2)
+    assert "there is no file" not in run.log
+    assert len(run.ends("half")) == 2
+
+
+# What is refused
+
+
+def test_tensor_parallel_layouts_are_refused(run_of):
+    for end in run_of("fsdp2", 2).ends("tensor-parallel"):
+        assert "ModelParallelStrategy(tensor_parallel_size=1)" in end["error"]

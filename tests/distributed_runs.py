@@ -1,0 +1,386 @@
+"""Fits on several processes, as a script: `python distributed_runs.py STRATEGY DEVICES FOLDER PART...`.
+
+Starting processes takes far longer than fitting such small models, so one start serves many fits, and one fit many
+tests. Every rank of a fit leaves what it ended with in `FOLDER/<name>-<rank>.pt`; `test_distributed.py` reads that.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn import functional as F
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    Sampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from toys import CLASSES, Classifier, quiet_trainer
+
+from lightning_cld import CLDCallback, CLDScores, CoresetDataModule
+
+PATIENCE = timedelta(seconds=40)
+"""How long a rank waits for the others before it ends with an error; the default is half an hour."""
+
+SIZES = [(49, 11), (7, 4), (2, 2)]
+"""Train and validation samples. On 2 and on 3 ranks 49 in batches of 8 give some ranks one batch more than others."""
+
+BROKEN = 11
+"""The position of a bad sample, which the last of 2 or 3 ranks reads."""
+
+SUBSET = range(0, 49, 2)
+FULL, KEPT = 48, 20
+
+
+class Points(Dataset[Any]):
+    """Points in four dimensions, each with its class and position; keeps a list of the positions that were read."""
+
+    def __init__(self, samples: int, seed: int) -> None:
+        self.targets = torch.arange(samples) % CLASSES
+        generator = torch.Generator().manual_seed(seed)
+        self.inputs = torch.randn(samples, 4, generator=generator) + self.targets[:, None]
+        self.reads: list[int] = []
+        self.broken: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor, int]:
+        if position == self.broken:
+            raise OSError(f"sample {position} can't be read")
+        self.reads.append(position)
+        return self.inputs[position], self.targets[position], position
+
+
+class Data(L.LightningDataModule):
+    def __init__(self, train: int, val: int, sampler: Sampler[int] | None = None) -> None:
+        super().__init__()
+        self.train_set, self.val_set = Points(train, seed=0), Points(val, seed=1)
+        self.sampler = sampler
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.train_set, batch_size=10, shuffle=self.sampler is None, sampler=self.sampler)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.val_set, batch_size=1)
+
+
+class OwnSampler(Data):
+    """Makes its distributed sampler itself, for `Trainer(use_distributed_sampler=False)`."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        self.sampler = DistributedSampler(self.train_set, self.trainer.world_size, self.trainer.global_rank)
+        return super().train_dataloader()
+
+
+class NoReference(Data):
+    """Finds its reference on all ranks but the last."""
+
+    def cld_val_dataloader(self) -> DataLoader[Any]:
+        if self.trainer.global_rank == self.trainer.world_size - 1:
+            raise OSError("the reference is on another disk")
+        return self.val_dataloader()
+
+
+class Model(Classifier):
+    """A `Classifier` that remembers the positions it is trained on; sharded where there is a device mesh."""
+
+    def __init__(self, norm: bool = True) -> None:
+        super().__init__(lr=0.05)
+        if not norm:  # which needs two samples a batch
+            self.net = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.3), nn.Linear(16, CLASSES))
+        self.served: list[list[int]] = []
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None and self.device_mesh["data_parallel"].size() > 1:
+            for layer in [layer for layer in self.net if isinstance(layer, nn.Linear)]:
+                fully_shard(layer, mesh=self.device_mesh["data_parallel"])
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+    def on_train_epoch_start(self) -> None:
+        self.served.append([])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.served[-1] += batch[2].tolist()
+        return super().training_step(batch, batch_idx)
+
+
+class ModelWithStep(Model):
+    broken: int | None = None
+
+    def cld_step(self, batch: Any) -> tuple[Tensor, Tensor]:
+        outputs = self(batch[0])
+        # After the forward, as a label out of range would: a rank that left out the forward of a sharded module would
+        # leave the others waiting within it.
+        if self.broken in batch[2].tolist():
+            raise OSError(f"sample {self.broken} can't be evaluated")
+        return F.cross_entropy(outputs, batch[1], reduction="none"), batch[1]
+
+
+class ModelWithColumn(Model):
+    """Has a buffer whose values do not lie side by side in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(4, 3)[:, 1])
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs * self.scale)
+
+
+class ModelWithOneForAll(Model):
+    """Has a buffer whose values are one and the same place in memory; DDP refuses such a module, FSDP2 does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("positions", torch.zeros(1).expand(5), persistent=False)
+
+
+class Apart(L.Callback):
+    """Gives each rank random states and buffers of its own before training; comes before the sweeps."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for seed in (torch.manual_seed, np.random.seed, random.seed):
+            seed(100 + trainer.global_rank)
+        for buffer in pl_module.buffers():
+            buffer.add_(trainer.global_rank + 1)
+
+
+class Breaks(L.Callback):
+    """Makes a sample bad while the second epoch is swept; comes before the sweeps.
+
+    Args:
+        dataset: Whose sample can't be read; None: the module can't evaluate it.
+    """
+
+    def __init__(self, dataset: Points | None = None) -> None:
+        self.dataset = dataset
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        (self.dataset or pl_module).broken = None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        (self.dataset or pl_module).broken = BROKEN if trainer.current_epoch == 1 else None
+
+
+class Ends(L.Callback):
+    """Saves what each rank saw and ended with; comes after the sweeps."""
+
+    def __init__(self, path: Path, cld: CLDCallback | None, views: list[Points]) -> None:
+        self.path = path
+        self.cld = cld
+        self.views = views
+        self.weights: dict[int, dict[str, Tensor]] = {}
+        self.reads: dict[int, list[list[int]]] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.weights[trainer.current_epoch] = _whole_state(pl_module)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for view in self.views:
+            view.reads = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.weights[trainer.current_epoch + 1] = _whole_state(pl_module)
+        self.reads[trainer.current_epoch + 1] = [list(view.reads) for view in self.views]
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        recorded = None if self.cld is None else self.cld.trajectories
+        self._save(
+            trainer,
+            weights=self.weights,
+            reads=self.reads,
+            served=pl_module.served,
+            steps=trainer.global_step,
+            metrics={name: float(value) for name, value in trainer.logged_metrics.items()},
+            random=[torch.get_rng_state().tolist(), np.random.get_state()[1:3], random.getstate()],
+            rows=None if recorded is None else recorded.state_dict(),
+        )
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        if torch.distributed.is_initialized():  # not in the main process of ddp_fork, which hears of it too
+            self._save(trainer, error=str(exception))
+
+    def _save(self, trainer: L.Trainer, **values: Any) -> None:
+        torch.save(values, f"{self.path}-{trainer.global_rank}.pt")
+
+
+def _whole_state(module: L.LightningModule) -> dict[str, Tensor]:
+    """All weights, gathered where they are sharded, and this rank's buffers."""
+    state = module.state_dict()
+    return {
+        name: (value.full_tensor() if hasattr(value, "full_tensor") else value).clone() for name, value in state.items()
+    }
+
+
+class Runs:
+    """Fits under one strategy.
+
+    Args:
+        strategy: "ddp_fork", "ddp", "ddp_spawn" or "fsdp2"; of no account for one process.
+        devices: The number of processes.
+        root: Where results and files go.
+    """
+
+    def __init__(self, strategy: str, devices: int, root: Path) -> None:
+        self.strategy = strategy
+        self.devices = devices
+        self.root = root
+
+    def fit(
+        self,
+        name: str,
+        data: L.LightningDataModule,
+        *callbacks: L.Callback,
+        model: Callable[[], Model] = Model,
+        cld: CLDCallback | None = None,
+        views: list[Points] | None = None,
+        **arguments: Any,
+    ) -> None:
+        """Seeds, makes the model and trains; an error ends this fit only. `callbacks` come before `cld`."""
+        L.seed_everything(7, verbose=False)
+        ckpt_path = arguments.pop("ckpt_path", None)
+        trainer = quiet_trainer(
+            self.root / name,
+            *callbacks,
+            *([] if cld is None else [cld]),
+            Ends(self.root / name, cld, views or []),
+            **{
+                "devices": self.devices,
+                "strategy": arguments.pop("strategy", None) or self._make_strategy(),
+                "max_epochs": 3,
+                "limit_val_batches": 0,  # a validation epoch would make the buffers equal before the sweep
+                **arguments,
+            },
+        )
+        started = time.monotonic()
+        try:
+            trainer.fit(model(), datamodule=data, ckpt_path=ckpt_path)
+        except Exception as error:  # noqa: BLE001
+            if trainer.is_global_zero:
+                self.save(name, error=str(error), seconds=time.monotonic() - started)
+
+    def save(self, name: str, **values: Any) -> None:
+        """Saves what the process that started the others has."""
+        torch.save(values, self.root / f"{name}-main.pt")
+
+    def _make_strategy(self) -> Strategy | str:
+        if self.devices == 1:
+            return "auto"
+        if self.strategy == "fsdp2":
+            return ModelParallelStrategy(self.devices, 1, save_distributed_checkpoint=False, timeout=PATIENCE)
+        method = {"ddp": "popen", "ddp_spawn": "spawn", "ddp_fork": "fork"}[self.strategy]
+        return DDPStrategy(start_method=method, timeout=PATIENCE)
+
+    def watched(
+        self, name: str, train: int = 49, val: int = 11, *callbacks: L.Callback, **arguments: Any
+    ) -> CLDCallback:
+        """Trains with the callback on views of their own, so that only sweeps read them."""
+        views = [Points(train, seed=0), Points(val, seed=1)]
+        cld = CLDCallback(
+            dirpath=self.root / name,
+            train_dataloader=DataLoader(views[0], batch_size=8),
+            val_dataloader=DataLoader(views[1], batch_size=1),
+        )
+        if name == "later-sample":
+            callbacks = (Breaks(views[0]),)
+        self.fit(name, Data(train, val), Apart(), *callbacks, cld=cld, views=views, **arguments)
+        return cld
+
+    # The parts that can be named on the command line
+
+    def once(self) -> None:
+        cld = self.watched("sizes-49")
+        narrowed = CoresetDataModule(Data(49, 11), cld.scores_path, fraction=0.5)
+        if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+            self.save("scores", scores=cld.scores.values, kept=narrowed.indices)
+
+    def sizes(self) -> None:
+        for train, val in SIZES:
+            self.watched(f"sizes-{train}", train, val, model=partial(Model, norm=train > 2))
+
+    def models(self) -> None:
+        self.fit("unwatched", Data(49, 11), Apart())
+        self.watched("with-step", model=ModelWithStep)
+        self.watched("with-column", model=ModelWithColumn)
+
+    def shared_place(self) -> None:
+        self.fit("shared-place", Data(49, 11), model=ModelWithOneForAll, cld=CLDCallback(dirpath=self.root))
+
+    def start(self) -> None:
+        checkpoints = ModelCheckpoint(self.root, filename="{epoch}", save_top_k=-1)
+        self.watched("started", 49, 11, checkpoints, max_epochs=5, enable_checkpointing=True)
+
+    def resume(self) -> None:
+        started = self.root.parent / f"{self.strategy}-2" / "epoch=1.ckpt"
+        self.watched("resumed", max_epochs=5, ckpt_path=started)
+
+    def samplers(self) -> None:
+        weighted = WeightedRandomSampler(torch.linspace(0.1, 1, 49).tolist(), 30)
+        for name, sampler in (("subset", SubsetRandomSampler(SUBSET)), ("weighted", weighted)):
+            self.fit(name, Data(49, 11, sampler), cld=CLDCallback(dirpath=self.root / name))
+
+    def coresets(self) -> None:
+        """Trains on coresets of scores just logged, in a script that all ranks run, with a slow disk on rank 0."""
+        save = CLDScores.save
+
+        def save_slowly(scores: CLDScores, path: Path) -> Path:
+            time.sleep(1)
+            return save(scores, path)
+
+        data = Data(FULL, 11)
+        cld = CLDCallback(dirpath=self.root / "full-set")
+        CLDScores.save = save_slowly
+        self.fit("full-set", data, cld=cld)
+        CLDScores.save = save
+        self.fit("half", CoresetDataModule(data, cld.scores_path, fraction=0.5))
+        self.fit("long", CoresetDataModule(data, cld.scores_path, size=KEPT, epoch_length="full"))
+        own = CoresetDataModule(OwnSampler(FULL, 11), cld.scores_path, fraction=0.5)
+        self.fit("half-own-sampler", own, use_distributed_sampler=False)
+
+    def later_errors(self) -> None:
+        self.watched("later-sample", max_epochs=6)
+        self.watched("later-step", 49, 11, Breaks(), model=ModelWithStep, max_epochs=6)
+
+    def no_reference(self) -> None:
+        self.fit("no-reference", NoReference(49, 11), cld=CLDCallback(dirpath=self.root))
+
+    def bad_sample(self) -> None:
+        view = Points(49, seed=0)
+        view.broken = BROKEN
+        cld = CLDCallback(dirpath=self.root, train_dataloader=DataLoader(view, batch_size=8))
+        self.fit("bad-sample", Data(49, 11), cld=cld)
+
+    def without_dirpath(self) -> None:
+        cld = CLDCallback()
+        self.fit("without-dirpath", Data(49, 11), cld=cld)
+        try:
+            _ = cld.scores
+        except RuntimeError as error:
+            self.save("without-dirpath", error=str(error), path=cld.scores_path)
+
+    def tensor_parallel(self) -> None:
+        layout = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=self.devices, timeout=PATIENCE)
+        self.fit("tensor-parallel", Data(49, 11), cld=CLDCallback(dirpath=self.root), strategy=layout)
+
+
+if __name__ == "__main__":
+    runs = Runs(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    for part in sys.argv[4:]:
+        getattr(runs, part)()

@@ -1,0 +1,747 @@
+"""Runs that are interrupted and resumed, from every kind of checkpoint that Lightning writes."""
+
+import logging
+import multiprocessing
+import pickle
+import random
+import signal
+import sys
+import time
+import warnings
+from itertools import pairwise
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    Checkpoint,
+    ModelCheckpoint,
+    OnExceptionCheckpoint,
+    StochasticWeightAveraging,
+)
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+from toys import Blobs, Classifier, blobs, fit, plain_losses
+
+from lightning_cld import CLDCallback, CLDScores, LossTrajectories
+from lightning_cld.fingerprint import probe_positions
+
+STEPS = 6  # an epoch of `Blobs`
+
+pytestmark = [
+    # Lightning's, on checkpoints of other callbacks, in other folders, and from mid-epoch.
+    pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided.*"),
+    pytest.mark.filterwarnings("ignore:.*The dirpath has changed from.*"),
+    pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
+    pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint that ended before the epoch ended.*"),
+]
+
+
+class Steady(Classifier):
+    """Without dropout, so that training from an epoch's end on is the same bit for bit."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[3] = nn.Identity()
+
+    def predict_step(self, batch, batch_idx):
+        return self(batch[0])
+
+
+class PowerCutError(RuntimeError):
+    pass
+
+
+def dies(hook, epoch, error=PowerCutError, call=1):
+    """A module whose `hook` raises when it is called for the `call`-th time in `epoch`."""
+
+    class Dies(Steady):
+        calls = 0
+
+    def raises(self, *args, **kwargs):
+        self.calls += self.current_epoch == epoch
+        if self.calls == call:
+            raise error("power cut")
+
+    setattr(Dies, hook, raises)
+    return Dies
+
+
+def run(root, cld, *savers, module=Steady, datamodule=None, **arguments):
+    """Trains for five epochs on an unshuffled loader."""
+    data = Blobs(shuffle=False) if datamodule is None else datamodule
+    keeps = any(isinstance(saver, Checkpoint) for saver in savers)
+    arguments = {"max_epochs": 5, "enable_checkpointing": keeps, **arguments}
+    return fit(root, cld, module, data, callbacks=list(savers), **arguments)
+
+
+def checkpoints(root, **options):
+    return ModelCheckpoint(root, "{step}", save_top_k=-1, **options)
+
+
+def by_step(root):
+    """The checkpoints in a folder, by the number of steps they were written after."""
+    return {int(path.stem.removeprefix("step=").partition("-")[0]): path for path in sorted(root.glob("step=*.ckpt"))}
+
+
+def assert_resumed(resumed, whole, completed=None):
+    """Same epochs, no hole, and the same rows: all of them, or those after at most `completed` epochs."""
+    assert resumed.epochs == whole.epochs
+    assert not resumed.train_losses.isnan().any()
+    assert not resumed.val_losses.isnan().any()
+    rows = [row for row, epoch in enumerate(whole.epochs) if completed is None or epoch <= completed]
+    assert torch.equal(resumed.train_losses[rows], whole.train_losses[rows])
+    assert torch.equal(resumed.val_losses[rows], whole.val_losses[rows])
+
+
+def files(root):
+    return sorted(path.name for path in root.iterdir() if path.suffix != ".ckpt")
+
+
+# From each kind of checkpoint
+
+
+EPOCH_END = {"save_on_train_epoch_end": True}
+VALIDATION_END = {"save_on_train_epoch_end": False}
+LAST_BATCH = {"every_n_train_steps": STEPS}
+MID_EPOCH = {"every_n_train_steps": 4}  # and, after twelve steps, a last batch
+
+
+@pytest.mark.parametrize(
+    ("saver", "arguments", "steps"),
+    [
+        (EPOCH_END, {}, [6, 12, 18, 24, 30]),
+        (VALIDATION_END, {}, [6, 12, 18, 24, 30]),
+        (VALIDATION_END, {"check_val_every_n_epoch": 2}, [12, 24]),
+        (VALIDATION_END, {"val_check_interval": 0.5}, [3, 6, 9, 12, 15, 18, 21, 24, 27, 30]),
+        (LAST_BATCH, {}, [6, 12, 18, 24, 30]),
+        (LAST_BATCH, {"limit_val_batches": 0}, [6, 12, 18, 24, 30]),
+        (MID_EPOCH, {}, [4, 8, 12, 16, 20, 24, 28]),
+        ({"every_n_train_steps": 1}, {"max_epochs": 3}, list(range(1, 19))),
+    ],
+    ids=str,
+)
+def test_a_run_resumed_from_any_checkpoint_has_the_rows_of_the_uninterrupted_one(tmp_path, saver, arguments, steps):
+    whole = CLDCallback()
+    run(tmp_path, whole, checkpoints(tmp_path, **saver), **arguments)
+    found = by_step(tmp_path)
+    assert sorted(found) == steps
+    for step, path in found.items():
+        resumed = CLDCallback()
+        run(tmp_path, resumed, ckpt_path=path, **arguments)
+        # In mid-epoch Lightning starts the loader again, and training goes another way.
+        assert_resumed(resumed.trajectories, whole.trajectories, None if step % STEPS == 0 else step // STEPS)
+        if step % STEPS == 0:
+            assert torch.equal(resumed.scores.values, whole.scores.values)
+
+
+@pytest.mark.parametrize("saver", [EPOCH_END, VALIDATION_END, LAST_BATCH, MID_EPOCH], ids=str)
+def test_save_last_serves_like_the_checkpoint_it_follows(tmp_path, saver):
+    whole, resumed = CLDCallback(), CLDCallback()
+    run(tmp_path, whole)
+    with pytest.raises(PowerCutError):
+        run(
+            tmp_path,
+            CLDCallback(),
+            ModelCheckpoint(tmp_path / "cut", save_last=True, **saver),
+            module=dies("on_train_batch_start", epoch=3, call=2),
+        )
+    run(tmp_path, resumed, ckpt_path=tmp_path / "cut" / "last.ckpt")
+    assert_resumed(resumed.trajectories, whole.trajectories, 2 if saver is MID_EPOCH else None)
+
+
+@pytest.mark.parametrize(
+    ("hook", "call", "same"),
+    [
+        ("on_train_epoch_start", 1, False),  # Lightning then takes the epoch for one that has seen its batches
+        ("on_train_batch_start", 1, True),
+        ("on_train_batch_start", 3, False),
+        ("on_before_optimizer_step", 4, False),
+        ("on_train_batch_end", 1, False),
+        ("on_train_batch_end", STEPS, True),
+        ("on_validation_start", 1, True),
+        ("on_validation_batch_end", 1, True),
+        ("on_validation_end", 1, True),
+        ("on_train_epoch_end", 1, True),
+    ],
+)
+@pytest.mark.parametrize("epoch", [0, 2, 4])
+def test_a_run_resumed_from_an_exceptions_checkpoint_has_every_row(tmp_path, hook, call, same, epoch):
+    whole, resumed = CLDCallback(), CLDCallback()
+    run(tmp_path, whole)
+    with pytest.raises(PowerCutError):
+        run(tmp_path, CLDCallback(), OnExceptionCheckpoint(tmp_path), module=dies(hook, epoch, call=call))
+    run(tmp_path, resumed, ckpt_path=tmp_path / "on_exception.ckpt")
+    assert_resumed(resumed.trajectories, whole.trajectories, None if same else epoch)
+
+
+def test_a_checkpoint_from_before_the_first_step_gives_theta_0_once(tmp_path):
+    whole, resumed = CLDCallback(), CLDCallback()
+    run(tmp_path, whole)
+    with pytest.raises(PowerCutError):
+        run(tmp_path, CLDCallback(), OnExceptionCheckpoint(tmp_path), module=dies("on_train_start", 0))
+    run(tmp_path, resumed, ckpt_path=tmp_path / "on_exception.ckpt")
+    assert_resumed(resumed.trajectories, whole.trajectories)
+
+
+@pytest.mark.parametrize(
+    ("saver", "hook"), [(EPOCH_END, "on_train_batch_start"), (VALIDATION_END, "on_train_epoch_end")], ids=str
+)
+def test_a_run_interrupted_in_every_epoch_has_the_rows_of_the_uninterrupted_one(tmp_path, saver, hook):
+    whole, resumed = CLDCallback(), CLDCallback()
+    run(tmp_path, whole)
+    newest, last = None, tmp_path / "last.ckpt"
+    for epoch in range(5):
+        keeps = ModelCheckpoint(tmp_path, save_last=True, enable_version_counter=False, **saver)
+        with pytest.raises(PowerCutError):
+            run(tmp_path, CLDCallback(), keeps, module=dies(hook, epoch), ckpt_path=newest)
+        newest = last if last.exists() else None
+    run(tmp_path, resumed, ckpt_path=newest)
+    assert_resumed(resumed.trajectories, whole.trajectories)
+
+
+class PlainRows(Callback):
+    """The losses after each epoch that it sees, computed one by one."""
+
+    def __init__(self):
+        self.rows = {}
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.rows[trainer.current_epoch + 1] = plain_losses(pl_module, trainer.train_dataloader.dataset)
+
+
+@pytest.mark.parametrize("saver", [VALIDATION_END, LAST_BATCH, MID_EPOCH], ids=str)
+def test_rows_logged_after_a_resume_are_the_losses_of_their_epochs(tmp_path, saver):
+    run(tmp_path, CLDCallback(), checkpoints(tmp_path, **saver))
+    for path in by_step(tmp_path).values():
+        resumed, plain = CLDCallback(), PlainRows()
+        run(tmp_path, resumed, plain, ckpt_path=path)
+        for epoch, row in plain.rows.items():
+            torch.testing.assert_close(resumed.trajectories.train_losses[epoch], row, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("saver", [EPOCH_END, VALIDATION_END, LAST_BATCH, MID_EPOCH], ids=str)
+@pytest.mark.parametrize(
+    ("plan", "epochs"),
+    [
+        ({"every_n_epochs": 2}, [0, 2, 4, 6, 8]),
+        ({"cutoff_epoch": 4}, [0, 1, 2, 3, 4]),
+        ({"cutoff_epoch": 6, "every_n_epochs": 2}, [0, 2, 4, 6]),
+        ({"cutoff_epoch": 4, "stop_at_cutoff": True}, [0, 1, 2, 3, 4]),
+    ],
+    ids=str,
+)
+def test_cadence_and_cutoff_hold_across_an_interruption(tmp_path, plan, epochs, saver):
+    whole = CLDCallback(**plan)
+    run(tmp_path, whole, checkpoints(tmp_path, **saver), max_epochs=8)
+    assert whole.trajectories.epochs == epochs
+    for step, path in by_step(tmp_path).items():
+        resumed = CLDCallback(**plan)
+        trainer, _ = run(tmp_path, resumed, ckpt_path=path, max_epochs=8)
+        assert_resumed(resumed.trajectories, whole.trajectories, None if step % STEPS == 0 else step // STEPS)
+        assert resumed.scores.epochs == epochs
+        assert trainer.current_epoch == (4 if "stop_at_cutoff" in plan else 8)
+
+
+@pytest.mark.parametrize("saver", [EPOCH_END, VALIDATION_END, LAST_BATCH], ids=str)
+def test_resuming_at_the_cutoff_where_training_stops_takes_no_step(tmp_path, saver):
+    plan = {"cutoff_epoch": 4, "stop_at_cutoff": True}
+    whole, resumed = CLDCallback(dirpath=tmp_path, **plan), CLDCallback(dirpath=tmp_path / "again", **plan)
+    run(tmp_path, whole, checkpoints(tmp_path, **saver), max_epochs=8)
+    trainer, module = run(tmp_path, resumed, ckpt_path=by_step(tmp_path)[24], max_epochs=8)
+    weights = torch.load(by_step(tmp_path)[24], weights_only=True)["state_dict"]
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+    assert (trainer.current_epoch, trainer.global_step) == (4, 24)
+    assert torch.equal(CLDScores.load(tmp_path / "again" / "cld-scores.npz").values, whole.scores.values)
+    assert_resumed(LossTrajectories.load(tmp_path / "again" / "cld-trajectories.npz"), whole.trajectories)
+
+
+def test_resuming_past_the_cutoff_with_stop_at_cutoff_takes_no_step(tmp_path):
+    # The run that was interrupted went on after the cutoff.
+    run(tmp_path, CLDCallback(cutoff_epoch=4), checkpoints(tmp_path, **EPOCH_END), max_epochs=8)
+    resumed = CLDCallback(cutoff_epoch=4, stop_at_cutoff=True, dirpath=tmp_path / "again")
+    trainer, _ = run(tmp_path, resumed, ckpt_path=by_step(tmp_path)[36], max_epochs=8)
+    assert trainer.global_step == 36
+    assert resumed.trajectories.epochs == [0, 1, 2, 3, 4]
+    assert files(tmp_path / "again") == ["cld-scores.npz", "cld-trajectories.npz"]
+
+
+@pytest.mark.parametrize("saver", [EPOCH_END, VALIDATION_END, LAST_BATCH], ids=str)
+def test_a_finished_run_gives_its_scores_when_it_is_resumed(tmp_path, saver):
+    whole, resumed = CLDCallback(), CLDCallback()
+    run(tmp_path, whole, checkpoints(tmp_path, **saver))
+    run(tmp_path, resumed, ckpt_path=by_step(tmp_path)[5 * STEPS])
+    assert_resumed(resumed.trajectories, whole.trajectories)
+    assert torch.equal(resumed.scores.values, whole.scores.values)
+
+
+@pytest.mark.parametrize("saver", [EPOCH_END, VALIDATION_END, LAST_BATCH], ids=str)
+def test_a_finished_run_whose_files_were_not_written_writes_them_when_it_is_resumed(tmp_path, saver):
+    # Killed between its last checkpoint and the files.
+    whole = CLDCallback()
+    run(tmp_path, whole, checkpoints(tmp_path, **saver))
+    run(tmp_path, CLDCallback(dirpath=tmp_path / "again"), ckpt_path=by_step(tmp_path)[5 * STEPS])
+    assert torch.equal(CLDScores.load(tmp_path / "again" / "cld-scores.npz").values, whole.scores.values)
+
+
+# In Lightning's checkpoint
+
+
+def test_the_checkpoint_is_read_without_unpickling_code(tmp_path):
+    cld = CLDCallback(cutoff_epoch=5)
+    run(tmp_path, cld, checkpoints(tmp_path, **EPOCH_END))
+    for step, path in by_step(tmp_path).items():
+        (state,) = (
+            state
+            for name, state in torch.load(path, weights_only=True)["callbacks"].items()
+            if name.startswith("CLDCallback")
+        )
+        recorded = LossTrajectories.from_state_dict(state["trajectories"])
+        assert recorded.epochs == list(range(step // STEPS + 1))
+        assert torch.equal(recorded.train_losses, cld.trajectories.train_losses[: len(recorded)])
+
+
+def test_the_checkpoint_grows_by_no_more_than_the_losses_and_classes(tmp_path):
+    data = Blobs(blobs(8000), shuffle=False, batch_size=1000)
+    cld = CLDCallback()
+    for name, callback in (("plain", None), ("watched", cld)):
+        run(tmp_path, callback, checkpoints(tmp_path / name, **EPOCH_END), datamodule=data, max_epochs=8)
+    share = max(path.stat().st_size for path in (tmp_path / "watched").iterdir())
+    share -= max(path.stat().st_size for path in (tmp_path / "plain").iterdir())
+    recorded = cld.trajectories
+    losses = 4 * (recorded.train_losses.numel() + recorded.val_losses.numel())
+    classes = 8 * (recorded.train_classes.numel() + recorded.val_classes.numel())
+    assert len(recorded) == 9  # the first row of a buffer for sixteen
+    assert losses < share <= losses + classes + 64_000
+
+
+# What does not belong together
+
+
+@pytest.fixture
+def half(tmp_path):
+    """A checkpoint after three epochs, logged after each."""
+    trainer, _ = run(tmp_path, CLDCallback(), max_epochs=3)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    return tmp_path / "half.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"every_n_epochs": 2}, {}),
+        ({}, {"every_n_epochs": 2}),
+        ({"cutoff_epoch": 6}, {}),
+        ({}, {"cutoff_epoch": 6}),
+        ({"cutoff_epoch": 6}, {"cutoff_epoch": 8}),
+        ({"cutoff_epoch": 6}, {"cutoff_epoch": 6, "every_n_epochs": 2}),
+    ],
+    ids=str,
+)
+def test_another_cadence_or_cutoff_is_refused_before_anything_is_written(tmp_path, first, second):
+    run(tmp_path, CLDCallback(**first), checkpoints(tmp_path, **EPOCH_END), max_epochs=8)
+    with pytest.raises(ValueError, match=r"CLDCallback\((every_n_epochs|cutoff_epoch)=.*Use the former value"):
+        run(tmp_path, CLDCallback(dirpath=tmp_path / "again", **second), ckpt_path=by_step(tmp_path)[18], max_epochs=8)
+    assert not (tmp_path / "again").exists()
+
+
+def other_labels():
+    pool = blobs()
+    pool.tensors[1][:2] = pool.tensors[1][:2].flip(0) if pool.tensors[1][0] != pool.tensors[1][1] else 2
+    return Blobs(pool, shuffle=False)
+
+
+def fewer_samples():
+    data = Blobs(shuffle=False)
+    data.train_set = Subset(data.train_set, range(len(data.train_set) - 1))
+    return data
+
+
+def another_order():
+    data = Blobs(shuffle=False)
+    data.train_set = Subset(data.train_set, list(reversed(range(len(data.train_set)))))
+    return data
+
+
+def fewer_references():
+    data = Blobs(shuffle=False)
+    data.val_set = Subset(data.val_set, range(len(data.val_set) - 1))
+    return data
+
+
+@pytest.mark.parametrize("other", [other_labels, fewer_samples, another_order, fewer_references])
+def test_another_dataset_is_refused_before_the_first_step(tmp_path, half, other):
+    module = Steady()
+    with pytest.raises(ValueError, match="not the one whose losses were logged so far"):
+        run(tmp_path, CLDCallback(), module=module, datamodule=other(), ckpt_path=half)
+    weights = torch.load(half, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+
+
+class WithoutLabels(Dataset):
+    """Offers no labels but by its samples."""
+
+    def __init__(self, inner, swapped=()):
+        self.order = list(range(len(inner)))
+        if swapped:
+            first, second = swapped
+            self.order[first], self.order[second] = second, first
+        self.inner = inner
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __getitem__(self, position):
+        return self.inner[self.order[position]]
+
+
+def test_another_order_of_a_dataset_whose_labels_are_not_probed_is_noticed_at_the_first_sweep(tmp_path):
+    data, other = Blobs(shuffle=False), Blobs(shuffle=False)
+    labels = [int(label) for _, label in data.train_set]
+    unprobed = sorted(set(range(len(labels))) - set(probe_positions(len(labels)).tolist()))
+    swapped = next(pair for pair in pairwise(unprobed) if labels[pair[0]] != labels[pair[1]])
+    data.train_set, other.train_set = WithoutLabels(data.train_set), WithoutLabels(other.train_set, swapped)
+    trainer, _ = run(tmp_path, CLDCallback(), datamodule=data, max_epochs=3)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    resumed = CLDCallback()
+    with pytest.warns(UserWarning, match="gave its classes in another order than before"):
+        run(tmp_path, resumed, datamodule=other, ckpt_path=tmp_path / "half.ckpt")
+    assert resumed.trajectories.epochs == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("saver", [EPOCH_END, LAST_BATCH, MID_EPOCH], ids=str)
+def test_a_run_without_the_callback_gives_no_theta_0(tmp_path, saver):
+    run(tmp_path, None, checkpoints(tmp_path, **saver))
+    cld = CLDCallback()
+    with pytest.warns(UserWarning, match="theta_0 is missing"):
+        run(tmp_path, cld, ckpt_path=by_step(tmp_path)[12], max_epochs=8)
+    assert cld.trajectories.epochs == [3, 4, 5, 6, 7, 8]
+
+
+def test_a_checkpoint_without_losses_ends_the_timeline_of_the_trainers_earlier_fit(tmp_path):
+    run(tmp_path, None, checkpoints(tmp_path, **EPOCH_END))
+    cld = CLDCallback()
+    trainer, module = run(tmp_path, cld, max_epochs=5)
+    trainer.fit_loop.max_epochs = 8
+    with pytest.warns(UserWarning, match="theta_0 is missing"):
+        trainer.fit(module, datamodule=Blobs(shuffle=False), ckpt_path=by_step(tmp_path)[12])
+    assert cld.trajectories.epochs == [3, 4, 5, 6, 7, 8]
+
+
+# Averaged weights
+
+
+def averaging():
+    return StochasticWeightAveraging(1e-2, swa_epoch_start=2)
+
+
+def test_the_extra_epoch_on_averaged_weights_makes_no_row(tmp_path):
+    cld, plain = CLDCallback(), PlainRows()
+    run(tmp_path, cld, averaging(), plain)
+    assert list(plain.rows) == [1, 2, 3, 4, 5, 6]
+    assert cld.trajectories.epochs == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("saver", [EPOCH_END, VALIDATION_END, LAST_BATCH, MID_EPOCH], ids=str)
+@pytest.mark.filterwarnings("ignore:.*SWA is initializing after swa_start.*")
+def test_a_resumed_run_that_averages_has_every_row_and_none_of_averaged_weights(tmp_path, saver):
+    whole = CLDCallback()
+    run(tmp_path, whole, averaging(), checkpoints(tmp_path, **saver))
+    for step, path in by_step(tmp_path).items():
+        if step >= 5 * STEPS and saver is not EPOCH_END:
+            continue  # StochasticWeightAveraging itself can't be resumed within its extra epoch
+        resumed = CLDCallback()
+        run(tmp_path, resumed, averaging(), ckpt_path=path)
+        # From a last batch on its learning rates go another way.
+        same = saver in (EPOCH_END, VALIDATION_END)
+        assert_resumed(resumed.trajectories, whole.trajectories, None if same else step // STEPS)
+
+
+# Other stages, and one fit after another
+
+
+@pytest.mark.parametrize("stage", ["test", "validate", "predict"])
+def test_another_stage_with_the_best_checkpoint_leaves_the_rows_alone(tmp_path, stage):
+    cld = CLDCallback(dirpath=tmp_path)
+    saver = ModelCheckpoint(tmp_path, monitor="val_loss", mode="max")  # the worst: one of the first epochs
+    trainer, module = run(tmp_path, cld, saver)
+    rows, scores = cld.trajectories.train_losses.clone(), cld.scores
+    written = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    assert torch.load(saver.best_model_path, weights_only=True)["epoch"] < 4
+    loader = {"dataloaders": DataLoader(Blobs().val_set, batch_size=16)}
+    getattr(trainer, stage)(module, **loader, ckpt_path="best", **({} if stage == "predict" else {"verbose": False}))
+    assert cld.trajectories.epochs == [0, 1, 2, 3, 4, 5]
+    assert torch.equal(cld.trajectories.train_losses, rows)
+    assert cld.scores is scores
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == written
+
+
+def test_a_fit_goes_on_after_a_test_of_an_earlier_checkpoint(tmp_path):
+    cld = CLDCallback()
+    trainer, module = run(tmp_path, cld, checkpoints(tmp_path, **EPOCH_END))
+    rows = cld.trajectories.train_losses.clone()
+    trainer.test(module, datamodule=Blobs(), ckpt_path=by_step(tmp_path)[12], verbose=False)
+    trainer.fit_loop.max_epochs = 7
+    trainer.fit(module, datamodule=Blobs(shuffle=False))
+    assert cld.trajectories.epochs == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert torch.equal(cld.trajectories.train_losses[:6], rows)
+
+
+def test_a_second_fit_from_step_0_starts_clean(tmp_path):
+    cld, other = CLDCallback(), CLDCallback()
+    run(tmp_path, cld, max_epochs=8)
+    assert len(cld.scores.epochs) == 9
+    run(tmp_path, cld)
+    run(tmp_path, other)
+    assert_resumed(cld.trajectories, other.trajectories)
+    assert torch.equal(cld.scores.values, other.scores.values)
+
+
+def test_a_trainer_that_goes_on_continues_the_timeline(tmp_path):
+    cld, whole = CLDCallback(), CLDCallback()
+    run(tmp_path, whole, max_epochs=8)
+    trainer, module = run(tmp_path, cld)
+    trainer.fit_loop.max_epochs = 8
+    trainer.fit(module, datamodule=Blobs(shuffle=False))
+    assert_resumed(cld.trajectories, whole.trajectories, completed=5)
+    assert cld.scores.epochs == whole.scores.epochs
+
+
+def test_a_trainer_that_goes_on_from_an_earlier_checkpoint_takes_the_rows_from_there(tmp_path):
+    cld, whole = CLDCallback(), CLDCallback()
+    run(tmp_path, whole, max_epochs=8)
+    trainer, module = run(tmp_path, cld, checkpoints(tmp_path, **EPOCH_END))
+    trainer.fit_loop.max_epochs = 8
+    trainer.fit(module, datamodule=Blobs(shuffle=False), ckpt_path=by_step(tmp_path)[12])
+    assert_resumed(cld.trajectories, whole.trajectories)
+
+
+def test_a_trainer_that_failed_and_goes_on_continues_the_timeline(tmp_path):
+    cld = CLDCallback()
+    module = dies("on_train_batch_start", epoch=3, call=3)()
+    with pytest.raises(PowerCutError):
+        run(tmp_path, cld, module=module)
+    rows = cld.trajectories.train_losses.clone()
+    trainer = module.trainer
+    trainer.fit(module, datamodule=Blobs(shuffle=False))
+    assert cld.trajectories.epochs == [0, 1, 2, 3, 4, 5]
+    assert torch.equal(cld.trajectories.train_losses[:4], rows)
+
+
+# On disk after an exception
+
+
+@pytest.fixture
+def _interruptible():
+    """Lightning ignores Ctrl-C once it has seen one."""
+    handler = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("_interruptible")
+@pytest.mark.parametrize(
+    ("error", "raised"), [(PowerCutError, PowerCutError), (KeyboardInterrupt, SystemExit), (SystemExit, SystemExit)]
+)
+@pytest.mark.parametrize(
+    ("hook", "call", "epochs"),
+    [
+        ("on_train_epoch_start", 1, [0, 1, 2, 3, 4]),
+        ("on_train_batch_start", 3, [0, 1, 2, 3, 4]),
+        ("on_validation_end", 1, [0, 1, 2, 3, 4]),
+        ("on_train_epoch_end", 1, [0, 1, 2, 3, 4, 5]),
+    ],
+)
+def test_an_exception_leaves_what_was_logged_on_disk(tmp_path, error, raised, hook, call, epochs):
+    cld = CLDCallback(dirpath=tmp_path)
+    with pytest.raises(raised):
+        run(tmp_path, cld, module=dies(hook, 4, error, call), max_epochs=6)
+    assert files(tmp_path) == ["cld-trajectories.npz"]
+    saved = LossTrajectories.load(tmp_path / "cld-trajectories.npz")
+    assert saved.epochs == epochs
+    assert torch.equal(saved.train_losses, cld.trajectories.train_losses)
+    assert saved.score().epochs == epochs
+
+
+def test_an_exception_leaves_the_rows_of_an_interrupted_and_resumed_run(tmp_path, half):
+    with pytest.raises(PowerCutError):
+        run(tmp_path, CLDCallback(dirpath=tmp_path / "again"), module=dies("on_train_start", 3), ckpt_path=half)
+    assert LossTrajectories.load(tmp_path / "again" / "cld-trajectories.npz").epochs == [0, 1, 2, 3]
+
+
+def test_an_exception_in_the_first_sweep_leaves_no_file(tmp_path):
+    data = Blobs(shuffle=False)
+    data.train_set = WithoutLabels(data.train_set)
+    data.train_set.order[80] = 10**6
+    with pytest.raises(IndexError):
+        run(tmp_path, CLDCallback(dirpath=tmp_path), datamodule=data)
+    assert files(tmp_path) == []
+
+
+@pytest.fixture
+def no_third_row(monkeypatch):
+    """A function that makes the growth of the buffer, full with two rows, raise an error so many times."""
+    whole, raised = torch.cat, []
+
+    def fail(error, times):
+        def cat(tensors, *args, **kwargs):
+            if tuple(tensors[0].shape) == (2, 90) and len(raised) < times:
+                raised.append(error)
+                raise error("no memory")
+            return whole(tensors, *args, **kwargs)
+
+        monkeypatch.setattr(torch, "cat", cat)
+
+    return fail
+
+
+def test_a_row_without_memory_becomes_a_hole(tmp_path, no_third_row):
+    cld, resumed = CLDCallback(), CLDCallback()
+    no_third_row(torch.OutOfMemoryError, times=1)
+    with pytest.warns(UserWarning, match="after 2 epochs could not be logged: no memory"):
+        run(tmp_path, cld, checkpoints(tmp_path, **EPOCH_END))
+    assert cld.trajectories.epochs == [0, 1, 2, 3, 4, 5]
+    assert cld.trajectories.train_losses.isnan().all(dim=1).tolist() == [False, False, True, False, False, False]
+    run(tmp_path, resumed, ckpt_path=by_step(tmp_path)[12])
+    assert resumed.trajectories.epochs == [0, 1, 2, 3, 4, 5]
+
+
+def test_training_goes_on_where_there_is_memory_for_no_more_rows(tmp_path, no_third_row):
+    no_third_row(torch.OutOfMemoryError, times=1000)
+    with pytest.warns(UserWarning, match="could not be logged: no memory"):
+        trainer, _ = run(tmp_path, CLDCallback())
+    assert trainer.global_step == 5 * STEPS
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_ctrl_c_while_a_row_is_stored_leaves_a_file_that_loads(tmp_path, no_third_row):
+    no_third_row(KeyboardInterrupt, times=1)
+    with pytest.raises(SystemExit):
+        run(tmp_path, CLDCallback(dirpath=tmp_path))
+    assert LossTrajectories.load(tmp_path / "cld-trajectories.npz").epochs == [0, 1]
+
+
+# Killed processes
+
+
+EPOCHS = 12
+BATCH_SECONDS = 0.01
+SHORT = EPOCHS * STEPS * BATCH_SECONDS / 5  # no life of a process that long can do more than a fifth of the run
+
+
+class Announces(Callback):
+    """Tells that the fit starts, and takes its time for each batch so that a kill finds it at work."""
+
+    def __init__(self, started):
+        self.started = started
+
+    def on_fit_start(self, trainer, pl_module):
+        self.started.send("fitting")
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        time.sleep(BATCH_SECONDS)
+
+
+def loads(checkpoint):
+    try:
+        torch.load(checkpoint, weights_only=True)
+    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError):
+        return False
+    return True
+
+
+def one_life(root, saver, started):
+    """A process of a run: goes on from the last checkpoint, if there is one, and tells by a file that it is done."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    cld = CLDCallback(dirpath=root)
+    keeps = ModelCheckpoint(root, save_last=True, enable_version_counter=False, **saver)
+    last = root / "last.ckpt"
+    run(root, cld, Announces(started), keeps, max_epochs=EPOCHS, ckpt_path=last if loads(last) else None)
+    cld.trajectories.save(root / "done-trajectories.npz")
+    cld.scores.save(root / "done-scores.npz")
+
+
+def replaces_for_ever(root, size, started):
+    """A process that writes one scores file again and again."""
+    for turn in range(10**9):
+        CLDScores(torch.full((size,), float(turn % 7))).save(root / "scores.npz")
+        if turn == 0:
+            started.send("writing")
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """Processes forked from one that has imported Lightning, since each import takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lightning.pytorch", "lightning_cld", "scipy.stats", "pytest"])
+    return context
+
+
+def start(processes, target, *arguments):
+    """Starts `target` and waits until it says that it is at work; returns the process."""
+    heard, said = processes.Pipe(duplex=False)
+    process = processes.Process(target=target, args=(*arguments, said))
+    process.start()
+    said.close()
+    try:
+        if not heard.poll(120):
+            raise TimeoutError(f"{target.__name__} did not start in two minutes.")
+        heard.recv()
+    except (TimeoutError, EOFError):
+        process.kill()
+        process.join(60)
+        raise
+    return process
+
+
+def killed_after(process, seconds):
+    """Kills `process` in so many seconds; returns whether it was still at work then."""
+    process.join(seconds)
+    was_alive = process.is_alive()
+    process.kill()
+    process.join(60)
+    return was_alive
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, which is safe with torch on Linux only")
+@pytest.mark.parametrize("saver", [EPOCH_END, VALIDATION_END, LAST_BATCH, MID_EPOCH], ids=str)
+def test_a_run_killed_again_and_again_ends_with_the_scores_of_the_uninterrupted_one(tmp_path, processes, saver):
+    whole, root = tmp_path / "whole", tmp_path / "killed"
+    uninterrupted = start(processes, one_life, whole, saver)
+    uninterrupted.join(120)
+    assert uninterrupted.exitcode == 0
+
+    last, chance = root / "last.ckpt", random.Random(str(saver))
+    kills, longest = 0, SHORT
+    while not (root / "done-scores.npz").exists():
+        before = last.stat().st_mtime_ns if last.exists() else None
+        kills += killed_after(start(processes, one_life, root, saver), chance.uniform(0, longest))
+        after = last.stat().st_mtime_ns if last.exists() else None
+        longest = SHORT if after != before else 1.3 * longest  # a slow machine needs longer lives to get on
+        assert kills < 100, "the run makes no progress"
+        for path in root.glob("*.npz"):
+            (CLDScores if path.stem.endswith("scores") else LossTrajectories).load(path)
+    assert kills >= 5  # 20 in all the cases of this test
+
+    killed, uninterrupted = (LossTrajectories.load(path / "done-trajectories.npz") for path in (root, whole))
+    # From a step's checkpoint that a resumed run wrote Lightning may train an epoch again, or one of fewer batches.
+    same = saver in (EPOCH_END, VALIDATION_END)
+    assert_resumed(killed, uninterrupted, completed=None if same else 0)
+    if same:
+        killed, uninterrupted = (CLDScores.load(path / "done-scores.npz") for path in (root, whole))
+        assert torch.equal(killed.values, uninterrupted.values)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, which is safe with torch on Linux only")
+def test_a_file_is_whole_whenever_the_process_that_writes_it_is_killed(tmp_path, processes):
+    size, delays = 200_000, random.Random(0)
+    for _ in range(20):
+        process = start(processes, replaces_for_ever, tmp_path, size)
+        until = time.monotonic() + delays.uniform(0, 0.2)
+        while time.monotonic() < until:  # a reader in the middle of writing sees a whole file too
+            assert CLDScores.load(tmp_path / "scores.npz").values.unique().numel() == 1
+        assert killed_after(process, 0)
+        scores = CLDScores.load(tmp_path / "scores.npz")
+        assert len(scores) == size
+        assert scores.values.unique().numel() == 1
