@@ -202,10 +202,10 @@ class CLDCallback(Callback):
                 f"CLD: training goes on at step {trainer.global_step} without losses logged before, so theta_0 is "
                 "missing from the timeline. Scores are better with it: start the proxy anew if you can."
             )
-        elif self._is_due(epoch) and epoch not in self.trajectories.epochs:
+        elif self._is_due(epoch) and epoch not in self.trajectories.epochs and _is_between_epochs(trainer):
             # A checkpoint written in an epoch's last batch resumes behind that epoch's end.
             self._recorder.record(trainer, pl_module, epoch)
-        if self.stop_at_cutoff and self._is_past_cutoff():
+        if self.stop_at_cutoff and self._is_past_cutoff(epoch):
             trainer.should_stop = True
 
     @override
@@ -217,7 +217,7 @@ class CLDCallback(Callback):
             self._recorder.record(trainer, pl_module, epoch)
         except Exception as error:  # noqa: BLE001  # watching must not end a training that runs
             rank_zero_warn(f"CLD: the losses after {epoch} epochs could not be logged: {error}")
-        if self._is_past_cutoff():
+        if self._is_past_cutoff(epoch):
             self._finish(trainer, pl_module)
             if self.stop_at_cutoff:
                 trainer.should_stop = True
@@ -279,9 +279,8 @@ class CLDCallback(Callback):
         last = self.cutoff_epoch or self._last_epoch
         return epoch % self.every_n_epochs == 0 and (last is None or epoch <= last)
 
-    def _is_past_cutoff(self) -> bool:
-        recorded = self._recorder.trajectories
-        return recorded is not None and self.cutoff_epoch is not None and recorded.epochs[-1] >= self.cutoff_epoch
+    def _is_past_cutoff(self, epoch: int) -> bool:
+        return self.cutoff_epoch is not None and epoch >= self.cutoff_epoch
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores, saves and says so, on rank 0, while the other ranks wait."""
@@ -342,6 +341,15 @@ def _is_untrained(trainer: Trainer) -> bool:
     `global_step` alone does not tell: with manual optimization it may stay 0.
     """
     return trainer.global_step == 0 and trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
+
+
+def _is_between_epochs(trainer: Trainer) -> bool:
+    """Whether a resumed loop stands between two epochs, so that its weights are the end of one.
+
+    Lightning has no public name for it; the progress of the batch loop tells.
+    """
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    return progress.current.ready == 0 or progress.is_last_batch
 
 
 def _check_max_steps(

@@ -32,6 +32,7 @@ pytestmark = [
     # Lightning's, on checkpoints of other callbacks, in other folders, and from mid-epoch.
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided.*"),
     pytest.mark.filterwarnings("ignore:.*The dirpath has changed from.*"),
+    pytest.mark.filterwarnings(r"ignore:.*fit\(ckpt_path=.*"),
     pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
     pytest.mark.filterwarnings("ignore:.*resuming from a checkpoint that ended before the epoch ended.*"),
 ]
@@ -604,6 +605,31 @@ def test_a_row_without_memory_becomes_a_hole(tmp_path, no_third_row):
     assert cld.trajectories.train_losses.isnan().all(dim=1).tolist() == [False, False, True, False, False, False]
     run(tmp_path, resumed, ckpt_path=by_step(tmp_path)[12])
     assert resumed.trajectories.epochs == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("saver", "step"), [(MID_EPOCH, 2 * STEPS + 4), (VALIDATION_END, 3 * STEPS)], ids=str)
+def test_a_hole_is_not_filled_from_weights_of_a_later_epoch(tmp_path, no_third_row, saver, step):
+    no_third_row(torch.OutOfMemoryError, times=1)
+    with pytest.warns(UserWarning, match="after 2 epochs could not be logged"):
+        run(tmp_path, CLDCallback(), checkpoints(tmp_path, **saver))
+    resumed = CLDCallback()
+    run(tmp_path, resumed, ckpt_path=by_step(tmp_path)[step])
+    assert resumed.trajectories.epochs == [0, 1, 2, 3, 4, 5]
+    assert resumed.trajectories.train_losses.isnan().all(dim=1).tolist() == [False, False, True, False, False, False]
+
+
+def test_training_stops_at_the_cutoff_even_if_the_losses_there_could_not_be_logged(tmp_path):
+    data, cld = Blobs(shuffle=False), CLDCallback(cutoff_epoch=4, stop_at_cutoff=True)
+    data.train_set = WithoutLabels(data.train_set)
+
+    class Breaks(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            if trainer.current_epoch == 3:
+                data.train_set.order[80] = 10**6
+
+    with pytest.warns(UserWarning, match="after 4 epochs could not be logged"):
+        trainer, _ = run(tmp_path, cld, Breaks(), datamodule=data, max_epochs=8)
+    assert trainer.current_epoch == 4
 
 
 def test_training_goes_on_where_there_is_memory_for_no_more_rows(tmp_path, no_third_row):
