@@ -117,6 +117,7 @@ class CLDCallback(Callback):
         self._fitted_here = False
         self._fitting = False
         self._finished = False
+        self._swept = 0  # the newest due epoch whose sweep was tried, whether or not it could be logged
         self._last_epoch: int | None = None
         self._scores: CLDScores | None = None
 
@@ -172,7 +173,7 @@ class CLDCallback(Callback):
         self._fitted_here = True
         self._scores, self._finished = None, False
         if _is_untrained(trainer):
-            self._recorder.forget()
+            self._forget()
         # Asked for on all ranks, which agree on it.
         self._save_dir = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir)
         # SWA raises max_epochs later on, for an extra epoch that ends on averaged weights.
@@ -202,8 +203,10 @@ class CLDCallback(Callback):
                 f"CLD: training goes on at step {trainer.global_step} without losses logged before, so theta_0 is "
                 "missing from the timeline. Scores are better with it: start the proxy anew if you can."
             )
-        elif self._is_due(epoch) and epoch not in self.trajectories.epochs and _is_between_epochs(trainer):
-            # A checkpoint written in an epoch's last batch resumes behind that epoch's end.
+        elif self._is_due(epoch) and epoch > self._swept:
+            # A checkpoint written in an epoch's last batch resumes behind that epoch's end. A sweep that was tried
+            # and failed then is no such case: the weights may be of any later step by now.
+            self._swept = epoch
             self._recorder.record(trainer, pl_module, epoch)
         if self.stop_at_cutoff and self._is_past_cutoff(epoch):
             trainer.should_stop = True
@@ -213,6 +216,7 @@ class CLDCallback(Callback):
         epoch = trainer.current_epoch + 1
         if not self._fitting or not self._is_due(epoch):
             return
+        self._swept = epoch
         try:
             self._recorder.record(trainer, pl_module, epoch)
         except Exception as error:  # noqa: BLE001  # watching must not end a training that runs
@@ -249,6 +253,7 @@ class CLDCallback(Callback):
         return {
             "every_n_epochs": self.every_n_epochs,
             "cutoff_epoch": self.cutoff_epoch,
+            "swept": self._swept,
             "sweep_seconds": self._recorder.seconds,
             "trajectories": None if recorded is None else recorded.state_dict(),
         }
@@ -257,7 +262,7 @@ class CLDCallback(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # What an earlier fit of the same Trainer logged is not this checkpoint's past, even if it has no state of ours.
         if self._fitting:
-            self._recorder.forget()
+            self._forget()
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -273,6 +278,11 @@ class CLDCallback(Callback):
         recorded = state_dict["trajectories"]
         self._recorder.trajectories = None if recorded is None else LossTrajectories.from_state_dict(recorded)
         self._recorder.seconds = state_dict["sweep_seconds"]
+        self._swept = state_dict["swept"]
+
+    def _forget(self) -> None:
+        self._recorder.forget()
+        self._swept = 0
 
     def _is_due(self, epoch: int) -> bool:
         """Whether the timeline has a checkpoint after `epoch` completed epochs."""
@@ -341,15 +351,6 @@ def _is_untrained(trainer: Trainer) -> bool:
     `global_step` alone does not tell: with manual optimization it may stay 0.
     """
     return trainer.global_step == 0 and trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
-
-
-def _is_between_epochs(trainer: Trainer) -> bool:
-    """Whether a resumed loop stands between two epochs, so that its weights are the end of one.
-
-    Lightning has no public name for it; the progress of the batch loop tells.
-    """
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    return progress.current.ready == 0 or progress.is_last_batch
 
 
 def _check_max_steps(
