@@ -276,7 +276,7 @@ def test_an_array_of_another_dtype_is_refused(path, kind, name, dtype):
 
 @pytest.mark.parametrize(("kind", "name"), [member for member in MEMBERS if member[1] != "header"])
 @pytest.mark.parametrize(
-    "shape", [(), (0,), (1,), (0, 20), (4, 0), (0, 0), (21,), (19,), (5, 20), (4, 21), (1, 4, 20), (1,) * 60], ids=str
+    "shape", [(), (0,), (1,), (0, 20), (4, 0), (0, 0), (21,), (19,), (5, 20), (4, 21), (1, 4, 20), (1,) * 30], ids=str
 )
 def test_an_array_of_another_shape_is_refused(path, kind, name, shape):
     saved(kind, path)
