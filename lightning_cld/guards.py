@@ -50,6 +50,7 @@ def evaluation(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     buffers = _share_buffers(module) if trainer.world_size > 1 else []
     for submodule, _ in modes:  # the flags alone: a module's own train() or eval() may do more than set them
         submodule.training = False
+    own_log = vars(module).get("log")  # a module may keep something of its own under that name
     module.log = _log_nothing  # type: ignore[method-assign]  # log_dict calls it too
     # The stage decides which branch a datamodule's augmentation hooks take.
     trainer.validating = True
@@ -60,6 +61,8 @@ def evaluation(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     finally:
         trainer.training = True
         del module.log
+        if own_log is not None:
+            module.log = own_log  # type: ignore[method-assign]  # as it was
         for submodule, mode in modes:
             submodule.training = mode
         for buffer, own in buffers:
@@ -92,7 +95,7 @@ def agreed(trainer: Trainer, what: str) -> Iterator[None]:
     torch.distributed.all_gather_object(said, None if failure is None else f"{type(failure).__name__}: {failure}")
     rank, message = next((rank, message) for rank, message in enumerate(said) if message is not None)
     failure = failure or RuntimeError(f"{what} failed on rank {rank}: {message}")
-    failure.is_agreed_on = True  # type: ignore[attr-defined]
+    failure.is_agreed_on = True  # type: ignore[attr-defined]  # a mark for the block around this one
     raise failure
 
 

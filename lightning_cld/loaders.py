@@ -69,7 +69,7 @@ def check_loader(loaders: Any, kind: str) -> DataLoader[Any]:
 
 def loader_settings(loader: DataLoader[Any]) -> dict[str, Any]:
     """What a loader does apart from its dataset and the order of samples, as keyword arguments of DataLoader."""
-    settings: dict[str, Any] = {
+    return {
         "num_workers": loader.num_workers,
         "collate_fn": loader.collate_fn,
         "pin_memory": loader.pin_memory,
@@ -78,7 +78,6 @@ def loader_settings(loader: DataLoader[Any]) -> dict[str, Any]:
         "multiprocessing_context": loader.multiprocessing_context,
         "prefetch_factor": loader.prefetch_factor,
     }
-    return settings
 
 
 def sequential_loader(

@@ -56,7 +56,7 @@ class FullLengthSampler(DistributedSampler[int]):
         seed: int = 0,
     ) -> None:
         # The parent only asks for the length of what it samples from.
-        super().__init__(range(epoch_size), num_replicas, rank, shuffle, seed)  # type: ignore[arg-type]
+        super().__init__(range(epoch_size), num_replicas, rank, shuffle, seed)  # type: ignore[arg-type]  # see above
         self.coreset_size = coreset_size
         self.epoch_size = epoch_size
 
@@ -123,7 +123,7 @@ def narrow_loader(
         "generator": loader.generator,
         "persistent_workers": loader.persistent_workers,
     }
-    if hasattr(loader, "in_order"):  # since torch 2.7
+    if hasattr(loader, "in_order"):  # not in every torch
         settings["in_order"] = loader.in_order
     if type(loader) is DataLoader:
         return DataLoader(subset, **settings)
@@ -156,11 +156,12 @@ def _narrow_sampler(
     epoch_length: str,
     trainer: Trainer | None,
 ) -> Any:
-    """A sampler of the coreset that does what the loader's does with the full set; None for in order."""
+    """A sampler of the coreset that does what the loader's does with the full set."""
     sampler: Any = loader.sampler
     full = len(loader.dataset)  # type: ignore[arg-type]  # map-style, as checked
     kept = len(indices)
     kind = type(sampler)
+    source: Any = subset  # a sampler only asks for its length, which torch's type for a dataset does not promise
 
     def scaled(draws: int) -> int:
         return draws if epoch_length == "full" else max(1, round(draws * kept / full))
@@ -177,7 +178,7 @@ def _narrow_sampler(
             )
         return WeightedRandomSampler(weights.tolist(), draws, sampler.replacement, sampler.generator)
     if kind is RandomSampler and (sampler.replacement or sampler.num_samples != full):
-        return RandomSampler(subset, sampler.replacement, scaled(sampler.num_samples), sampler.generator)  # type: ignore[arg-type]
+        return RandomSampler(source, sampler.replacement, scaled(sampler.num_samples), sampler.generator)
     if kind is SubsetRandomSampler:
         full = len(sampler.indices)
         outside = sorted(set(indices) - {int(position) for position in sampler.indices})
@@ -205,4 +206,4 @@ def _narrow_sampler(
         )
     if kind is DistributedSampler:
         return DistributedSampler(subset, sampler.num_replicas, sampler.rank, shuffle, sampler.seed, sampler.drop_last)
-    return RandomSampler(subset, generator=sampler.generator) if shuffle else SequentialSampler(subset)  # type: ignore[arg-type]
+    return RandomSampler(source, generator=sampler.generator) if shuffle else SequentialSampler(source)

@@ -106,8 +106,8 @@ def _warn_of_surprises(given: DataLoader[Any], view: DataLoader[Any]) -> None:
     sampler = unknown_sampler(given)
     if sampler is not None:
         rank_zero_warn(
-            f"CLD scores all {len(given.dataset):,} samples of the train set; whether "  # type: ignore[arg-type]
-            f"{sampler} draws all of them in training is unknown."
+            f"CLD scores all {len(sampled_positions(given)):,} samples of the train set; whether {sampler} draws all "
+            "of them in training is unknown."
         )
     if type(view).__iter__ is not DataLoader.__iter__:
         rank_zero_warn(

@@ -169,6 +169,18 @@ def test_what_forward_logs_is_not_changed_by_a_sweep(tmp_path):
     assert metrics[0] == metrics[1]
 
 
+def test_what_a_module_keeps_under_the_name_of_log_stays(tmp_path):
+    class Keeps(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.log = lambda *arguments, **settings: None
+
+    module = Keeps()
+    kept = module.log
+    fit(tmp_path, CLDCallback(), module)
+    assert module.log is kept
+
+
 def test_float64_by_default_gives_scores_too(tmp_path):
     torch.set_default_dtype(torch.float64)
     try:
