@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
+from torchvision.transforms import v2
 from tqdm import tqdm
 
 from lightning_cld import proportional_holdout
@@ -24,18 +25,24 @@ class Preset:
     """What is sensible for a dataset where the command line does not say otherwise."""
 
     title: str
+    network: str
     epochs: int
+    steps: int  # of a target, where all take the same number
     batch_size: int
     lr: float
     holdout: float  # share of the train data that becomes the validation split
 
 
 PRESETS = {
-    "digits": Preset("scikit-learn digits", epochs=30, batch_size=32, lr=0.1, holdout=0.15),
-    "fashion-mnist": Preset("Fashion-MNIST", epochs=20, batch_size=128, lr=0.2, holdout=0.1),
-    "cifar10": Preset("CIFAR-10", epochs=40, batch_size=128, lr=0.1, holdout=0.1),
-    "cifar100": Preset("CIFAR-100", epochs=60, batch_size=128, lr=0.1, holdout=0.1),
+    "digits": Preset("scikit-learn digits", "mlp", epochs=30, steps=1_000, batch_size=32, lr=0.1, holdout=0.15),
+    "fashion-mnist": Preset("Fashion-MNIST", "cnn8", epochs=15, steps=1_500, batch_size=64, lr=0.1, holdout=0.1),
+    "cifar10": Preset("CIFAR-10", "resnet9", epochs=40, steps=14_000, batch_size=128, lr=0.1, holdout=0.1),
+    "cifar100": Preset("CIFAR-100", "resnet9", epochs=60, steps=21_000, batch_size=128, lr=0.1, holdout=0.1),
+    "folder": Preset("Images in folders", "cnn32", epochs=30, steps=3_000, batch_size=64, lr=0.1, holdout=0.1),
 }
+NETWORKS = ("mlp", "cnn8", "cnn16", "cnn32", "resnet9")
+FOLDER_SIZE = 64
+"""Height and width that images in folders are brought to: all of them are kept in memory."""
 
 
 # The data
@@ -77,6 +84,8 @@ def load(name: str, root: Path | None) -> tuple[Images, Images]:
         targets = torch.from_numpy(digits.target).long()
         rest, test = proportional_holdout(targets, 0.25, seed=4000)
         return Images(images[rest], targets[rest]), Images(images[test], targets[test])
+    if name == "folder":
+        return _read_folder(root, "train"), _read_folder(root, "test")
     kind = {"fashion-mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
     parts = []
     for train in (True, False):
@@ -94,13 +103,30 @@ def load(name: str, root: Path | None) -> tuple[Images, Images]:
     return parts[0], parts[1]
 
 
-def flip_labels(targets: Tensor, rate: float, seed: int) -> Tensor:
-    """The labels with a share of them, drawn at random, each replaced by another class."""
+def _read_folder(root: Path | None, part: str) -> Images:
+    """All images under `root/part/<class>/`, brought to one size."""
+    size = (FOLDER_SIZE, FOLDER_SIZE)
+    resize = v2.Compose([v2.ToImage(), v2.RGB(), v2.Resize(size, antialias=True), v2.ToDtype(torch.uint8)])
+    try:
+        folder = datasets.ImageFolder(Path(root or ".") / part, transform=resize)
+    except FileNotFoundError as error:
+        raise SystemExit(f"{error}\nImages must lie under ROOT/train/CLASS/ and ROOT/test/CLASS/.") from None
+    loader = DataLoader(folder, 64, num_workers=2)
+    images = torch.cat([images for images, _ in tqdm(loader, desc=f"reading {part}", leave=False)])
+    return Images(images, torch.tensor(folder.targets))
+
+
+def flip_labels(targets: Tensor, rate: float, seed: int, kind: str = "symmetric") -> Tensor:
+    """The labels with a share of them, drawn at random, each replaced by another class.
+
+    Any other class if `kind` is "symmetric"; if it is "pair" always the next one, as when two classes are confused.
+    """
     classes = int(targets.max()) + 1
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(targets), generator=generator)[: round(rate * len(targets))]
+    shift = torch.randint(1, classes, (len(chosen),), generator=generator)
     flipped = targets.clone()
-    flipped[chosen] = (targets[chosen] + torch.randint(1, classes, (len(chosen),), generator=generator)) % classes
+    flipped[chosen] = (targets[chosen] + (shift if kind == "symmetric" else 1)) % classes
     return flipped
 
 
@@ -144,19 +170,28 @@ class Residual(nn.Sequential):
         return inputs + super().forward(inputs)
 
 
-def make_network(name: str, classes: int) -> nn.Module:
-    if name == "digits":
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, classes))
-    if name == "fashion-mnist":
-        layers = [conv(1, 16, pool=True), conv(16, 32, pool=True), conv(32, 64, pool=True)]
-        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 3 * 3, classes))
-    return nn.Sequential(  # a ResNet of nine layers
-        *(conv(3, 64, pool=False), conv(64, 128, pool=True)),
-        Residual(conv(128, 128, pool=False), conv(128, 128, pool=False)),
-        *(conv(128, 256, pool=True), conv(256, 256, pool=True)),
-        Residual(conv(256, 256, pool=False), conv(256, 256, pool=False)),
-        *(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(256, classes)),
-    )
+def make_network(name: str, images: Tensor, classes: int) -> nn.Module:
+    """One of `NETWORKS` for images like these."""
+    channels, height, width = images.shape[1:]
+    if name == "mlp":
+        return nn.Sequential(
+            nn.Flatten(), nn.Linear(channels * height * width, 128), nn.ReLU(), nn.Linear(128, classes)
+        )
+    if name == "resnet9":
+        return nn.Sequential(  # a ResNet of nine layers
+            *(conv(channels, 64, pool=False), conv(64, 128, pool=True)),
+            Residual(conv(128, 128, pool=False), conv(128, 128, pool=False)),
+            *(conv(128, 256, pool=True), conv(256, 256, pool=True)),
+            Residual(conv(256, 256, pool=False), conv(256, 256, pool=False)),
+            *(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(256, classes)),
+        )
+    first = int(name.removeprefix("cnn"))
+    layers = [
+        conv(channels, first, pool=True),
+        conv(first, 2 * first, pool=True),
+        conv(2 * first, 4 * first, pool=True),
+    ]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * first * (height // 8) * (width // 8), classes))
 
 
 def augment(images: Tensor) -> Tensor:
@@ -176,12 +211,12 @@ class Classifier(L.LightningModule):
     It augments in `training_step`, not in the dataset, so that CLD's sweeps, which call `forward`, see plain images.
     """
 
-    def __init__(self, name: str, train: Images, lr: float, *, seed: int) -> None:
+    def __init__(self, name: str, train: Images, lr: float, *, seed: int, network: str | None = None) -> None:
         super().__init__()
         L.seed_everything(seed, verbose=False)  # of the initial weights, and of the order of batches that follows
-        network = make_network(name, int(train.targets.max()) + 1)
-        self.network = network.to(memory_format=torch.channels_last)  # convolutions are faster so
-        self.augment = augment if name.startswith("cifar") else nn.Identity()
+        layers = make_network(network or PRESETS[name].network, train.images, int(train.targets.max()) + 1)
+        self.network = layers.to(memory_format=torch.channels_last)  # convolutions are faster so
+        self.augment = augment if name.startswith(("cifar", "folder")) else nn.Identity()
         self.lr = lr
         # Statistics of the pool's first images will do.
         std, mean = torch.std_mean(train.images[:10_000].float(), dim=(0, 2, 3), keepdim=True)
@@ -234,10 +269,11 @@ def quiet(*, single_thread: bool = False) -> None:
         torch.set_num_threads(1)
 
 
-def quiet_trainer(epochs: int, *callbacks: L.Callback) -> L.Trainer:
+def quiet_trainer(epochs: int | None, *callbacks: L.Callback, steps: int = -1) -> L.Trainer:
     """A Trainer on one device, the GPU if there is one, that shows and saves nothing."""
     return L.Trainer(
-        max_epochs=epochs,
+        max_epochs=-1 if epochs is None else epochs,
+        max_steps=steps,
         accelerator="auto",
         devices=1,
         logger=False,

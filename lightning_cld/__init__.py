@@ -1,5 +1,6 @@
 """Which of my training data do I really need? Coresets from loss trajectories, as a PyTorch Lightning plugin."""
 
+from lightning_cld import baselines
 from lightning_cld.callback import CLDCallback
 from lightning_cld.datamodule import CoresetDataModule
 from lightning_cld.functional import cld_scores
@@ -12,6 +13,7 @@ __all__ = [
     "CLDScores",
     "CoresetDataModule",
     "LossTrajectories",
+    "baselines",
     "cld_scores",
     "proportional_holdout",
     "select_top",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +24,7 @@ from lightning_cld.functional import (
     check_losses,
     check_reference,
     cld_scores,
+    kind_of,
 )
 from lightning_cld.scores import OUTSIDE, CLDScores, check_pool_classes, typed_array
 
@@ -156,20 +158,41 @@ class LossTrajectories:
         self._train, self._val = self._train.to(device), self._val.to(device)
         return self
 
-    def score(self, cutoff_epoch: int | None = None, every_n_epochs: int = 1) -> CLDScores:
-        """CLD from the checkpoints up to an early cutoff, or from every n-th.
+    def score(
+        self,
+        cutoff_epoch: int | None = None,
+        every_n_epochs: int = 1,
+        by: Callable[[LossTrajectories], Tensor] | None = None,
+    ) -> CLDScores:
+        """Scores from the checkpoints up to an early cutoff, or from every n-th.
 
         Args:
             cutoff_epoch: Use only checkpoints after at most this many completed epochs; None uses all.
             every_n_epochs: Use only checkpoints whose epoch is a multiple of this.
+            by: What to score by instead of CLD: a function from `LossTrajectories` to a value for each training
+                sample, `[N]`, higher for those to keep; `lightning_cld.baselines` has some.
 
         Returns:
             The scores, on the CPU.
 
         Raises:
-            ValueError: If the timeline ends before `cutoff_epoch`, fewer than 4 checkpoints are left, or a
-                validation loss is not finite at one of them.
+            TypeError: If `by` returns something else than a floating point tensor.
+            ValueError: If the timeline ends before `cutoff_epoch`, no checkpoint is left, or `by` returns another
+                shape; for CLD also if fewer than 4 are left, or a validation loss is not finite at one of them.
         """
+        part = self._thinned(cutoff_epoch, every_n_epochs)
+        if by is None and len(part) < MIN_CHECKPOINTS:
+            raise ValueError(
+                f"CLD needs at least {MIN_CHECKPOINTS} checkpoints, got {len(part)} (after {part.epochs} epochs) with "
+                f"cutoff_epoch={cutoff_epoch} and every_n_epochs={every_n_epochs}. Use more of them."
+            )
+        values = part._cld() if by is None else _checked_values(by(part), by, len(part.train_losses[0]))
+        scored_by = "CLD" if by is None else _name_of(by)
+        provenance = self._provenance(scored_by, every_n_epochs)
+        return CLDScores(values, self.train_classes, part.epochs, self.fingerprint, provenance)
+
+    def _thinned(self, cutoff_epoch: int | None, every_n_epochs: int) -> LossTrajectories:
+        """The checkpoints up to a cutoff that are due every n epochs, on the same memory where that is possible."""
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}.")
         if cutoff_epoch is not None and cutoff_epoch > self.epochs[-1]:
@@ -181,26 +204,36 @@ class LossTrajectories:
             for row, epoch in enumerate(self.epochs)
             if epoch % every_n_epochs == 0 and (cutoff_epoch is None or epoch <= cutoff_epoch)
         ]
-        epochs = [self.epochs[row] for row in rows]
-        if len(rows) < MIN_CHECKPOINTS:
+        if not rows:
             raise ValueError(
-                f"CLD needs at least {MIN_CHECKPOINTS} checkpoints, got {len(rows)} (after {epochs} epochs) with "
-                f"cutoff_epoch={cutoff_epoch} and every_n_epochs={every_n_epochs}. Use more of them."
+                f"No checkpoint is left with cutoff_epoch={cutoff_epoch} and every_n_epochs={every_n_epochs} of those "
+                f"after {self.epochs} epochs. Use more of them."
             )
         # Slices of a whole timeline are views; only a thinned one is copied.
         whole = rows == list(range(len(rows)))
-        train = self._train[: len(rows)] if whole else self._train[rows]
-        val = self._val[: len(rows)] if whole else self._val[rows]
+        return LossTrajectories(
+            self._train[: len(rows)] if whole else self._train[rows],
+            self._val[: len(rows)] if whole else self._val[rows],
+            self.train_classes,
+            self.val_classes,
+            [self.epochs[row] for row in rows],
+            fingerprint=self.fingerprint,
+        )
+
+    def _cld(self) -> Tensor:
+        """CLD from all checkpoints, float32 `[N]`, on the CPU; NaN outside of the sampler."""
+        train, val = self.train_losses, self.val_losses
         used = self._used_positions()
         train_classes, val_classes = check_class_pair(
             None if self.train_classes is None else self.train_classes[used], self.val_classes, len(used), val.shape[1]
         )
-        check_reference(val, val_classes, train_classes, [f"the checkpoint after {epoch} epochs" for epoch in epochs])
+        checkpoints = [f"the checkpoint after {epoch} epochs" for epoch in self.epochs]
+        check_reference(val, val_classes, train_classes, checkpoints)
         if len(used) < train.shape[1]:
             train = train[:, used.to(train.device)]
         values = torch.full((self._train.shape[1],), torch.nan, dtype=torch.float32)
         values[used] = cld_scores(train, val, train_classes, val_classes).cpu()
-        return CLDScores(values, self.train_classes, epochs, self.fingerprint, self._provenance(every_n_epochs))
+        return values
 
     def save(self, path: str | Path) -> Path:
         """Writes everything to `path` (an `.npz` archive) atomically and returns the path."""
@@ -266,16 +299,35 @@ class LossTrajectories:
             return torch.arange(self._train.shape[1])
         return torch.nonzero(self.train_classes != OUTSIDE).flatten()
 
-    def _provenance(self, every_n_epochs: int) -> dict[str, Any]:
+    def _provenance(self, scored_by: str, every_n_epochs: int) -> dict[str, Any]:
         classes = torch.zeros(self._val.shape[1]) if self.val_classes is None else self.val_classes
         labels, counts = torch.unique(classes.long(), return_counts=True)
         return {
             **self.metadata,
+            "scored_by": scored_by,
             "scored_every_n_epochs": every_n_epochs,
             "reference_sizes": {str(c): n for c, n in zip(labels.tolist(), counts.tolist(), strict=True)},
             "versions": _versions(),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+
+
+def _checked_values(values: object, by: object, samples: int) -> Tensor:
+    """Returns what `by` made of the losses, or raises unless it is one value a sample."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        raise TypeError(f"by={_name_of(by)} must return a floating point tensor, got {kind_of(values)}.")
+    if list(values.shape) != [samples]:
+        raise ValueError(
+            f"by={_name_of(by)} must return one value for each of the {samples:,} training samples, got shape "
+            f"{list(values.shape)}."
+        )
+    return values
+
+
+def _name_of(function: object) -> str:
+    while isinstance(function, partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def _versions() -> dict[str, str]:

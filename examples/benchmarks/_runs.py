@@ -1,0 +1,180 @@
+"""What the benchmarks have in common: data with their faults, a proxy's logged losses, and a target's accuracy.
+
+Every draw follows from a cell's seed and has a number of its own, so that none repeats another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+import time
+import warnings
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_cld import CLDCallback, CoresetDataModule, LossTrajectories, proportional_holdout
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the examples are scripts, not a package
+from _common import NETWORKS, PRESETS, Classifier, Images, Splits, flip_labels, load, quiet, quiet_trainer
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Case:
+    """The data, the proxy and the seed: everything that a proxy's losses follow from."""
+
+    dataset: str
+    network: str
+    epochs: int  # of the proxy
+    noise: float  # share of the train labels made wrong
+    noise_kind: str  # "symmetric": any other class; "pair": the next class
+    val_noise: float  # share of the validation labels made wrong
+    imbalance: float  # how many times the last class is smaller than the first
+    seed: int
+
+    @classmethod
+    def of(cls, cell: dict[str, Any]) -> Case:
+        return cls(**{field.name: cell[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the data are, and where finished proxies are kept."""
+
+    root: Path
+    work: Path
+
+
+@functools.lru_cache(maxsize=1)
+def _load(name: str, root: Path) -> tuple[Images, Images]:
+    return load(name, root)
+
+
+@functools.lru_cache(maxsize=2)
+def make_splits(case: Case, root: Path) -> tuple[Splits, Tensor]:
+    """The datamodule, and which of the train labels are wrong.
+
+    Train and validation labels are made wrong, never those of the test set.
+    """
+    pool, test = _load(case.dataset, root)
+    preset, seed = PRESETS[case.dataset], case.seed
+    kept = _imbalanced(pool.targets, case.imbalance, seed)
+    train, val = (kept[part] for part in proportional_holdout(pool.targets[kept], preset.holdout, seed=seed))
+    train_labels = flip_labels(pool.targets[train], case.noise, 1000 + seed, case.noise_kind)
+    val_labels = flip_labels(pool.targets[val], case.val_noise, 4000 + seed, case.noise_kind)
+    parts = Images(pool.images[train], train_labels), Images(pool.images[val], val_labels)
+    return Splits(*parts, test, preset.batch_size), train_labels != pool.targets[train]
+
+
+def _imbalanced(targets: Tensor, factor: float, seed: int) -> Tensor:
+    """Sorted positions, with class sizes that fall geometrically from the first to a `factor`-th of it."""
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(5000 + seed))
+    classes, kept = int(targets.max()) + 1, []
+    for label in range(classes):
+        members = order[targets[order] == label]
+        kept.append(members[: round(len(members) * factor ** (-label / (classes - 1)))])
+    return torch.cat(kept).sort().values
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """The losses that one run of a proxy logged, and what they cost."""
+
+    trajectories: LossTrajectories
+    fit_seconds: float  # of the whole run, sweeps included
+    sweep_seconds: float
+
+    @property
+    def epochs_paid(self) -> float:
+        """The run's time in epochs of plain training."""
+        return self.trajectories.epochs[-1] * self.fit_seconds / (self.fit_seconds - self.sweep_seconds)
+
+
+def run_proxy(case: Case, places: Places) -> Proxy:
+    """Trains the proxy under `CLDCallback`, or reads what an earlier call left."""
+    settings = "-".join(str(getattr(case, field.name)) for field in fields(case))
+    folder = places.work / settings
+    done = folder / "proxy.json"  # written last
+    if not done.exists():
+        quiet()
+        splits, _ = make_splits(case, places.root)
+        preset = PRESETS[case.dataset]
+        cld = CLDCallback(dirpath=folder)
+        model = Classifier(case.dataset, splits.train, preset.lr, seed=case.seed, network=case.network)
+        started = time.perf_counter()
+        with warnings.catch_warnings():
+            # A proxy that was killed left its files; they are written anew.
+            warnings.simplefilter("ignore")
+            quiet_trainer(case.epochs, cld).fit(model, datamodule=splits)
+        seconds = time.perf_counter() - started
+        costs = {"fit_seconds": seconds, "sweep_seconds": cld.trajectories.metadata["sweep_seconds"]}
+        done.write_text(json.dumps(costs), encoding="utf-8")
+    return _read_proxy(folder)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_proxy(folder: Path) -> Proxy:
+    costs = json.loads((folder / "proxy.json").read_text(encoding="utf-8"))
+    return Proxy(LossTrajectories.load(folder / "cld-trajectories.npz"), **costs)
+
+
+def train_target(case: Case, places: Places, positions: Tensor | None, *, network: str, budget: str) -> dict[str, Any]:
+    """Trains a fresh model on these samples (None: all) and tests it.
+
+    Args:
+        case: The data and the seed.
+        places: Where the data are.
+        positions: The coreset.
+        network: The target's.
+        budget: "steps": as many as the dataset's preset says, whatever the size; "epochs": as many as the proxy's.
+    """
+    quiet()
+    splits, wrong = make_splits(case, places.root)
+    preset = PRESETS[case.dataset]
+    kept = torch.arange(len(splits.train)) if positions is None else positions
+    steps, epochs = (preset.steps, None) if budget == "steps" else (-1, case.epochs)
+    data = CoresetDataModule(splits, kept, epoch_length="full" if budget == "steps" else "coreset")
+    # Not the proxy's seed: a coreset should serve other initial weights than those it was chosen with.
+    target = Classifier(case.dataset, splits.train, preset.lr, seed=3000 + case.seed, network=network)
+    trainer = quiet_trainer(epochs, steps=steps)
+    started = time.perf_counter()
+    trainer.fit(target, datamodule=data)
+    seconds = time.perf_counter() - started
+    accuracy = 100 * trainer.test(target, datamodule=data, verbose=False)[0]["test_accuracy"]
+    return {
+        "samples": len(kept),
+        "wrong": round(float(wrong[kept].float().mean()), 4),
+        "steps": trainer.global_step,
+        "accuracy": round(accuracy, 2),
+        "training_seconds": round(seconds, 1),
+        "training_epochs": round(trainer.global_step * preset.batch_size / len(splits.train), 2),
+    }
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, csv: str) -> None:
+    """The arguments that every benchmark has."""
+    add = parser.add_argument
+    known = "(default: %(default)s)"
+    add("--dataset", choices=PRESETS, default="fashion-mnist", help=f"digits need no files {known}")
+    add("--root", type=Path, default=Path("data"), help=f"where torchvision's datasets are or go; folders too {known}")
+    add("--network", choices=NETWORKS, help="of the proxy, and of targets (default: what suits the dataset)")
+    add("--epochs", type=int, help="of the proxy (default: what suits the dataset)")
+    add("--seeds", type=int, default=3, help=f"how many seeds {known}")
+    add("--jobs", type=int, default=1, help=f"worker processes, of one thread each if there are several {known}")
+    add("--csv", type=Path, default=RESULTS / csv, help=f"finished cells; a cell in it is not run again {known}")
+    add("--work", type=Path, default=Path("benchmark-runs"), help=f"where finished proxies are kept {known}")
+
+
+def complete(args: argparse.Namespace) -> Places:
+    """Fills in what suits the dataset."""
+    preset = PRESETS[args.dataset]
+    args.network = args.network or preset.network
+    args.epochs = args.epochs or preset.epochs
+    return Places(args.root.absolute(), args.work.absolute())

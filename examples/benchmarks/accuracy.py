@@ -1,0 +1,147 @@
+"""What is a coreset worth? Test accuracy by method, size, label noise and step budget, against random and everything.
+
+    python examples/benchmarks/accuracy.py --dataset digits --seeds 5
+    python examples/benchmarks/accuracy.py --dataset fashion-mnist --root DIR --jobs 2
+
+For each noise level and seed one proxy is trained under `CLDCallback`; every method then chooses from the losses that
+it logged, and a fresh model is trained on each choice. Finished cells are rows of a CSV and are not run again: kill it
+and start it again with the same command. Your own images: `--dataset folder --root DIR`, with DIR/train/CLASS/ and
+DIR/test/CLASS/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from _grid import Row, markdown, mean_and_spread, run_cells
+from _methods import EVERYTHING, METHODS
+from _runs import Case, Places, add_common_arguments, complete, run_proxy, train_target
+
+DEFAULT_METHODS = [
+    "random",
+    "CLD",
+    "CLD near zero",
+    "lowest CLD",
+    "stratified CLD",
+    "lowest mean loss",
+    "highest mean loss",
+    "area under loss",
+    "confidence",
+    "variability",
+    "DUAL",
+    "drop negative",
+]
+
+
+def run_cell(cell: dict[str, Any], places: Places) -> dict[str, Any]:
+    """Trains and tests one target."""
+    case = Case.of(cell)
+    if cell["method"] == EVERYTHING:
+        return {**train_target(case, places, None, network=case.network, budget=cell["budget"]), **_costs(0, 0)}
+    method, proxy = METHODS[cell["method"]], run_proxy(case, places)
+    positions = method.choose(proxy.trajectories, cell["fraction"], case.seed)
+    result = train_target(case, places, positions, network=case.network, budget=cell["budget"])
+    return {**result, **_costs(method.share * proxy.fit_seconds, method.share * proxy.epochs_paid)}
+
+
+def _costs(seconds: float, epochs: float) -> dict[str, float]:
+    return {"selection_seconds": round(seconds, 1), "selection_epochs": round(epochs, 2)}
+
+
+def run_proxy_cell(cell: dict[str, Any], places: Places) -> dict[str, Any]:
+    """Trains one proxy, so that the targets find it finished."""
+    proxy = run_proxy(Case.of(cell), places)
+    return {"fit_seconds": round(proxy.fit_seconds, 1), "sweep_seconds": round(proxy.sweep_seconds, 1)}
+
+
+def make_cells(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The cells of the proxies and those of the targets, seed after seed, so that each seed is complete early."""
+    proxies = [
+        {
+            "dataset": args.dataset,
+            "network": args.network,
+            "epochs": args.epochs,
+            "noise": noise,
+            "noise_kind": args.noise_kind,
+            "val_noise": noise if args.noisy_validation else 0.0,
+            "imbalance": args.imbalance,
+            "seed": seed,
+        }
+        for seed, noise in itertools.product(range(args.first_seed, args.first_seed + args.seeds), args.noise)
+    ]
+    choices = [(EVERYTHING, 1.0), *itertools.product(args.methods, args.fractions)]
+    targets = [
+        {**proxy, "budget": args.budget, "fraction": fraction, "method": method}
+        for proxy in proxies
+        for method, fraction in choices
+    ]
+    return proxies, targets
+
+
+# What came out
+
+
+def table(rows: Iterable[Row], noise: str, budget: str) -> str:
+    """Accuracy by method and fraction for one noise level and budget: mean ± spread over the seeds, in percent.
+
+    In each column the best mean and all within one spread of it are bold.
+    """
+    cells: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if (row["noise"], row["budget"]) == (noise, budget):
+            cells.setdefault((row["method"], row["fraction"]), []).append(float(row["accuracy"]))
+    fractions = sorted({fraction for method, fraction in cells if method != EVERYTHING}, key=float)
+    methods = [method for method in METHODS if any(name == method for name, _ in cells)]
+    shown = {key: mean_and_spread(values) for key, values in cells.items()}
+    marks = {}
+    for fraction in fractions:
+        best, spread = max(shown[method, fraction] for method in methods if (method, fraction) in shown)
+        marks[fraction] = best - spread
+    body = []
+    for method in methods:
+        line = [method]
+        for fraction in fractions:
+            if (method, fraction) not in shown:
+                line.append("")
+                continue
+            mean, spread = shown[method, fraction]
+            text = f"{mean:.1f} ± {spread:.1f}"
+            line.append(f"**{text}**" if mean >= marks[fraction] else text)
+        body.append(line)
+    everything = next((shown[key] for key in shown if key[0] == EVERYTHING), None)
+    head = [f"everything: {everything[0]:.1f} ± {everything[1]:.1f}" if everything else "trained on"]
+    return markdown([*head, *(f"{100 * float(fraction):g} %" for fraction in fractions)], body)
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Test accuracy of coresets by method, size, label noise and budget.")
+    add_common_arguments(parser, "accuracy.csv")
+    add, known = parser.add_argument, "(default: %(default)s)"
+    add("--first-seed", type=int, default=0, help=f"the first of the seeds {known}")
+    add("--noise", type=float, nargs="+", default=[0.0, 0.2, 0.4], help=f"shares of train labels made wrong {known}")
+    add("--noise-kind", choices=["symmetric", "pair"], default="symmetric", help=f"to any class, or the next {known}")
+    add("--noisy-validation", action="store_true", help="make as many validation labels wrong")
+    add("--imbalance", type=float, default=1.0, help=f"first class's size over that of the last {known}")
+    add("--fractions", type=float, nargs="+", default=[0.005, 0.02, 0.1, 0.3, 0.7], help=f"shares to keep {known}")
+    add("--methods", nargs="+", choices=METHODS, default=DEFAULT_METHODS, metavar="METHOD", help=", ".join(METHODS))
+    add("--budget", choices=["steps", "epochs"], default="steps", help=f"what all targets have the same of {known}")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    places = complete(args)
+    proxies, targets = make_cells(args)
+    run_cells(args.work / "proxies.csv", proxies, partial(run_proxy_cell, places=places), jobs=args.jobs)
+    rows = run_cells(args.csv, targets, partial(run_cell, places=places), jobs=args.jobs)
+    for noise in args.noise:
+        print(f"\n{args.dataset}, {noise:.0%} of the train labels wrong, equal {args.budget}\n")
+        print(table(rows, str(noise), args.budget))
+
+
+if __name__ == "__main__":
+    main()

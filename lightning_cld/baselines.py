@@ -1,0 +1,306 @@
+"""Other scores that the same logged losses give for nothing, to compare CLD with.
+
+Each function takes `LossTrajectories` and returns a value for every training sample, so that
+`trajectories.score(by=baselines.variability)` selects, saves and serves like CLD. Higher values are kept first; where a
+source keeps the lowest, its negative is given under a name of its own.
+
+The probability of a sample's label is taken as `exp(-loss)`, which it is where the loss is cross-entropy. Checkpoints
+that were not logged are left out, and a sample with a loss that is not finite has the value NaN, as in `cld_scores`.
+The model before its first step says nothing about a sample yet: theta_0 counts in `area_under_loss` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_cld.selection import check_count
+from lightning_cld.trajectories import LossTrajectories
+
+_SLICE_ELEMENTS = 2**20
+"""Losses worked on at a time: the float64 temporaries of one slice take a few times 8 MiB."""
+
+
+def random_values(trajectories: LossTrajectories, *, seed: int = 0) -> Tensor:
+    """Uniform random values: the baseline to beat. Selected per class, it is random within each class.
+
+    Args:
+        trajectories: Only the number of samples is read.
+        seed: Seed of the draw; the global random state is neither used nor changed.
+
+    Returns:
+        Values in [0, 1), float32, `[N]`, on the CPU.
+
+    Example:
+        >>> from functools import partial
+        >>> import torch
+        >>> from lightning_cld import LossTrajectories, baselines
+        >>> trajectories = LossTrajectories(torch.rand(5, 8), torch.rand(5, 3))
+        >>> scores = trajectories.score(by=partial(baselines.random_values, seed=1))
+        >>> len(scores.select(fraction=0.5))
+        4
+    """
+    return torch.rand(trajectories.train_losses.shape[1], generator=torch.Generator().manual_seed(seed))
+
+
+def highest_mean_loss(trajectories: LossTrajectories) -> Tensor:
+    """The mean loss over the epochs: hard samples first, and wrongly labelled ones before all.
+
+    Huang et al., "O2U-Net: A Simple Noisy Label Detection Approach for Deep Neural Networks", ICCV 2019, rank samples
+    by it (over epochs of a cyclical learning rate) to find wrong labels.
+
+    Returns:
+        Float32, `[N]`, on the CPU.
+
+    Raises:
+        ValueError: If no epoch was logged.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import LossTrajectories, baselines
+        >>> train = torch.tensor([[2.0, 2.0], [1.0, 2.0], [0.5, 3.0], [0.0, 1.0]])
+        >>> baselines.highest_mean_loss(LossTrajectories(train, train))
+        tensor([0.5000, 2.0000])
+    """
+    return _over_epochs(trajectories, lambda losses: losses.nanmean(dim=0))
+
+
+def lowest_mean_loss(trajectories: LossTrajectories) -> Tensor:
+    """The negative of `highest_mean_loss`: easy samples first, the "small-loss" choice against wrong labels.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import LossTrajectories, baselines
+        >>> train = torch.tensor([[2.0, 2.0], [1.0, 2.0], [0.5, 3.0], [0.0, 1.0]])
+        >>> baselines.lowest_mean_loss(LossTrajectories(train, train))
+        tensor([-0.5000, -2.0000])
+    """
+    return -highest_mean_loss(trajectories)
+
+
+def area_under_loss(trajectories: LossTrajectories) -> Tensor:
+    """The area under the loss over completed epochs, theta_0 included, by the trapezoidal rule: hard samples first.
+
+    It weights a checkpoint by the epochs around it, so that a timeline with gaps counts every epoch alike. The idea of
+    an area over training is that of Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin
+    Ranking", NeurIPS 2020, with the loss in place of the margin.
+
+    Returns:
+        Loss times epochs, float32, `[N]`, on the CPU.
+
+    Raises:
+        ValueError: If fewer than 2 checkpoints were logged.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import LossTrajectories, baselines
+        >>> train = torch.tensor([[2.0, 2.0], [1.0, 2.0], [0.5, 3.0], [0.0, 1.0]])
+        >>> baselines.area_under_loss(LossTrajectories(train, train, epochs=[0, 1, 2, 4]))
+        tensor([2.7500, 8.5000])
+    """
+    epochs = torch.tensor(trajectories.epochs, dtype=torch.float64)
+    if len(epochs) < 2:
+        raise ValueError(f"An area needs at least 2 checkpoints, got {len(epochs)}. Log more epochs.")
+
+    def area(losses: Tensor) -> Tensor:
+        # Holes are few, so that carrying the last logged loss across one is near enough.
+        for row in range(1, len(losses)):
+            losses[row] = torch.where(losses[row].isnan(), losses[row - 1], losses[row])
+        return torch.trapezoid(losses, epochs.to(losses.device), dim=0)
+
+    return _in_slices(trajectories.train_losses, area)
+
+
+def confidence(trajectories: LossTrajectories) -> Tensor:
+    """The mean probability of the label over the epochs: easy samples first.
+
+    Swayamdipta et al., "Dataset Cartography: Mapping and Diagnosing Datasets with Training Dynamics", EMNLP 2020,
+    "confidence".
+
+    Returns:
+        In [0, 1] for cross-entropy, float32, `[N]`, on the CPU.
+
+    Raises:
+        ValueError: If no epoch was logged.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import LossTrajectories, baselines
+        >>> train = -torch.tensor([[0.1, 0.1], [0.5, 0.2], [0.7, 0.2], [0.9, 0.2]]).log()
+        >>> baselines.confidence(LossTrajectories(train, train))
+        tensor([0.7000, 0.2000])
+    """
+    return _over_epochs(trajectories, lambda losses: (-losses).exp().nanmean(dim=0))
+
+
+def variability(trajectories: LossTrajectories) -> Tensor:
+    """The standard deviation of the probability of the label over the epochs: ambiguous samples first.
+
+    Swayamdipta et al., "Dataset Cartography: Mapping and Diagnosing Datasets with Training Dynamics", EMNLP 2020,
+    "variability" (the population's standard deviation).
+
+    Returns:
+        Float32, `[N]`, on the CPU.
+
+    Raises:
+        ValueError: If fewer than 2 epochs were logged.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import LossTrajectories, baselines
+        >>> train = -torch.tensor([[0.1, 0.1], [0.5, 0.1], [0.7, 0.5], [0.9, 0.9]]).log()
+        >>> baselines.variability(LossTrajectories(train, train))
+        tensor([0.1633, 0.3266])
+    """
+    return _over_epochs(trajectories, lambda losses: _nanstd((-losses).exp(), correction=0), least=2)
+
+
+def dual(trajectories: LossTrajectories, *, window: int = 10) -> Tensor:
+    """The DUAL score: uncertain and difficult samples first.
+
+    In each window of consecutive epochs, one minus the mean probability of the label times that probability's standard
+    deviation (that of a sample, with `window - 1`), averaged over all windows: Cho et al., "Lightweight Dataset Pruning
+    without Full Training via Example Difficulty and Prediction Uncertainty", ICML 2025, the DUAL score; without that
+    paper's sampling by a Beta distribution.
+
+    Args:
+        trajectories: The logged losses.
+        window: Epochs in a window; the paper takes 10. A timeline that is shorter is one window.
+
+    Returns:
+        Float32, `[N]`, on the CPU.
+
+    Raises:
+        ValueError: If `window` is below 2, or fewer than 2 epochs were logged.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import LossTrajectories, baselines
+        >>> train = -torch.tensor([[0.1, 0.1], [0.5, 0.2], [0.7, 0.2], [0.9, 0.2]]).log()
+        >>> baselines.dual(LossTrajectories(train, train), window=2)
+        tensor([0.0424, 0.0000])
+    """
+    if check_count("window", window) < 2:
+        raise ValueError(f"window must be at least 2 epochs, got {window}.")
+
+    def mean_over_windows(losses: Tensor) -> Tensor:
+        windows = (-losses).exp().unfold(0, min(window, len(losses)), 1).movedim(-1, 0)
+        return ((1 - windows.nanmean(dim=0)) * _nanstd(windows, correction=1)).nanmean(dim=0)
+
+    return _over_epochs(trajectories, mean_over_windows, least=2)
+
+
+def near_zero_cld(trajectories: LossTrajectories) -> Tensor:
+    """Minus the distance of CLD from zero: the samples first that go their own way.
+
+    The middle one of the three coresets that Nagaraj et al., TMLR 2025, compare (highest, near zero, lowest CLD).
+
+    Returns:
+        In [-1, 0], float32, `[N]`, on the CPU.
+
+    Raises:
+        ValueError: As `LossTrajectories.score` does.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import LossTrajectories, baselines
+        >>> train = torch.tensor([[2.0, 2.0], [1.0, 3.0], [0.5, 3.5], [0.3, 3.7]])
+        >>> baselines.near_zero_cld(LossTrajectories(train, train[:, :1]))
+        tensor([-1., -1.])
+    """
+    return -trajectories.score().values.abs()
+
+
+def lowest_cld(trajectories: LossTrajectories) -> Tensor:
+    """Minus CLD: the samples first whose loss rises while that of their class falls.
+
+    Returns:
+        In [-1, 1], float32, `[N]`, on the CPU.
+
+    Raises:
+        ValueError: As `LossTrajectories.score` does.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import LossTrajectories, baselines
+        >>> train = torch.tensor([[2.0, 2.0], [1.0, 3.0], [0.5, 3.5], [0.3, 3.7]])
+        >>> baselines.lowest_cld(LossTrajectories(train, train[:, :1]))
+        tensor([-1.,  1.])
+    """
+    return -trajectories.score().values
+
+
+def stratified_cld(trajectories: LossTrajectories, *, strata: int = 10, seed: int = 0) -> Tensor:
+    """Values whose best are a random draw of equal size from every percentile range of CLD within each class.
+
+    The paper (Nagaraj et al., TMLR 2025) found that such stratification on top of CLD hurts; its scripts do not hold
+    it, so the details are ours: as many samples in each range, drawn within a range at random.
+
+    Args:
+        trajectories: The logged losses.
+        strata: Percentile ranges per class.
+        seed: Seed of the draw; the global random state is neither used nor changed.
+
+    Returns:
+        Float32, `[N]`, on the CPU; minus the place in the draw from its own range, so that the best-valued of a class
+        hold as many of each range, give or take one.
+
+    Raises:
+        ValueError: If `strata` is below 1, and as `LossTrajectories.score` does.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import LossTrajectories, baselines
+        >>> trajectories = LossTrajectories(torch.rand(5, 40), torch.rand(5, 3))
+        >>> scores = trajectories.score(by=baselines.stratified_cld)
+        >>> kept = trajectories.score().values.argsort().argsort()[scores.select(size=10)]
+        >>> (kept // 4).sort().values.tolist()  # one from each tenth of the ranking
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+    """
+    check_count("strata", strata)
+    scores = trajectories.score()
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.full((len(scores),), torch.nan)
+    groups = torch.zeros(len(scores), dtype=torch.int64) if scores.classes is None else scores.classes
+    scored = ~scores.values.isnan()
+    for label in torch.unique(groups[scored]).tolist():
+        members = torch.nonzero((groups == label) & scored).flatten()
+        by_score = members[torch.argsort(scores.values[members], stable=True)]
+        for stratum in by_score.tensor_split(strata):
+            drawn = torch.randperm(len(stratum), generator=generator)
+            # The fraction decides between ranges where the budget does not divide: without it the lower index would.
+            values[stratum] = -(drawn + torch.rand(1, generator=generator)).float()
+    return values
+
+
+def _over_epochs(trajectories: LossTrajectories, reduce: Callable[[Tensor], Tensor], *, least: int = 1) -> Tensor:
+    """`reduce` over the rows after theta_0, of which there must be `least`."""
+    losses = trajectories.train_losses[1:] if trajectories.epochs[0] == 0 else trajectories.train_losses
+    if len(losses) < least:
+        raise ValueError(
+            f"This baseline needs at least {least} checkpoints after training began, got {len(losses)}. Log more "
+            "epochs."
+        )
+    return _in_slices(losses, reduce)
+
+
+def _in_slices(losses: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+    """`reduce` from float64 `[T, n]` to `[n]` over slices of the columns; NaN where a loss is not finite."""
+    work_device = torch.device("cpu") if losses.device.type == "mps" else losses.device
+    values = torch.empty(losses.shape[1])
+    width = max(1, _SLICE_ELEMENTS // len(losses))
+    for start in range(0, losses.shape[1], width):
+        part = losses[:, start : start + width].to(work_device).double()
+        finite = ~part.isinf().any(dim=0)
+        values[start : start + width] = reduce(part).where(finite, torch.nan).float().cpu()
+    return values
+
+
+def _nanstd(values: Tensor, *, correction: int) -> Tensor:
+    """Standard deviation down the first dimension, NaN left out; NaN where too few values are left."""
+    logged = ~values.isnan()
+    squares = (values - values.nanmean(dim=0)).square().where(logged, 0.0).sum(dim=0)
+    freedom = (logged.sum(dim=0) - correction).double()
+    return (squares / freedom.where(freedom > 0, torch.nan)).sqrt()
