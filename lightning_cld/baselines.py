@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lightning_cld.selection import check_count
-from lightning_cld.trajectories import LossTrajectories
+from lightning_cld.trajectories import LossTrajectories, trained_losses
 
 _SLICE_ELEMENTS = 2**20
 """Losses worked on at a time: the float64 temporaries of one slice take a few times 8 MiB."""
@@ -157,6 +157,28 @@ def variability(trajectories: LossTrajectories) -> Tensor:
     return _over_epochs(trajectories, lambda losses: _nanstd((-losses).exp(), correction=0), least=2)
 
 
+def uncertainty(trajectories: LossTrajectories) -> Tensor:
+    """Aleatoric uncertainty, the mean of `p (1 - p)` over the epochs, `p` the probability of the label.
+
+    Seedat et al., "Data-IQ: Characterizing Subgroups with Heterogeneous Outcomes in Tabular Data", NeurIPS 2022; see
+    `lightning_cld.functional.aleatoric_uncertainty`.
+
+    Returns:
+        Float32, `[N]`, on the CPU.
+
+    Raises:
+        ValueError: If no epoch was logged.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import LossTrajectories, baselines
+        >>> train = -torch.tensor([[0.1, 0.1], [0.5, 0.9], [0.5, 1.0]]).log()
+        >>> baselines.uncertainty(LossTrajectories(train, train))
+        tensor([0.2500, 0.0450])
+    """
+    return _over_epochs(trajectories, lambda losses: ((-losses).exp() * (1 - (-losses).exp())).nanmean(dim=0))
+
+
 def dual(trajectories: LossTrajectories, *, window: int = 10) -> Tensor:
     """The DUAL score: uncertain and difficult samples first.
 
@@ -277,7 +299,7 @@ def stratified_cld(trajectories: LossTrajectories, *, strata: int = 10, seed: in
 
 def _over_epochs(trajectories: LossTrajectories, reduce: Callable[[Tensor], Tensor], *, least: int = 1) -> Tensor:
     """`reduce` over the rows after theta_0, of which there must be `least`."""
-    losses = trajectories.train_losses[1:] if trajectories.epochs[0] == 0 else trajectories.train_losses
+    losses = trained_losses(trajectories)
     if len(losses) < least:
         raise ValueError(
             f"This baseline needs at least {least} checkpoints after training began, got {len(losses)}. Log more "

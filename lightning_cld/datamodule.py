@@ -49,6 +49,8 @@ class CoresetDataModule(LightningDataModule):
         fraction: Budget for scores: the share of the samples to keep; see `select_top`.
         size: Budget for scores: the number of samples to keep.
         per_class: Budget for scores: the number of samples to keep of every class.
+        rule: For scores: "top" or "draw"; see `CLDScores.select`.
+        seed: For scores: seed of the rule "draw".
         epoch_length: "coreset" makes an epoch one pass over the coreset; "full" keeps epochs as long as the full
             set's, so that schedules and step budgets stay as they were: whole passes, and for the remainder a fresh
             draw each epoch, the same on all ranks.
@@ -82,6 +84,8 @@ class CoresetDataModule(LightningDataModule):
         fraction: float | None = None,
         size: int | None = None,
         per_class: int | None = None,
+        rule: str = "top",
+        seed: int = 0,
         epoch_length: str = "coreset",
     ) -> None:
         if not isinstance(datamodule, LightningDataModule):
@@ -109,15 +113,18 @@ class CoresetDataModule(LightningDataModule):
         if isinstance(coreset, (str, Path)):
             coreset = CLDScores.load(coreset)
         self.scores: CLDScores | None = None
-        budget = {"fraction": fraction, "size": size, "per_class": per_class}
+        budget: dict[str, Any] = {"fraction": fraction, "size": size, "per_class": per_class}
         if isinstance(coreset, CLDScores):
             check_budget(fraction=fraction, size=size, per_class=per_class)
             self.scores = coreset
-            self.indices: list[int] = coreset.select(fraction=fraction, size=size, per_class=per_class).tolist()
+            self.indices: list[int] = coreset.select(
+                fraction=fraction, size=size, per_class=per_class, rule=rule, seed=seed
+            ).tolist()
         else:
             given = {name: value for name, value in budget.items() if value is not None}
-            if given:
-                raise TypeError(f"Positions are the coreset as they are and take no budget, got {given}.")
+            if given or rule != "top":
+                given = given or {"rule": rule}
+                raise TypeError(f"Positions are the coreset as they are and take no budget or rule, got {given}.")
             self.indices = _check_indices(coreset)
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor
 from lightning_cld.files import read_arrays, write_arrays
 from lightning_cld.fingerprint import Fingerprint
 from lightning_cld.functional import check_classes, is_integer
-from lightning_cld.selection import select_top
+from lightning_cld.selection import check_rule, select_drawn, select_top
 
 OUTSIDE = -1
 """The class of positions that the train loader's sampler never draws: unscored, and counted in no budget."""
@@ -34,6 +34,7 @@ class CLDScores:
             class.
         epochs: Completed epochs at each checkpoint used; 0 is before training.
         fingerprint: The dataset's identity; None takes the length and the classes for it.
+        uncertainty: Aleatoric uncertainty, `[N]`, which `select(rule="draw")` weights by; None where it is not known.
         metadata: Plain JSON values. From a run they hold `versions`, the date `created`, the `model`'s class name, the
             callback's settings, `sweep_seconds` spent on logging, and `reference_sizes`, validation samples by class.
 
@@ -58,6 +59,7 @@ class CLDScores:
         epochs: Sequence[int] = (),
         fingerprint: Fingerprint | None = None,
         metadata: Mapping[str, Any] | None = None,
+        uncertainty: Tensor | np.ndarray | Sequence[float] | None = None,
     ) -> None:
         self.values = torch.as_tensor(values).detach().cpu().float()
         if self.values.ndim != 1 or len(self.values) == 0:
@@ -77,6 +79,12 @@ class CLDScores:
             )
         self.fingerprint = fingerprint
         self.metadata = dict(metadata or {})
+        self.uncertainty = None if uncertainty is None else torch.as_tensor(uncertainty).detach().cpu().float()
+        if self.uncertainty is not None and self.uncertainty.shape != self.values.shape:
+            raise ValueError(
+                f"uncertainty must have shape [{len(self.values)}], one value a score, got "
+                f"{list(self.uncertainty.shape)}."
+            )
 
     def __len__(self) -> int:
         return len(self.values)
@@ -84,14 +92,72 @@ class CLDScores:
     def __repr__(self) -> str:
         return f"CLDScores({len(self):,} samples, {self.num_classes} classes, {len(self.epochs)} checkpoints)"
 
-    def select(self, *, fraction: float | None = None, size: int | None = None, per_class: int | None = None) -> Tensor:
+    def select(
+        self,
+        *,
+        fraction: float | None = None,
+        size: int | None = None,
+        per_class: int | None = None,
+        rule: str = "top",
+        seed: int = 0,
+    ) -> Tensor:
         """The coreset: sorted positions in the train dataset, int64; see `select_top` for budgets and errors.
 
         `Subset(train_set, scores.select(fraction=0.1))` is the coreset as a dataset.
+
+        Args:
+            fraction: Budget, the share of all samples.
+            size: Budget, the number of samples.
+            per_class: Budget, the number of samples of every class.
+            rule: "top" takes the best-scored samples of each class, as the paper does. "draw" takes CLD as a filter:
+                among the samples of a class with a positive score it draws at random, EVIDENCE
+            seed: Seed of the draw.
+
+        Returns:
+            The positions.
+
+        Raises:
+            TypeError: As `select_top`; or if `seed` is not a whole number.
+            ValueError: As `select_top`; if there is no such rule; or for "draw", if the scores hold no uncertainty.
         """
+        check_rule(rule, seed)
         pool = self.positions()
-        classes = self.classes[pool] if self.classes is not None else None
-        return pool[select_top(self.values[pool], classes, fraction=fraction, size=size, per_class=per_class)]
+        values, classes = self.values[pool], None if self.classes is None else self.classes[pool]
+        if rule == "top":
+            return pool[select_top(values, classes, fraction=fraction, size=size, per_class=per_class)]
+        if self.uncertainty is None:
+            raise ValueError(
+                'rule="draw" weights by the uncertainty of each sample, which these scores do not hold. Score the '
+                'logged losses again (LossTrajectories.load(...).score()), or use rule="top".'
+            )
+        weights = self.uncertainty[pool] * values.clamp(min=0)
+        drawn = select_drawn(values, weights, classes, fraction=fraction, size=size, per_class=per_class, seed=seed)
+        return pool[drawn]
+
+    def suspects(self, max_score: float = 0.0) -> Tensor:
+        """Positions of samples whose label may be wrong: their scores are at most `max_score`, the lowest first.
+
+        Below zero, a sample's loss rises while that of its class falls. Unscored samples are not listed.
+
+        Args:
+            max_score: The highest score to list, in [-1, 1].
+
+        Returns:
+            Positions in the train dataset, int64.
+
+        Raises:
+            ValueError: If `max_score` is outside of [-1, 1].
+
+        Example:
+            >>> from lightning_cld import CLDScores
+            >>> CLDScores([0.9, -0.2, 0.4, -0.7]).suspects()
+            tensor([3, 1])
+        """
+        if not -1 <= max_score <= 1:
+            raise ValueError(f"max_score is a correlation and must lie in [-1, 1], got {max_score!r}.")
+        pool = self.positions()
+        listed = pool[self.values[pool] <= max_score]
+        return listed[torch.argsort(self.values[listed], stable=True)]
 
     def save(self, path: str | Path) -> Path:
         """Writes the scores to `path` (an `.npz` archive) atomically and returns the path.
@@ -102,6 +168,8 @@ class CLDScores:
         arrays = {"values": self.values.numpy()}
         if self.classes is not None:
             arrays["classes"] = self.classes.numpy()
+        if self.uncertainty is not None:
+            arrays["uncertainty"] = self.uncertainty.numpy()
         header = {
             "epochs": self.epochs,
             "fingerprint": self.fingerprint.to_dict(),
@@ -125,6 +193,7 @@ class CLDScores:
                 header["epochs"],
                 Fingerprint.from_dict(header["fingerprint"]),
                 header["metadata"],
+                typed_array(arrays["uncertainty"], np.float32) if "uncertainty" in arrays else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"CLDScores.load: {path} has been changed: {error}. Write it again.") from error

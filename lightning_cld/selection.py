@@ -12,6 +12,9 @@ from torch import Tensor
 
 from lightning_cld.functional import check_classes, kind_of, listed
 
+RULES = ("top", "draw")
+"""How a coreset is chosen from scores: the best, or a draw among the positive."""
+
 
 def select_top(
     scores: Tensor,
@@ -78,6 +81,61 @@ def select_top(
     return order[kept].sort().values
 
 
+def select_drawn(
+    scores: Tensor,
+    weights: Tensor,
+    classes: Tensor | None = None,
+    *,
+    fraction: float | None = None,
+    size: int | None = None,
+    per_class: int | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """Draws samples of each class at random by weight among those with a positive score.
+
+    Each next sample of a class is drawn with a probability in proportion to its weight among those that are left. Where
+    a class's budget asks for more than have a positive score and weight, all of those are taken, and of the others the
+    best-scored.
+
+    Args:
+        scores: A score for each sample, floating point, `[N]`.
+        weights: A weight for each sample, floating point, `[N]`; NaN counts as 0.
+        classes: As for `select_top`.
+        fraction: As for `select_top`.
+        size: As for `select_top`.
+        per_class: As for `select_top`.
+        seed: Seed of the draw; the global random state is neither used nor changed.
+
+    Returns:
+        Sorted indices of the chosen samples, int64, on the device of `scores`.
+
+    Raises:
+        TypeError: As `select_top`; or if `seed` is not a whole number.
+        ValueError: As `select_top`; or if `weights` has another shape than `scores`.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld.selection import select_drawn
+        >>> select_drawn(torch.tensor([0.9, 0.8, -0.3, 0.2]), torch.tensor([0.1, 0.0, 0.2, 0.1]), size=2)
+        tensor([0, 3])
+    """
+    if not isinstance(weights, Tensor) or not weights.is_floating_point():
+        raise TypeError(f"weights must be a floating point tensor, got {kind_of(weights)}.")
+    if not isinstance(scores, Tensor) or weights.shape != scores.shape:
+        shape = list(scores.shape) if isinstance(scores, Tensor) else kind_of(scores)
+        raise ValueError(f"weights must have the shape of scores, {shape}, got {list(weights.shape)}.")
+    check_rule("draw", seed)
+    generator = torch.Generator().manual_seed(operator.index(seed))
+    draw = torch.rand(len(scores), generator=generator, dtype=torch.float64)
+    # The largest of log(weight) plus Gumbel noise are a draw by weight without replacement (Yellott, J. Math. Psychol.
+    # 1977). Both are far from the thousand that puts the samples which are not drawn behind.
+    keys = weights.cpu().double().log() - (-draw.log()).log()
+    drawn = (scores.cpu() > 0) & (weights.cpu() > 0)
+    priorities = torch.where(drawn, keys, scores.cpu().double().clamp(-1, 1) - 1000.0)
+    classes = classes.cpu() if isinstance(classes, Tensor) else classes
+    return select_top(priorities, classes, fraction=fraction, size=size, per_class=per_class).to(scores.device)
+
+
 def _class_budgets(sizes: list[int], *, fraction: float | None, size: int | None, per_class: int | None) -> list[int]:
     """How many samples to choose of each class of the given sizes."""
     check_budget(fraction=fraction, size=size, per_class=per_class)
@@ -110,6 +168,14 @@ def check_budget(*, fraction: float | None, size: int | None, per_class: int | N
             raise ValueError(f"fraction must be in (0, 1], got {value!r}.")
         return
     check_count(name, value)
+
+
+def check_rule(rule: object, seed: object) -> None:
+    """Raises unless `rule` is one of `RULES` and `seed` a whole number."""
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, SupportsIndex):
+        raise TypeError(f"seed must be a whole number, got {seed!r}.")
 
 
 def check_count(name: str, value: object) -> int:

@@ -20,6 +20,7 @@ from lightning_cld.files import read_arrays, write_arrays
 from lightning_cld.fingerprint import Fingerprint
 from lightning_cld.functional import (
     MIN_CHECKPOINTS,
+    aleatoric_uncertainty,
     check_class_pair,
     check_losses,
     check_reference,
@@ -189,7 +190,9 @@ class LossTrajectories:
         values = part._cld() if by is None else _checked_values(by(part), by, len(part.train_losses[0]))
         scored_by = "CLD" if by is None else _name_of(by)
         provenance = self._provenance(scored_by, every_n_epochs)
-        return CLDScores(values, self.train_classes, part.epochs, self.fingerprint, provenance)
+        # Other values have no sign that "draw" could filter by, so they go without what it weights by.
+        uncertainty = aleatoric_uncertainty(trained_losses(part)) if by is None else None
+        return CLDScores(values, self.train_classes, part.epochs, self.fingerprint, provenance, uncertainty)
 
     def _thinned(self, cutoff_epoch: int | None, every_n_epochs: int) -> LossTrajectories:
         """The checkpoints up to a cutoff that are due every n epochs, on the same memory where that is possible."""
@@ -310,6 +313,11 @@ class LossTrajectories:
             "versions": _versions(),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+
+
+def trained_losses(trajectories: LossTrajectories) -> Tensor:
+    """The training samples' losses at all checkpoints but theta_0, float32 `[T, N]` or `[T - 1, N]`."""
+    return trajectories.train_losses[1 if trajectories.epochs[0] == 0 else 0 :]
 
 
 def _checked_values(values: object, by: object, samples: int) -> Tensor:

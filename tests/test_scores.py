@@ -23,6 +23,7 @@ def scores(**changes):
         "classes": CLASSES,
         "epochs": [0, 1, 3, 5],
         "fingerprint": Fingerprint(6, "labels", "probe"),
+        "uncertainty": [0.1, 0.2, NAN, 0.0, NAN, 0.25],
         "metadata": {"seed": 7, "name": "Prüfung", "nested": {"list": [1, 2.5, None, True]}},
     }
     return CLDScores(**{**arguments, **changes})
@@ -31,7 +32,10 @@ def scores(**changes):
 def same(a, b):
     classes = (a.classes is None and b.classes is None) or torch.equal(a.classes, b.classes)
     values = torch.equal(a.values.nan_to_num(9), b.values.nan_to_num(9)) and a.values.dtype == b.values.dtype
-    return values and classes and (a.epochs, a.fingerprint, a.metadata) == (b.epochs, b.fingerprint, b.metadata)
+    uncertainty = (a.uncertainty is None and b.uncertainty is None) or torch.equal(
+        a.uncertainty.nan_to_num(9), b.uncertainty.nan_to_num(9)
+    )
+    return values and classes and uncertainty and (a.epochs, a.fingerprint, a.metadata) == (b.epochs, b.fingerprint, b.metadata)
 
 
 # In memory
@@ -137,7 +141,7 @@ def line(name, **changes):
     ("name", "changes", "expected"),
     [
         ("samples", {}, r"5 of 6 (the others are outside the sampler)"),
-        ("samples", {"values": torch.rand(1234), "classes": None, "fingerprint": Fingerprint(1234)}, "1,234"),
+        ("samples", {"values": torch.rand(1234), "uncertainty": None, "classes": None, "fingerprint": Fingerprint(1234)}, "1,234"),
         ("classes", {}, "2"),
         ("classes", {"classes": None}, "1"),
         ("checkpoints", {}, "4 (after 0, 1, 3, 5 epochs)"),
@@ -503,3 +507,66 @@ def test_a_write_replaces_the_old_file_and_leaves_nothing_else(path):
     scores(values=torch.zeros(6)).save(path)
     assert CLDScores.load(path).values.tolist() == [0.0] * 6
     assert list(path.parent.iterdir()) == [path]
+
+
+# Suspects
+
+
+def test_suspects_are_listed_lowest_first_without_the_unscored():
+    scores = CLDScores([0.9, -0.2, NAN, 0.0, -0.7, 0.1, -0.9], [0, 0, 0, 0, 0, 0, OUTSIDE])
+    assert scores.suspects().tolist() == [4, 1, 3]
+    assert scores.suspects(0.1).tolist() == [4, 1, 3, 5]
+    assert scores.suspects(-0.8).tolist() == []
+    assert scores.suspects().dtype == torch.int64
+
+
+@pytest.mark.parametrize("limit", [-1.5, 2, NAN])
+def test_suspects_refuse_what_is_no_correlation(limit):
+    with pytest.raises(ValueError, match=r"max_score is a correlation and must lie in \[-1, 1\], got"):
+        CLDScores([0.1]).suspects(limit)
+
+
+# The rule "draw"
+
+
+def test_a_draw_keeps_the_positive_in_proportion_to_score_times_uncertainty():
+    # Of two: the first has 3/4 of the weight.
+    scores = CLDScores([0.9, 0.6, -0.5, 0.8], uncertainty=[0.1, 0.05, 0.25, 0.0])
+    draws = 2000
+    first = sum(scores.select(size=1, rule="draw", seed=seed).item() == 0 for seed in range(draws))
+    assert abs(first / draws - 0.75) < 5 * (0.75 * 0.25 / draws) ** 0.5
+    assert scores.select(size=2, rule="draw").tolist() == [0, 1]
+    assert scores.select(size=3, rule="draw").tolist() == [0, 1, 3]  # of the others the best-scored
+
+
+def test_a_draw_has_the_budgets_of_the_top_and_stays_in_the_sampler():
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.randint(3, (300,), generator=generator).masked_fill(torch.arange(300) % 7 == 0, OUTSIDE)
+    values, uncertainty = torch.rand(300, generator=generator), torch.rand(300, generator=generator)
+    scores = CLDScores(values, classes, uncertainty=uncertainty)
+    top, drawn = scores.select(fraction=0.2), scores.select(fraction=0.2, rule="draw")
+    assert torch.equal(classes[top].bincount(), classes[drawn].bincount())
+    assert not torch.equal(top, drawn)
+
+
+def test_a_draw_needs_the_uncertainty():
+    with pytest.raises(ValueError, match=r'rule="draw" weights by the uncertainty.*Score the logged losses again'):
+        CLDScores([0.1, 0.2]).select(size=1, rule="draw")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"rule": "best"}, ValueError, "rule must be one of 'top', 'draw', got 'best'"),
+        ({"seed": "0"}, TypeError, "seed must be a whole number, got '0'"),
+    ],
+    ids=str,
+)
+def test_bad_rules_raise(arguments, error, message):
+    with pytest.raises(error, match=message):
+        CLDScores([0.1, 0.2], uncertainty=[0.1, 0.1]).select(size=1, **arguments)
+
+
+def test_uncertainty_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"uncertainty must have shape \[2\], one value a score, got \[3\]"):
+        CLDScores([0.1, 0.2], uncertainty=[0.1, 0.1, 0.1])

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_cld.selection import proportional_holdout, select_top
+from lightning_cld.selection import proportional_holdout, select_drawn, select_top
 
 NAN, INF = float("nan"), float("inf")
 LABELS = [0, 3, 17, 700, 701]
@@ -325,3 +325,90 @@ def test_a_holdout_leaves_the_global_random_state_alone():
 def test_bad_holdouts_raise(classes, fraction, error, message):
     with pytest.raises(error, match=message):
         proportional_holdout(classes, fraction)
+
+
+# A draw by weight among the positive
+
+
+def inclusion(weights, size):
+    """The exact chance of each to be among `size` drawn one after the other by weight."""
+    chances = np.zeros(len(weights))
+    for order in itertools.permutations(range(len(weights)), size):
+        chance, left = 1.0, sum(weights)
+        for place in order:
+            chance, left = chance * weights[place] / left, left - weights[place]
+        chances[list(order)] += chance
+    return chances
+
+
+def test_samples_are_drawn_by_weight():
+    weights = [1.0, 2.0, 0.5, 4.0, 0.02]
+    scores, draws = torch.full((5,), 0.5), 4000
+    counts = np.zeros(5)
+    for seed in range(draws):
+        counts[select_drawn(scores, torch.tensor(weights), size=2, seed=seed)] += 1
+    expected = inclusion(weights, 2)
+    error = np.sqrt(expected * (1 - expected) / draws)
+    assert (np.abs(counts / draws - expected) < 5 * error).all()
+
+
+@quick
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(st.floats(-1, 1, width=32), st.just(NAN)),
+            st.one_of(st.floats(0, 0.25, width=32), st.just(NAN)),
+            st.sampled_from(LABELS[:3]),
+        ),
+        min_size=1,
+        max_size=30,
+    ),
+    st.floats(0.05, 1),
+    st.integers(0, 5),
+)
+def test_of_each_class_the_drawn_come_first_and_then_the_best(samples, fraction, seed):
+    scores, weights, classes = (torch.tensor(column) for column in zip(*samples, strict=True))
+    size = max(1, int(fraction * int((~scores.isnan()).sum())))
+    try:
+        chosen = set(select_drawn(scores, weights, classes, size=size, seed=seed).tolist())
+    except ValueError as error:
+        assert "scored samples" in str(error) or "more than" in str(error)  # too few of a class, or none at all
+        return
+    assert len(chosen) == size
+    for label in set(classes.tolist()):
+        members = [i for i in range(len(samples)) if classes[i] == label]
+        eligible = {i for i in members if scores[i] > 0 and weights[i] > 0}
+        kept = chosen & set(members)
+        if len(kept) <= len(eligible):
+            assert kept <= eligible
+        else:
+            others = [i for i in members if i not in eligible and not math.isnan(scores[i])]
+            others.sort(key=lambda i: (-float(scores[i]), i))
+            assert kept == eligible | set(others[: len(kept) - len(eligible)])
+
+
+def test_a_draw_follows_its_seed_and_touches_no_other():
+    scores, weights = torch.rand(200), torch.rand(200)
+    state = torch.get_rng_state()
+    first, again, other = (select_drawn(scores, weights, size=50, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"weights": torch.ones(4)}, ValueError, r"weights must have the shape of scores, \[3\], got \[4\]"),
+        ({"weights": [0.1, 0.2, 0.3]}, TypeError, "weights must be a floating point tensor, got list"),
+        ({"scores": [0.1, 0.2, 0.3]}, ValueError, "the shape of scores, list"),
+        ({"seed": 0.5}, TypeError, "seed must be a whole number, got 0.5"),
+        ({"seed": True}, TypeError, "seed must be a whole number, got True"),
+        ({"size": 4}, ValueError, "more than the 3 samples"),
+    ],
+    ids=str,
+)
+def test_bad_arguments_of_a_draw_raise(changes, error, message):
+    arguments = {"scores": torch.rand(3), "weights": torch.rand(3), "size": 1, **changes}
+    with pytest.raises(error, match=message):
+        select_drawn(arguments.pop("scores"), arguments.pop("weights"), **arguments)

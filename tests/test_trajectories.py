@@ -390,3 +390,19 @@ def test_moving_to_a_device_keeps_what_it_holds():
     made = trajectories()
     assert made.to("cpu") is made
     assert_same(made, trajectories())
+
+
+@pytest.mark.parametrize("start", [0, 2], ids=["theta_0 logged", "theta_0 missing"])
+def test_scores_hold_the_uncertainty_of_the_trained_checkpoints(start):
+    train, val = losses(7, 40, seed=1), losses(7, 12, seed=2)
+    train[3, 5], train[4, 6] = float("nan"), float("inf")
+    scores = LossTrajectories(train, val, epochs=range(start, start + 7)).score()
+    chances = np.exp(-train[0 if start else 1 :].double().numpy())
+    expected = np.nanmean(chances * (1 - chances), axis=0)
+    expected[6] = np.nan
+    np.testing.assert_allclose(scores.uncertainty.numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_other_values_hold_no_uncertainty():
+    trajectories = LossTrajectories(losses(7, 40, seed=1), losses(7, 12, seed=2))
+    assert trajectories.score(by=lambda part: part.train_losses[-1]).uncertainty is None

@@ -88,26 +88,44 @@ def _drop_otsu(losses: LossTrajectories, scores: CLDScores, fraction: float, dra
     return torch.where(scores.values > _otsu(scores.values), draw, scores.values - 2)
 
 
-def _weighted(power: float) -> Callable[..., Tensor]:
+def _drawn(keep: Tensor, weights: Tensor, draw: Tensor, scores: CLDScores) -> Tensor:
+    """Priorities whose best are a draw by weight among those to keep; the others come last, the best score first.
+
+    The largest of log(w) + Gumbel noise are a draw by weight without replacement (Yellott, 1977).
+    """
+    gumbel = -(-draw.double().log()).log()
+    return torch.where(keep & (weights > 0), weights.double().log() + gumbel, scores.values - 1000.0)
+
+
+def _weighted(losses: LossTrajectories, scores: CLDScores, fraction: float, draw: Tensor) -> Tensor:
+    return _drawn(scores.values > 0, scores.values, draw, scores)
+
+
+def _tent(losses: LossTrajectories, scores: CLDScores, fraction: float, draw: Tensor) -> Tensor:
+    return _drawn(scores.values > 0, scores.values * (1 - scores.values), draw, scores)
+
+
+def _variable(
+    power: float, *, filtered: bool = True, by_score: bool = False, otsu: bool = False
+) -> Callable[..., Tensor]:
     def priorities(losses: LossTrajectories, scores: CLDScores, fraction: float, draw: Tensor) -> Tensor:
-        # The largest of u^(1/w) are a draw without replacement by weight (Efraimidis and Spirakis, 2006).
-        weights = scores.values.clamp(min=0) ** power
-        return torch.where(weights > 0, draw ** (1 / weights), scores.values.clamp(max=0) - 1)
+        weights = baselines.variability(losses) ** power
+        if by_score:
+            weights = weights * scores.values.clamp(min=0)
+        threshold = _otsu(scores.values) if otsu else 0.0
+        return _drawn((scores.values > threshold) | (not filtered), weights, draw, scores)
 
     return priorities
 
 
-def _hardest(losses: LossTrajectories, scores: CLDScores, fraction: float, draw: Tensor) -> Tensor:
-    return torch.where(scores.values >= 0, baselines.variability(losses), scores.values)
+def _ambiguous(power: float, *, by_score: float = 0, otsu: bool = False) -> Callable[..., Tensor]:
+    def priorities(losses: LossTrajectories, scores: CLDScores, fraction: float, draw: Tensor) -> Tensor:
+        chances = (-losses.train_losses[1:].double()).exp()
+        weights = (chances * (1 - chances)).mean(dim=0) ** power
+        weights = weights * scores.values.clamp(min=0) ** by_score
+        return _drawn(scores.values > (_otsu(scores.values) if otsu else 0.0), weights, draw, scores)
 
-
-def _hardest_otsu(losses: LossTrajectories, scores: CLDScores, fraction: float, draw: Tensor) -> Tensor:
-    return torch.where(scores.values > _otsu(scores.values), baselines.variability(losses), scores.values - 2)
-
-
-def _mixed(losses: LossTrajectories, scores: CLDScores, fraction: float, draw: Tensor) -> Tensor:
-    weights = baselines.variability(losses)
-    return torch.where(scores.values >= 0, draw ** (1 / weights), scores.values - 1)
+    return priorities
 
 
 METHODS: dict[str, Method] = {
@@ -127,14 +145,21 @@ METHODS: dict[str, Method] = {
     "variability": Method(_by(baselines.variability)),
     "DUAL": Method(_by(baselines.dual)),
     "drop negative": Method(_rule(_drop_negative)),
-    "drop 10 %": Method(_rule(_drop_share(0.1))),
     "drop 30 %": Method(_rule(_drop_share(0.3))),
-    "drop 50 %": Method(_rule(_drop_share(0.5))),
     "drop Otsu": Method(_rule(_drop_otsu)),
-    "weighted": Method(_rule(_weighted(1))),
-    "weighted squared": Method(_rule(_weighted(2))),
-    "hardest not negative": Method(_rule(_hardest)),
-    "hardest above Otsu": Method(_rule(_hardest_otsu)),
-    "weighted by variability": Method(_rule(_mixed)),
+    "by CLD": Method(_rule(_weighted)),
+    "by CLD x (1 - CLD)": Method(_rule(_tent)),
+    "by variability": Method(_rule(_variable(1))),
+    "by sqrt variability": Method(_rule(_variable(0.5))),
+    "by variability squared": Method(_rule(_variable(2))),
+    "by variability x CLD": Method(_rule(_variable(1, by_score=True))),
+    "by variability above Otsu": Method(_rule(_variable(1, otsu=True))),
+    "by variability, no filter": Method(_rule(_variable(1, filtered=False))),
+    "by ambiguity": Method(_rule(_ambiguous(1))),
+    "by sqrt ambiguity": Method(_rule(_ambiguous(0.5))),
+    "by ambiguity x CLD": Method(_rule(_ambiguous(1, by_score=1))),
+    "by ambiguity x CLD^2": Method(_rule(_ambiguous(1, by_score=2))),
+    "by ambiguity x CLD^4": Method(_rule(_ambiguous(1, by_score=4))),
+    "by ambiguity x CLD, Otsu": Method(_rule(_ambiguous(1, by_score=1, otsu=True))),
 }
 EVERYTHING = "everything"

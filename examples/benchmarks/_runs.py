@@ -15,8 +15,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from torch import Tensor
+from torchmetrics.functional import spearman_corrcoef
 
 from lightning_cld import CLDCallback, CoresetDataModule, LossTrajectories, proportional_holdout
 
@@ -38,10 +40,11 @@ class Case:
     val_noise: float  # share of the validation labels made wrong
     imbalance: float  # how many times the last class is smaller than the first
     seed: int
+    holdout: float | None = None  # share that becomes the validation split; None: what suits the dataset
 
     @classmethod
     def of(cls, cell: dict[str, Any]) -> Case:
-        return cls(**{field.name: cell[field.name] for field in fields(cls)})
+        return cls(**{field.name: cell[field.name] for field in fields(cls) if field.name in cell})
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def make_splits(case: Case, root: Path) -> tuple[Splits, Tensor]:
     pool, test = _load(case.dataset, root)
     preset, seed = PRESETS[case.dataset], case.seed
     kept = _imbalanced(pool.targets, case.imbalance, seed)
-    train, val = (kept[part] for part in proportional_holdout(pool.targets[kept], preset.holdout, seed=seed))
+    holdout = preset.holdout if case.holdout is None else case.holdout
+    train, val = (kept[part] for part in proportional_holdout(pool.targets[kept], holdout, seed=seed))
     train_labels = flip_labels(pool.targets[train], case.noise, 1000 + seed, case.noise_kind)
     val_labels = flip_labels(pool.targets[val], case.val_noise, 4000 + seed, case.noise_kind)
     parts = Images(pool.images[train], train_labels), Images(pool.images[val], val_labels)
@@ -99,7 +103,7 @@ class Proxy:
 
 def run_proxy(case: Case, places: Places) -> Proxy:
     """Trains the proxy under `CLDCallback`, or reads what an earlier call left."""
-    settings = "-".join(str(getattr(case, field.name)) for field in fields(case))
+    settings = "-".join(str(value) for value in vars(case).values() if value is not None)
     folder = places.work / settings
     done = folder / "proxy.json"  # written last
     if not done.exists():
@@ -125,13 +129,16 @@ def _read_proxy(folder: Path) -> Proxy:
     return Proxy(LossTrajectories.load(folder / "cld-trajectories.npz"), **costs)
 
 
-def train_target(case: Case, places: Places, positions: Tensor | None, *, network: str, budget: str) -> dict[str, Any]:
+def train_target(
+    case: Case, places: Places, positions: Tensor | None, *callbacks: L.Callback, network: str, budget: str
+) -> dict[str, Any]:
     """Trains a fresh model on these samples (None: all) and tests it.
 
     Args:
         case: The data and the seed.
         places: Where the data are.
         positions: The coreset.
+        callbacks: Added to the Trainer.
         network: The target's.
         budget: "steps": as many as the dataset's preset says, whatever the size; "epochs": as many as the proxy's.
     """
@@ -143,7 +150,7 @@ def train_target(case: Case, places: Places, positions: Tensor | None, *, networ
     data = CoresetDataModule(splits, kept, epoch_length="full" if budget == "steps" else "coreset")
     # Not the proxy's seed: a coreset should serve other initial weights than those it was chosen with.
     target = Classifier(case.dataset, splits.train, preset.lr, seed=3000 + case.seed, network=network)
-    trainer = quiet_trainer(epochs, steps=steps)
+    trainer = quiet_trainer(epochs, *callbacks, steps=steps)
     started = time.perf_counter()
     trainer.fit(target, datamodule=data)
     seconds = time.perf_counter() - started
@@ -156,6 +163,29 @@ def train_target(case: Case, places: Places, positions: Tensor | None, *, networ
         "training_seconds": round(seconds, 1),
         "training_epochs": round(trainer.global_step * preset.batch_size / len(splits.train), 2),
     }
+
+
+def rank_correlation(first: Tensor, second: Tensor) -> float:
+    """Spearman's, over samples that both score."""
+    scored = ~(first.isnan() | second.isnan())
+    return float(spearman_corrcoef(first[scored], second[scored]))
+
+
+def overlap(first: Tensor, second: Tensor) -> float:
+    """The share of one coreset that is in another of the same size."""
+    return float(torch.isin(first, second).double().mean())
+
+
+def proxy_cell(args: argparse.Namespace, *, seed: int, noise: float, **others: Any) -> dict[str, Any]:
+    """The cell of a proxy on data that have, but for what `others` say, only symmetric label noise in the train set."""
+    cell = {"dataset": args.dataset, "network": args.network, "epochs": args.epochs, "noise": noise}
+    return {**cell, "noise_kind": "symmetric", "val_noise": 0.0, "imbalance": 1.0, "seed": seed, **others}
+
+
+def run_proxy_cell(cell: dict[str, Any], places: Places) -> dict[str, Any]:
+    """Trains one proxy, so that the targets find it finished."""
+    proxy = run_proxy(Case.of(cell), places)
+    return {"fit_seconds": round(proxy.fit_seconds, 1), "sweep_seconds": round(proxy.sweep_seconds, 1)}
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, csv: str) -> None:

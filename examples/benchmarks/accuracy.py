@@ -17,9 +17,10 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
+from _figures import draw_accuracy, draw_compute
 from _grid import Row, markdown, mean_and_spread, run_cells
 from _methods import EVERYTHING, METHODS
-from _runs import Case, Places, add_common_arguments, complete, run_proxy, train_target
+from _runs import Case, Places, add_common_arguments, complete, proxy_cell, run_proxy, run_proxy_cell, train_target
 
 DEFAULT_METHODS = [
     "random",
@@ -52,25 +53,17 @@ def _costs(seconds: float, epochs: float) -> dict[str, float]:
     return {"selection_seconds": round(seconds, 1), "selection_epochs": round(epochs, 2)}
 
 
-def run_proxy_cell(cell: dict[str, Any], places: Places) -> dict[str, Any]:
-    """Trains one proxy, so that the targets find it finished."""
-    proxy = run_proxy(Case.of(cell), places)
-    return {"fit_seconds": round(proxy.fit_seconds, 1), "sweep_seconds": round(proxy.sweep_seconds, 1)}
-
-
 def make_cells(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The cells of the proxies and those of the targets, seed after seed, so that each seed is complete early."""
     proxies = [
-        {
-            "dataset": args.dataset,
-            "network": args.network,
-            "epochs": args.epochs,
-            "noise": noise,
-            "noise_kind": args.noise_kind,
-            "val_noise": noise if args.noisy_validation else 0.0,
-            "imbalance": args.imbalance,
-            "seed": seed,
-        }
+        proxy_cell(
+            args,
+            seed=seed,
+            noise=noise,
+            noise_kind=args.noise_kind,
+            val_noise=noise if args.noisy_validation else 0.0,
+            imbalance=args.imbalance,
+        )
         for seed, noise in itertools.product(range(args.first_seed, args.first_seed + args.seeds), args.noise)
     ]
     choices = [(EVERYTHING, 1.0), *itertools.product(args.methods, args.fractions)]
@@ -141,6 +134,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for noise in args.noise:
         print(f"\n{args.dataset}, {noise:.0%} of the train labels wrong, equal {args.budget}\n")
         print(table(rows, str(noise), args.budget))
+    for draw, what in ((draw_accuracy, "fraction"), (draw_compute, "compute")):
+        figure = args.csv.with_name(f"{args.csv.stem}_{what}.png")
+        draw(rows, figure)
+        print(f"Figure: {figure}")
 
 
 if __name__ == "__main__":

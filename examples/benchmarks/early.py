@@ -1,0 +1,79 @@
+"""Do early or fewer checkpoints choose the same coreset? Rank correlation and overlap with all checkpoints' choice.
+
+    python examples/benchmarks/early.py --root DIR --jobs 2
+
+What it does to accuracy is in `accuracy.py` (methods "CLD, first third" and so on), whose proxies these are, shared
+through `--work`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from _grid import Row, markdown, mean_and_spread, run_cells
+from _runs import Case, Places, add_common_arguments, complete, overlap, proxy_cell, rank_correlation, run_proxy
+
+PARTS = {
+    "first third": (1 / 3, 1),
+    "first half": (1 / 2, 1),
+    "every 2nd": (1, 2),
+    "every 3rd": (1, 3),
+}
+"""The share of the epochs that is used, and every how many."""
+
+FRACTIONS = (0.1, 0.3)
+
+
+def run_cell(cell: dict[str, Any], places: Places) -> dict[str, Any]:
+    """Compares one proxy's scores from a part of its checkpoints with those from all."""
+    losses = run_proxy(Case.of(cell), places).trajectories
+    share, every = PARTS[cell["part"]]
+    reference = losses.score()
+    scores = losses.score(cutoff_epoch=round(share * losses.epochs[-1]), every_n_epochs=every)
+    result = {
+        "checkpoints": len(scores.epochs),
+        "spearman": round(rank_correlation(scores.values, reference.values), 4),
+    }
+    for fraction in FRACTIONS:
+        shared = overlap(scores.select(fraction=fraction), reference.select(fraction=fraction))
+        result[f"overlap at {fraction:.0%}"] = round(shared, 4)
+    return result
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Mean ± spread over the seeds."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["noise"], row["part"]), []).append(row)
+    columns = ["spearman", *(f"overlap at {fraction:.0%}" for fraction in FRACTIONS)]
+    body = []
+    for (noise, part), group in sorted(
+        groups.items(), key=lambda item: (float(item[0][0]), list(PARTS).index(item[0][1]))
+    ):
+        shown = [mean_and_spread([float(row[column]) for row in group]) for column in columns]
+        body.append([f"{float(noise):.0%}", part, group[0]["checkpoints"], *(f"{m:.3f} ± {s:.3f}" for m, s in shown)])
+    return markdown(["wrong labels", "checkpoints used", "how many", *columns], body)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Early and thinned timelines against the whole one.")
+    add_common_arguments(parser, "early.csv")
+    add, known = parser.add_argument, "(default: %(default)s)"
+    add("--noise", type=float, nargs="+", default=[0.0, 0.2, 0.4], help=f"shares of train labels made wrong {known}")
+    args = parser.parse_args(argv)
+    places = complete(args)
+    cells = [
+        proxy_cell(args, seed=seed, noise=noise, part=part)
+        for seed, noise, part in itertools.product(range(args.seeds), args.noise, PARTS)
+    ]
+    rows = run_cells(args.csv, cells, partial(run_cell, places=places), jobs=args.jobs)
+    print(f"\n{args.dataset}, {args.network}, {args.epochs} epochs, {args.seeds} seed(s)\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
