@@ -239,7 +239,7 @@ class LossTrajectories:
 
     def _values_of(self, by: Callable[[LossTrajectories], Tensor]) -> Tensor:
         """What `by` makes of all checkpoints, on the CPU; NaN outside of the sampler."""
-        values = _checked_values(by(self), by, self._train.shape[1]).detach().cpu()
+        values = _checked_values(by(self), by, self._train.shape[1]).cpu()
         return values if self.train_classes is None else values.where(self.train_classes != OUTSIDE, torch.nan)
 
     def save(self, path: str | Path) -> Path:

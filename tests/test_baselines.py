@@ -463,21 +463,21 @@ def test_strata_hold_no_positions_outside_of_the_sampler():
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "message"),
+    ("name", "option", "error", "message"),
     [
-        (partial(baselines.dual, window=1), ValueError, r"window must be at least 2 epochs, got 1\."),
-        (partial(baselines.dual, window=0), ValueError, r"window must be at least 1, got 0"),
-        (partial(baselines.dual, window=-3), ValueError, r"window must be at least 1, got -3"),
-        (partial(baselines.dual, window=2.0), TypeError, r"window must be a whole number, got 2\.0"),
-        (partial(baselines.dual, window=True), TypeError, r"window must be a whole number, got True"),
-        (partial(baselines.stratified_cld, strata=0), ValueError, r"strata must be at least 1, got 0"),
-        (partial(baselines.stratified_cld, strata=2.5), TypeError, r"strata must be a whole number, got 2\.5"),
+        ("dual", {"window": 1}, ValueError, r"window must be at least 2 epochs, got 1\."),
+        ("dual", {"window": 0}, ValueError, r"window must be at least 1, got 0"),
+        ("dual", {"window": -3}, ValueError, r"window must be at least 1, got -3"),
+        ("dual", {"window": 2.0}, TypeError, r"window must be a whole number, got 2\.0"),
+        ("dual", {"window": True}, TypeError, r"window must be a whole number, got True"),
+        ("stratified_cld", {"strata": 0}, ValueError, r"strata must be at least 1, got 0"),
+        ("stratified_cld", {"strata": 2.5}, TypeError, r"strata must be a whole number, got 2\.5"),
     ],
     ids=str,
 )
-def test_bad_options_raise(call, error, message):
+def test_bad_options_raise(name, option, error, message):
     with pytest.raises(error, match=message):
-        classed().score(by=call)
+        classed().score(by=partial(getattr(baselines, name), **option))
 
 
 def test_options_may_be_whole_numbers_of_numpy():

@@ -408,10 +408,11 @@ def test_noise_changes_neither_the_split_nor_the_labels_of_the_other_part():
     assert torch.equal(noisy.val.targets, plain.val.targets)
 
 
+@pytest.mark.parametrize("imbalance", [1.0, 2.0])
 @pytest.mark.usefixtures("_numbered")
-def test_splits_and_flips_follow_from_the_seed_alone():
+def test_splits_and_flips_follow_from_the_seed_alone(imbalance):
     before = torch.get_rng_state()
-    made = [splits(noise=0.2, imbalance=2.0, seed=seed)[0] for seed in (0, 1, 0)]
+    made = [splits(noise=0.2, imbalance=imbalance, seed=seed)[0] for seed in (0, 1, 0)]
     assert torch.equal(torch.get_rng_state(), before)
     for part in ("train", "val"):
         first, other, again = (getattr(splits, part) for splits in made)
