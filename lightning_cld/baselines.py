@@ -20,7 +20,7 @@ from lightning_cld.selection import check_count
 from lightning_cld.trajectories import LossTrajectories, trained_losses
 
 _SLICE_ELEMENTS = 2**20
-"""Losses worked on at a time: the float64 temporaries of one slice take a few times 8 MiB."""
+"""Losses worked on at a time, all windows of them counted: a few float64 temporaries of 8 MiB."""
 
 
 def random_values(trajectories: LossTrajectories, *, seed: int = 0) -> Tensor:
@@ -83,8 +83,9 @@ def lowest_mean_loss(trajectories: LossTrajectories) -> Tensor:
 def area_under_loss(trajectories: LossTrajectories) -> Tensor:
     """The area under the loss over completed epochs, theta_0 included, by the trapezoidal rule: hard samples first.
 
-    It weights a checkpoint by the epochs around it, so that a timeline with gaps counts every epoch alike. The idea of
-    an area over training is that of Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin
+    It weights a checkpoint by the epochs around it, so that a timeline with gaps counts every epoch alike: a straight
+    line leads across what was not logged, and the nearest loss stands for what is missing at either end. The idea of an
+    area over training is that of Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin
     Ranking", NeurIPS 2020, with the loss in place of the margin.
 
     Returns:
@@ -100,17 +101,21 @@ def area_under_loss(trajectories: LossTrajectories) -> Tensor:
         >>> baselines.area_under_loss(LossTrajectories(train, train, epochs=[0, 1, 2, 4]))
         tensor([2.7500, 8.5000])
     """
-    epochs = torch.tensor(trajectories.epochs, dtype=torch.float64)
-    if len(epochs) < 2:
-        raise ValueError(f"An area needs at least 2 checkpoints, got {len(epochs)}. Log more epochs.")
+    losses, epochs = trajectories.train_losses, trajectories.epochs
+    if (logged := _logged_rows(losses)) < 2:
+        raise ValueError(f"An area needs at least 2 checkpoints, got {logged}. Log more epochs.")
 
     def area(losses: Tensor) -> Tensor:
-        # Holes are few, so that carrying the last logged loss across one is near enough.
-        for row in range(1, len(losses)):
-            losses[row] = torch.where(losses[row].isnan(), losses[row - 1], losses[row])
-        return torch.trapezoid(losses, epochs.to(losses.device), dim=0)
+        total, last = torch.zeros_like(losses[0]), losses[0]
+        since = torch.full_like(last, epochs[0])
+        for epoch, row in zip(epochs[1:], losses[1:], strict=True):
+            step = (row + last.where(~last.isnan(), row)) / 2 * (epoch - since)
+            logged = ~row.isnan()
+            total = total + step.where(logged, 0.0)
+            last, since = row.where(logged, last), since.masked_fill(logged, epoch)
+        return total + last * (epochs[-1] - since)
 
-    return _in_slices(trajectories.train_losses, area)
+    return _in_slices(losses, area)
 
 
 def confidence(trajectories: LossTrajectories) -> Tensor:
@@ -204,14 +209,15 @@ def dual(trajectories: LossTrajectories, *, window: int = 10) -> Tensor:
         >>> baselines.dual(LossTrajectories(train, train), window=2)
         tensor([0.0424, 0.0000])
     """
-    if check_count("window", window) < 2:
+    window = check_count("window", window)
+    if window < 2:
         raise ValueError(f"window must be at least 2 epochs, got {window}.")
 
     def mean_over_windows(losses: Tensor) -> Tensor:
         windows = (-losses).exp().unfold(0, min(window, len(losses)), 1).movedim(-1, 0)
         return ((1 - windows.nanmean(dim=0)) * _nanstd(windows, correction=1)).nanmean(dim=0)
 
-    return _over_epochs(trajectories, mean_over_windows, least=2)
+    return _over_epochs(trajectories, mean_over_windows, least=2, copies=min(window, len(trajectories)))
 
 
 def near_zero_cld(trajectories: LossTrajectories) -> Tensor:
@@ -297,22 +303,31 @@ def stratified_cld(trajectories: LossTrajectories, *, strata: int = 10, seed: in
     return values
 
 
-def _over_epochs(trajectories: LossTrajectories, reduce: Callable[[Tensor], Tensor], *, least: int = 1) -> Tensor:
-    """`reduce` over the rows after theta_0, of which there must be `least`."""
+def _over_epochs(
+    trajectories: LossTrajectories, reduce: Callable[[Tensor], Tensor], *, least: int = 1, copies: int = 1
+) -> Tensor:
+    """`reduce` over the rows after theta_0, of which `least` must be logged."""
     losses = trained_losses(trajectories)
-    if len(losses) < least:
+    if (logged := _logged_rows(losses)) < least:
         raise ValueError(
-            f"This baseline needs at least {least} checkpoints after training began, got {len(losses)}. Log more "
-            "epochs."
+            f"This baseline needs at least {least} checkpoints after training began, got {logged}. Log more epochs."
         )
-    return _in_slices(losses, reduce)
+    return _in_slices(losses, reduce, copies)
 
 
-def _in_slices(losses: Tensor, reduce: Callable[[Tensor], Tensor]) -> Tensor:
-    """`reduce` from float64 `[T, n]` to `[n]` over slices of the columns; NaN where a loss is not finite."""
+def _logged_rows(losses: Tensor) -> int:
+    """How many rows hold a loss: a checkpoint that was due, but is missing, is a row of NaN."""
+    return sum(not bool(row.isnan().all()) for row in losses)
+
+
+def _in_slices(losses: Tensor, reduce: Callable[[Tensor], Tensor], copies: int = 1) -> Tensor:
+    """`reduce` from float64 `[T, n]` to `[n]` over slices of the columns; NaN where a loss is not finite.
+
+    `copies` is how often `reduce` holds each loss.
+    """
     work_device = torch.device("cpu") if losses.device.type == "mps" else losses.device
     values = torch.empty(losses.shape[1])
-    width = max(1, _SLICE_ELEMENTS // len(losses))
+    width = max(1, _SLICE_ELEMENTS // (len(losses) * copies))
     for start in range(0, losses.shape[1], width):
         part = losses[:, start : start + width].to(work_device).double()
         finite = ~part.isinf().any(dim=0)

@@ -171,7 +171,8 @@ class LossTrajectories:
             cutoff_epoch: Use only checkpoints after at most this many completed epochs; None uses all.
             every_n_epochs: Use only checkpoints whose epoch is a multiple of this.
             by: What to score by instead of CLD: a function from `LossTrajectories` to a value for each training
-                sample, `[N]`, higher for those to keep; `lightning_cld.baselines` has some.
+                sample, `[N]`, higher for those to keep, NaN for those that have none; `lightning_cld.baselines` has
+                some.
 
         Returns:
             The scores, on the CPU.
@@ -187,7 +188,7 @@ class LossTrajectories:
                 f"CLD needs at least {MIN_CHECKPOINTS} checkpoints, got {len(part)} (after {part.epochs} epochs) with "
                 f"cutoff_epoch={cutoff_epoch} and every_n_epochs={every_n_epochs}. Use more of them."
             )
-        values = part._cld() if by is None else _checked_values(by(part), by, len(part.train_losses[0]))
+        values = part._cld() if by is None else part._values_of(by)
         scored_by = "CLD" if by is None else _name_of(by)
         provenance = self._provenance(scored_by, every_n_epochs)
         # Other values have no sign that "draw" could filter by, so they go without what it weights by.
@@ -221,6 +222,7 @@ class LossTrajectories:
             self.val_classes,
             [self.epochs[row] for row in rows],
             fingerprint=self.fingerprint,
+            metadata=self.metadata,
         )
 
     def _cld(self) -> Tensor:
@@ -237,6 +239,11 @@ class LossTrajectories:
         values = torch.full((self._train.shape[1],), torch.nan, dtype=torch.float32)
         values[used] = cld_scores(train, val, train_classes, val_classes).cpu()
         return values
+
+    def _values_of(self, by: Callable[[LossTrajectories], Tensor]) -> Tensor:
+        """What `by` makes of all checkpoints, on the CPU; NaN outside of the sampler."""
+        values = _checked_values(by(self), by, self._train.shape[1]).cpu()
+        return values if self.train_classes is None else values.where(self.train_classes != OUTSIDE, torch.nan)
 
     def save(self, path: str | Path) -> Path:
         """Writes everything to `path` (an `.npz` archive) atomically and returns the path."""

@@ -23,7 +23,7 @@ def scores(**changes):
         "classes": CLASSES,
         "epochs": [0, 1, 3, 5],
         "fingerprint": Fingerprint(6, "labels", "probe"),
-        "uncertainty": [0.1, 0.2, NAN, 0.0, NAN, 0.25],
+        "uncertainty": None if "values" in changes else [0.1, 0.2, NAN, 0.0, NAN, 0.25],
         "metadata": {"seed": 7, "name": "Prüfung", "nested": {"list": [1, 2.5, None, True]}},
     }
     return CLDScores(**{**arguments, **changes})
@@ -141,7 +141,7 @@ def line(name, **changes):
     ("name", "changes", "expected"),
     [
         ("samples", {}, r"5 of 6 (the others are outside the sampler)"),
-        ("samples", {"values": torch.rand(1234), "uncertainty": None, "classes": None, "fingerprint": Fingerprint(1234)}, "1,234"),
+        ("samples", {"values": torch.rand(1234), "classes": None, "fingerprint": Fingerprint(1234)}, "1,234"),
         ("classes", {}, "2"),
         ("classes", {"classes": None}, "1"),
         ("checkpoints", {}, "4 (after 0, 1, 3, 5 epochs)"),

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import io
 import platform
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from oracles import assert_scores, cld_oracle, losses
+from toys import Blobs, fit
 
+from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, baselines
 from lightning_cld.fingerprint import Fingerprint
 from lightning_cld.scores import OUTSIDE
 from lightning_cld.trajectories import LossTrajectories
@@ -223,6 +226,193 @@ def test_scoring_leaves_the_losses_as_they_are():
     made = trajectories()
     made.score(every_n_epochs=2)
     assert_same(made, trajectories())
+
+
+# Scores by something else than CLD
+
+
+def last_loss(part, sign=1.0):
+    return sign * part.train_losses[-1]
+
+
+class Hardest:
+    def __call__(self, part):
+        return last_loss(part)
+
+    def hard(self, part):
+        return last_loss(part)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_values_are_those_that_by_returns(dtype):
+    values = torch.linspace(-1, 1, 30).to(dtype)
+    scores = trajectories().score(by=lambda part: values)
+    assert scores.values.dtype == torch.float32
+    assert torch.equal(scores.values, values.float())
+
+
+def test_by_may_return_what_has_no_value_for_some_or_hangs_on_a_graph():
+    values = torch.linspace(-1, 1, 30)
+    values[3] = NAN
+    scores = trajectories().score(by=lambda part: values.clone().requires_grad_() * 1)
+    torch.testing.assert_close(scores.values, values, equal_nan=True)
+    assert not scores.values.requires_grad
+    assert 3 not in scores.select(per_class=9).tolist()
+
+
+@pytest.mark.parametrize(
+    ("choice", "rows"),
+    [
+        ({}, range(13)),
+        ({"cutoff_epoch": 0}, [0]),
+        ({"cutoff_epoch": 9}, range(9)),
+        ({"every_n_epochs": 3}, [0, 3, 6, 10]),
+        ({"cutoff_epoch": 11, "every_n_epochs": 4}, [0, 4, 8]),
+    ],
+    ids=str,
+)
+def test_by_is_given_the_checkpoints_chosen_and_all_that_belongs_to_them(choice, rows):
+    seen, rows = [], list(rows)
+    scores = trajectories().score(**choice, by=lambda part: seen.append(part) or last_loss(part))
+    (part,) = seen
+    epochs = [EPOCHS[row] for row in rows]
+    assert_same(part, trajectories(train_losses=TRAIN[rows], val_losses=VAL[rows], epochs=epochs))
+    assert scores.epochs == epochs
+    assert torch.equal(scores.values, TRAIN[rows[-1]])
+
+
+def test_by_is_given_only_the_rows_that_were_recorded():
+    assert torch.equal(recorded(10).score(by=last_loss).values, TRAIN[9])
+    assert torch.equal(recorded(10).score(5, by=last_loss).values, TRAIN[5])
+
+
+def test_what_by_does_to_the_trajectories_it_was_given_stays_with_them():
+    def clumsy(part):
+        part.record(5, torch.zeros(30), torch.zeros(12))
+        part.record(6, torch.zeros(30), torch.zeros(12))
+        part.metadata["seed"] = 8
+        return last_loss(part)
+
+    made = trajectories()
+    assert made.score(5, by=clumsy).metadata["seed"] == 7
+    assert_same(made, trajectories())
+
+
+def test_scores_by_something_else_carry_classes_identity_and_provenance():
+    scores = trajectories().score(every_n_epochs=2, by=last_loss)
+    assert torch.equal(scores.classes, CLASSES)
+    assert scores.fingerprint == Fingerprint(30, "labels", "probe")
+    by_cld = trajectories().score(every_n_epochs=2).metadata
+    assert by_cld.pop("scored_by") == "CLD"
+    by_loss = dict(scores.metadata)
+    assert by_loss.pop("scored_by") == "last_loss"
+    assert {**by_loss, "created": None} == {**by_cld, "created": None}
+
+
+@pytest.mark.parametrize(
+    ("by", "name"),
+    [
+        (last_loss, "last_loss"),
+        (baselines.dual, "dual"),
+        (partial(last_loss, sign=-1.0), "last_loss"),
+        (partial(partial(last_loss), sign=-1.0), "last_loss"),
+        (Hardest(), "Hardest"),
+        (partial(Hardest()), "Hardest"),
+        (Hardest().hard, "hard"),
+        (lambda part: last_loss(part), "<lambda>"),
+    ],
+    ids=["function", "baseline", "partial", "partial of a partial", "object", "partial object", "method", "lambda"],
+)
+def test_scores_say_what_they_were_scored_by(tmp_path, by, name):
+    scores = trajectories().score(by=by)
+    assert scores.metadata["scored_by"] == name
+    assert CLDScores.load(scores.save(tmp_path / "scores.npz")).metadata["scored_by"] == name
+
+
+def test_scoring_by_something_else_changes_neither_the_losses_nor_cld():
+    made, before = trajectories(), trajectories().score()
+    for name in ("highest_mean_loss", "area_under_loss", "dual", "stratified_cld"):
+        made.score(by=getattr(baselines, name))
+        made.score(8, 2, by=getattr(baselines, name))
+    assert_same(made, trajectories())
+    after = made.score()
+    assert torch.equal(after.values, before.values)
+    assert torch.equal(made.score(by=lambda part: part.score().values).values, before.values)
+
+
+def test_values_of_positions_outside_of_the_sampler_are_dropped():
+    classes = CLASSES.clone()
+    classes[[4, 9]] = OUTSIDE
+    scores = trajectories(train_classes=classes).score(by=lambda part: torch.ones(30))
+    assert scores.values.isnan().nonzero().flatten().tolist() == [4, 9]
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        (None, TypeError, r"by=<lambda> must return a floating point tensor, got NoneType"),
+        (TRAIN[0].tolist(), TypeError, r"must return a floating point tensor, got list"),
+        (TRAIN[0].numpy(), TypeError, r"must return a floating point tensor, got ndarray"),
+        (torch.arange(30), TypeError, r"must return a floating point tensor, got torch\.int64"),
+        (TRAIN[0] > 1, TypeError, r"must return a floating point tensor, got torch\.bool"),
+        (TRAIN[0] + 0j, TypeError, r"must return a floating point tensor, got torch\.complex64"),
+        (TRAIN, ValueError, r"by=<lambda> must return one value for each of the 30 .*got shape \[13, 30\]"),
+        (TRAIN[0, :29], ValueError, r"one value for each of the 30 training samples, got shape \[29\]"),
+        (TRAIN[:1], ValueError, r"one value for each of the 30 training samples, got shape \[1, 30\]"),
+        (VAL[0], ValueError, r"one value for each of the 30 training samples, got shape \[12\]"),
+        (TRAIN.mean(), ValueError, r"one value for each of the 30 training samples, got shape \[\]"),
+    ],
+    ids=["None", "list", "ndarray", "int", "bool", "complex", "all", "one fewer", "row", "val", "scalar"],
+)
+def test_something_else_than_a_value_a_sample_is_refused(values, error, message):
+    with pytest.raises(error, match=message):
+        trajectories().score(by=lambda part: values)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"cutoff_epoch": 17}, r"cutoff_epoch=17 was not reached: the last checkpoint is after 16 epochs"),
+        ({"every_n_epochs": 0}, r"every_n_epochs must be at least 1, got 0"),
+    ],
+    ids=str,
+)
+def test_checkpoints_that_there_are_not_raise_for_something_else_too(choice, message):
+    with pytest.raises(ValueError, match=message):
+        trajectories().score(**choice, by=last_loss)
+
+
+@pytest.mark.parametrize("by", [None, last_loss], ids=["CLD", "something else"])
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"cutoff_epoch": 2}, "cutoff_epoch=2 and every_n_epochs=1"),
+        ({"every_n_epochs": 20}, "cutoff_epoch=None and every_n_epochs=20"),
+        ({"cutoff_epoch": 5, "every_n_epochs": 7}, "cutoff_epoch=5 and every_n_epochs=7"),
+    ],
+    ids=str,
+)
+def test_no_checkpoint_left_raises(choice, said, by):
+    made = trajectories(epochs=range(3, 16))
+    message = rf"No checkpoint is left with {said} of those after \[3, 4, .* epochs\. Use more of them"
+    with pytest.raises(ValueError, match=message):
+        made.score(**choice, by=by)
+
+
+def test_scores_by_something_else_serve_their_coreset(tmp_path):
+    cld = CLDCallback()
+    fit(tmp_path, cld, max_epochs=3)
+    by = partial(baselines.random_values, seed=3)
+    scores = cld.trajectories.score(by=by)
+    coreset = CoresetDataModule(Blobs(), scores.save(tmp_path / "random.npz"), fraction=0.4)
+    assert coreset.indices == scores.select(fraction=0.4).tolist()
+    assert coreset.indices != cld.trajectories.score().select(fraction=0.4).tolist()
+    train_set = Blobs().train_set
+    expected = sorted(train_set[i][0].tolist() for i in coreset.indices)
+    assert sorted(inputs.tolist() for batch in coreset.train_dataloader() for inputs in batch[0]) == expected
+    of_others = CoresetDataModule(Blobs(), trajectories().score(by=last_loss), size=3)
+    with pytest.raises(ValueError, match="not of this train set"):
+        of_others.train_dataloader()
 
 
 # Recording

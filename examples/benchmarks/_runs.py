@@ -119,7 +119,9 @@ def run_proxy(case: Case, places: Places) -> Proxy:
             quiet_trainer(case.epochs, cld).fit(model, datamodule=splits)
         seconds = time.perf_counter() - started
         costs = {"fit_seconds": seconds, "sweep_seconds": cld.trajectories.metadata["sweep_seconds"]}
-        done.write_text(json.dumps(costs), encoding="utf-8")
+        temporary = done.with_suffix(".tmp")  # a file that was cut short would be taken for a finished one
+        temporary.write_text(json.dumps(costs), encoding="utf-8")
+        temporary.replace(done)
     return _read_proxy(folder)
 
 

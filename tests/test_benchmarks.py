@@ -1,0 +1,454 @@
+"""The parts of the benchmarks that tables rest on: each cell is run once and kept, and the data have their faults."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "benchmarks"))
+import _grid
+import _runs
+import grid_runs
+from _common import Images, flip_labels, load
+
+# The grid, its cells in threads: starting processes takes long
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_grid, "ProcessPoolExecutor", lambda jobs, *_: ThreadPoolExecutor(jobs))
+        yield
+
+
+CELLS = [
+    {"dataset": "digits", "fraction": fraction, "method": method, "seed": seed}
+    for seed in (0, 1)
+    for method in ("random", "CLD", "a, b", 'say "so"')
+    for fraction in (10.0, 0.5, 2)
+]
+
+
+def work(cell):
+    """What follows from the cell alone."""
+    return {"accuracy": cell["fraction"] / 3 + cell["seed"], "note": f"{cell['method']}\n2"}
+
+
+def as_row(cell):
+    return {name: str(value) for name, value in {**cell, **work(cell)}.items()}
+
+
+def counted(seen):
+    return lambda cell: seen.append(cell) or work(cell)
+
+
+def run(path, cells=CELLS, work=work, jobs=1):
+    return _grid.run_cells(path, cells, work, jobs=jobs)
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_rows_are_returned_in_the_order_of_the_cells_and_read_from_the_file(tmp_path, jobs):
+    path = tmp_path / "new" / "folder" / "out.csv"
+    assert _grid.read_rows(path) == []
+    assert run(path, jobs=jobs) == [as_row(cell) for cell in CELLS]
+    assert sorted(_grid.read_rows(path), key=str) == sorted(map(as_row, CELLS), key=str)
+    assert [file.name for file in path.parent.iterdir()] == ["out.csv"]
+
+
+def test_the_file_is_sorted_numbers_by_their_value(tmp_path):
+    path = tmp_path / "out.csv"
+    mixed = [{"size": size, "seed": seed} for size in ("all", 10, 9.5, "10 %", -1) for seed in (10, 9)]
+    run(path, mixed, lambda cell: {"accuracy": 1})
+    lines = path.read_bytes().decode().split("\n")
+    sizes = ["-1", "9.5", "10", "10 %", "all"]
+    expected = [f"{size},{seed},1" for size in sizes for seed in (9, 10)]
+    assert lines == ["size,seed,accuracy", *expected, ""]
+
+
+def test_cells_that_are_finished_are_not_run_again(tmp_path):
+    path, seen = tmp_path / "out.csv", []
+    first = run(path, work=counted(seen))
+    assert sorted(map(str, seen)) == sorted(map(str, CELLS))
+    before, written = path.read_bytes(), path.stat().st_mtime_ns
+    assert run(path, work=counted(seen)) == first
+    assert len(seen) == len(CELLS)
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (before, written)
+
+
+@settings(max_examples=12, deadline=None)
+@given(order=st.permutations(CELLS), cuts=st.lists(st.integers(1, len(CELLS) - 1), max_size=3), jobs=st.integers(1, 4))
+def test_however_the_cells_come_the_file_is_the_same(order, cuts, jobs):
+    with tempfile.TemporaryDirectory() as folder:
+        once, parts, seen = Path(folder) / "once.csv", Path(folder) / "parts.csv", []
+        run(once)
+        for end in [*sorted(cuts), len(CELLS)]:
+            rows = run(parts, order[:end], counted(seen), jobs)
+            assert rows == [as_row(cell) for cell in order[:end]]
+        assert Counter(map(str, seen)) == Counter(map(str, CELLS))
+        assert parts.read_bytes() == once.read_bytes()
+
+
+def test_rows_of_other_cells_stay(tmp_path):
+    path, seen = tmp_path / "out.csv", []
+    run(path, CELLS[:9])
+    rows = run(path, CELLS[6:15], counted(seen))
+    assert rows == [as_row(cell) for cell in CELLS[6:15]]
+    assert sorted(map(str, seen)) == sorted(map(str, CELLS[9:15]))
+    assert sorted(_grid.read_rows(path), key=str) == sorted(map(as_row, CELLS[:15]), key=str)
+
+
+def test_a_row_that_is_there_is_believed(tmp_path):
+    path = tmp_path / "out.csv"
+    path.write_text("a,b,accuracy\n1,x,50\n", encoding="utf-8")
+    rows = run(path, [{"a": 1, "b": "x"}, {"a": 1.0, "b": "x"}], lambda cell: {"accuracy": 60})
+    assert [row["accuracy"] for row in rows] == ["50", "60"]
+
+
+def wait_for(condition, what, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_was_finished_before_an_error_is_kept(tmp_path, error):
+    path, seen = tmp_path / "out.csv", []
+
+    def fails(cell):
+        seen.append(cell)
+        if cell == CELLS[4]:
+            wait_for(lambda: len(_grid.read_rows(path)) == 4, "the rows of the cells before")
+            raise error("power cut")
+        if len(seen) > 5:
+            time.sleep(0.05)
+        return work(cell)
+
+    with pytest.raises(error, match="power cut"):
+        run(path, work=fails)
+    assert sorted(_grid.read_rows(path), key=str) == sorted(map(as_row, CELLS[:4]), key=str)
+    assert len(seen) < len(CELLS)  # those that had not begun never do
+    seen.clear()
+    assert run(path, work=counted(seen)) == [as_row(cell) for cell in CELLS]
+    assert sorted(map(str, seen)) == sorted(map(str, CELLS[4:]))
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "out.csv"
+    run(path, CELLS[:5])
+    before = path.read_bytes()
+
+    def cut_short(writer, rows):
+        writer.writerow(next(iter(rows)))
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(csv.DictWriter, "writerows", cut_short)
+        with pytest.raises(OSError, match="disk full"):
+            run(path, CELLS[:6])
+    assert path.read_bytes() == before
+    run(path)
+    once = tmp_path / "once.csv"
+    run(once)
+    assert path.read_bytes() == once.read_bytes()
+
+
+def test_means_spreads_and_tables():
+    assert _grid.mean_and_spread([7.0]) == (7.0, 0.0)
+    mean, spread = _grid.mean_and_spread([1.0, 2.0, 6.0])
+    assert (mean, spread) == pytest.approx((np.mean([1, 2, 6]), np.std([1, 2, 6], ddof=1)))
+    assert _grid.markdown(["a", "b"], [["1", "2"], ["3", "4"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |"
+
+
+# The grid, in real processes
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="has no SIGKILL")
+
+
+def start(path, folder, jobs):
+    command = [sys.executable, str(Path(__file__).with_name("grid_runs.py")), str(path), str(folder), str(jobs)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def end(process):
+    try:
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said
+
+
+def begun(folder):
+    """The numbers of the cells that were begun, in the order in which they were."""
+    return list(map(int, (folder / "log").read_text().split()))
+
+
+def living(folder):
+    """The workers that hold their lock; a dead one that nobody waited for holds none."""
+    import fcntl
+
+    found = []
+    for path in folder.glob("*.lock"):
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                found.append(int(path.stem))
+    return found
+
+
+@posix
+def test_a_run_that_is_killed_leaves_no_worker_and_is_completed_by_the_next(tmp_path):
+    once, killed = tmp_path / "once", tmp_path / "killed"
+    once.mkdir()
+    killed.mkdir()
+    (killed / "hold").touch()
+    script = start(killed / "out.csv", killed, jobs=2)
+    try:
+        run(once / "out.csv", grid_runs.CELLS, partial(grid_runs.work, folder=once, jobs=1))
+        wait_for(lambda: len(_grid.read_rows(killed / "out.csv")) == 5, "all cells but the last")
+        wait_for(lambda: 5 in begun(killed), "the last cell")
+        assert len(living(killed)) == 2
+        os.kill(script.pid, signal.SIGKILL)
+        # One of them is in the middle of a cell, the other waits for one.
+        wait_for(lambda: not living(killed), "the end of the workers", seconds=20)
+    finally:
+        script.kill()
+        script.wait()
+        for worker in living(killed):  # none outlives a failure of this test
+            os.kill(worker, signal.SIGKILL)
+        script.communicate()
+        (killed / "hold").unlink()
+    whole = (once / "out.csv").read_bytes()
+    assert len((killed / "out.csv").read_bytes()) < len(whole)
+    assert sorted(begun(killed)) == [0, 1, 2, 3, 4, 5]
+
+    end(start(killed / "out.csv", killed, jobs=2))
+    assert (killed / "out.csv").read_bytes() == whole
+    assert sorted(begun(killed)) == [0, 1, 2, 3, 4, 5, 5]
+    assert sorted(begun(once)) == [0, 1, 2, 3, 4, 5]
+
+
+# Labels that are made wrong
+
+
+@st.composite
+def labels(draw):
+    classes = draw(st.integers(2, 12))
+    more = draw(st.lists(st.integers(0, classes - 1), max_size=60))
+    return classes, torch.tensor([*range(classes), *more])
+
+
+@settings(max_examples=100, deadline=None)
+@given(case=labels(), rate=st.floats(0, 1), seed=st.integers(0, 9999), kind=st.sampled_from(["symmetric", "pair"]))
+def test_an_exact_share_of_the_labels_is_flipped_and_none_to_itself(case, rate, seed, kind):
+    classes, targets = case
+    before = targets.tolist()
+    flipped = flip_labels(targets, rate, seed, kind).tolist()
+    assert targets.tolist() == before
+    changed = [(a, b) for a, b in zip(before, flipped, strict=True) if a != b]
+    assert abs(len(changed) - rate * len(before)) <= 0.5 + 1e-9
+    assert set(flipped) <= set(range(classes))
+    if kind == "pair":
+        assert all(b == (a + 1 if a + 1 < classes else 0) for a, b in changed)
+
+
+def test_symmetric_flips_go_to_every_other_class_alike():
+    targets = torch.arange(5).repeat(4000)
+    flipped = flip_labels(targets, 0.5, 3)
+    assert torch.equal(flip_labels(targets, 0.5, 3, "symmetric"), flipped)
+    counts = Counter((a, b) for a, b in zip(targets.tolist(), flipped.tolist(), strict=True) if a != b)
+    assert len(counts) == 20
+    assert all(abs(count - 500) < 120 for count in counts.values())
+
+
+@pytest.mark.parametrize("kind", ["symmetric", "pair"])
+def test_flips_follow_from_their_seed_alone(kind):
+    targets = torch.arange(4).repeat(50)
+    before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
+    drawn = [tuple(flip_labels(targets, 0.3, seed, kind).tolist()) for seed in range(20)]
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (repr(np.random.get_state()), random.getstate()) == before[1:]
+    torch.rand(3)
+    assert [tuple(flip_labels(targets, 0.3, seed, kind).tolist()) for seed in range(20)] == drawn
+    assert len(set(drawn)) == 20
+
+
+# Classes of unequal size
+
+
+@pytest.mark.parametrize(
+    ("sizes", "factor", "expected"),
+    [
+        ([100, 100, 100], 1.0, [100, 100, 100]),
+        ([100, 100, 100], 4.0, [100, 50, 25]),
+        ([100, 100, 100, 100], 1000.0, [100, 10, 1, 0]),
+        ([80, 200, 50], 100.0, [80, 20, 0]),
+        ([64, 64], 64.0, [64, 1]),
+    ],
+    ids=str,
+)
+def test_class_sizes_fall_geometrically(sizes, factor, expected):
+    targets = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    targets = targets[torch.randperm(len(targets), generator=torch.Generator().manual_seed(0))]
+    kept = _runs._imbalanced(targets, factor, 0)
+    assert kept.tolist() == sorted(set(kept.tolist()))
+    assert torch.bincount(targets[kept], minlength=len(sizes)).tolist() == expected
+
+
+def test_which_samples_of_a_class_are_kept_follows_from_the_seed_alone():
+    targets = torch.arange(3).repeat(100)
+    before = torch.get_rng_state()
+    kept = [tuple(_runs._imbalanced(targets, 10.0, seed).tolist()) for seed in range(100)]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert tuple(_runs._imbalanced(targets, 10.0, 7).tolist()) == kept[7]
+    assert len(set(kept)) == 100
+    drawn = torch.bincount(torch.tensor(sum(kept, ())), minlength=300)
+    assert (drawn[targets == 0] == 100).all()
+    # Of the last class 10 of 100, 100 times: 10 each, give or take 3.
+    assert drawn[targets == 2].max() < 30
+
+
+# The splits
+
+CASE = _runs.Case("digits", "mlp", 3, noise=0.0, noise_kind="symmetric", val_noise=0.0, imbalance=1.0, seed=0)
+POOL, TEST = load("digits", None)
+
+
+def splits(**changes):
+    """The splits and which train labels are wrong, made anew."""
+    return _runs.make_splits.__wrapped__(replace(CASE, **changes), Path("nowhere"))
+
+
+@pytest.fixture
+def _numbered(monkeypatch):
+    """Of the pool the images are their positions."""
+    pool = Images(torch.arange(len(POOL))[:, None, None, None], POOL.targets)
+    monkeypatch.setattr(_runs, "_load", lambda name, root: (pool, TEST))
+
+
+def positions(part):
+    return part.images.flatten()
+
+
+CHANGES = [
+    {},
+    {"seed": 3},
+    {"noise": 0.2},
+    {"noise": 0.4, "noise_kind": "pair", "seed": 1},
+    {"val_noise": 0.3},
+    {"noise": 0.4, "val_noise": 0.4, "noise_kind": "pair"},
+    {"imbalance": 10.0, "noise": 0.2, "val_noise": 0.1},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+@pytest.mark.usefixtures("_numbered")
+def test_train_and_validation_samples_are_disjoint_and_together_the_pool(changes):
+    made, _ = splits(**changes)
+    both = torch.cat([positions(made.train), positions(made.val)]).sort().values
+    case = replace(CASE, **changes)
+    assert torch.equal(both, _runs._imbalanced(POOL.targets, case.imbalance, case.seed))
+    assert len(both) == len(both.unique())
+    assert (len(both) == len(POOL)) == (case.imbalance == 1)
+    sizes = torch.bincount(POOL.targets[both], minlength=10)
+    assert abs(float(sizes[0] / sizes[9]) - case.imbalance) < 0.1 * case.imbalance
+    assert abs(len(made.val) / len(both) - 0.15) < 0.01
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+@pytest.mark.usefixtures("_numbered")
+def test_only_labels_that_should_be_are_wrong(changes):
+    made, wrong = splits(**changes)
+    case = replace(CASE, **changes)
+    for part, share in ((made.train, case.noise), (made.val, case.val_noise)):
+        true = POOL.targets[positions(part)]
+        changed = part.targets != true
+        assert abs(int(changed.sum()) - share * len(part)) <= 0.5 + 1e-9
+        if part is made.train:
+            assert torch.equal(wrong, changed)
+        shifts = set(((part.targets - true) % 10)[changed].tolist())
+        if share == 0 or case.noise_kind == "pair":
+            assert shifts == ({1} if share else set())
+        else:
+            assert len(shifts) > 2  # of nine that there are
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_the_test_set_is_as_it_was_loaded(changes):
+    made, _ = splits(**changes)
+    assert torch.equal(made.test.images, TEST.images)
+    assert torch.equal(made.test.targets, TEST.targets)
+
+
+@pytest.mark.usefixtures("_numbered")
+def test_noise_changes_neither_the_split_nor_the_labels_of_the_other_part():
+    plain, noisy, both = (splits(**noise)[0] for noise in ({}, {"noise": 0.3}, {"noise": 0.3, "val_noise": 0.3}))
+    for part in ("train", "val"):
+        assert torch.equal(positions(getattr(plain, part)), positions(getattr(both, part)))
+    assert torch.equal(noisy.train.targets, both.train.targets)
+    assert torch.equal(noisy.val.targets, plain.val.targets)
+
+
+@pytest.mark.parametrize("imbalance", [1.0, 2.0])
+@pytest.mark.usefixtures("_numbered")
+def test_splits_and_flips_follow_from_the_seed_alone(imbalance):
+    before = torch.get_rng_state()
+    made = [splits(noise=0.2, imbalance=imbalance, seed=seed)[0] for seed in (0, 1, 0)]
+    assert torch.equal(torch.get_rng_state(), before)
+    for part in ("train", "val"):
+        first, other, again = (getattr(splits, part) for splits in made)
+        assert torch.equal(positions(first), positions(again))
+        assert torch.equal(first.targets, again.targets)
+        assert not torch.equal(positions(first), positions(other))
+
+
+def test_the_pool_and_the_test_set_of_digits_are_disjoint():
+    assert (len(POOL), len(TEST)) == (1348, 449)
+    assert Counter(POOL.targets.tolist()).keys() == Counter(TEST.targets.tolist()).keys() == set(range(10))
+
+
+# Proxies
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_proxy_is_trained_once_and_anew_where_it_was_not_finished(tmp_path, monkeypatch):
+    places, write_text = _runs.Places(Path("nowhere"), tmp_path), Path.write_text
+
+    def cut_short(path, text, **options):
+        write_text(path, text[:5], **options)
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", cut_short)
+        with pytest.raises(OSError, match="disk full"):
+            _runs.run_proxy(CASE, places)
+    proxy = _runs.run_proxy(CASE, places)
+    assert proxy.trajectories.epochs == [0, 1, 2, 3]
+    assert 0 < proxy.sweep_seconds < proxy.fit_seconds
+    assert proxy.epochs_paid == pytest.approx(3 * proxy.fit_seconds / (proxy.fit_seconds - proxy.sweep_seconds))
+
+    _runs._read_proxy.cache_clear()
+    monkeypatch.setattr(_runs, "Classifier", None)
+    again = _runs.run_proxy(CASE, places)
+    assert torch.equal(again.trajectories.train_losses, proxy.trajectories.train_losses)
+    (done,) = tmp_path.glob("*/proxy.json")
+    assert json.loads(done.read_text()) == {"fit_seconds": proxy.fit_seconds, "sweep_seconds": proxy.sweep_seconds}
