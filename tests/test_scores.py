@@ -35,7 +35,12 @@ def same(a, b):
     uncertainty = (a.uncertainty is None and b.uncertainty is None) or torch.equal(
         a.uncertainty.nan_to_num(9), b.uncertainty.nan_to_num(9)
     )
-    return values and classes and uncertainty and (a.epochs, a.fingerprint, a.metadata) == (b.epochs, b.fingerprint, b.metadata)
+    return (
+        values
+        and classes
+        and uncertainty
+        and (a.epochs, a.fingerprint, a.metadata) == (b.epochs, b.fingerprint, b.metadata)
+    )
 
 
 # In memory

@@ -25,6 +25,7 @@ from _runs import Case, Places, add_common_arguments, complete, proxy_cell, run_
 DEFAULT_METHODS = [
     "random",
     "CLD",
+    "CLD, drawn",
     "CLD near zero",
     "lowest CLD",
     "stratified CLD",
@@ -33,8 +34,8 @@ DEFAULT_METHODS = [
     "area under loss",
     "confidence",
     "variability",
+    "uncertainty",
     "DUAL",
-    "drop negative",
 ]
 
 
