@@ -2,6 +2,7 @@
 
 from lightning_cld import baselines
 from lightning_cld.callback import CLDCallback
+from lightning_cld.checkpoints import trajectories_from_checkpoints
 from lightning_cld.datamodule import CoresetDataModule
 from lightning_cld.functional import cld_scores
 from lightning_cld.scores import CLDScores
@@ -17,4 +18,5 @@ __all__ = [
     "cld_scores",
     "proportional_holdout",
     "select_top",
+    "trajectories_from_checkpoints",
 ]

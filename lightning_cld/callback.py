@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lightning_cld.functional import MIN_CHECKPOINTS
 from lightning_cld.guards import agreed
-from lightning_cld.losses import LossFunction, check_loss_fn
+from lightning_cld.losses import LossFunction
 from lightning_cld.recorder import Recorder
 from lightning_cld.scores import CLDScores
 from lightning_cld.selection import check_count
@@ -91,11 +91,6 @@ class CLDCallback(Callback):
                 )
         elif stop_at_cutoff:
             raise ValueError("stop_at_cutoff=True needs a cutoff_epoch to stop at.")
-        if batch_size is not None:
-            batch_size = check_count("batch_size", batch_size)
-        if buffer_device is not None:
-            buffer_device = torch.device(buffer_device)
-        check_loss_fn(loss_fn)
         if not filename or Path(filename).name != filename:
             raise ValueError(f"filename must be a name without directories, got {filename!r}. See dirpath.")
         self.cutoff_epoch = cutoff_epoch

@@ -1,4 +1,4 @@
-"""What a look at the model or the data must leave as it was: random states, train/eval modes, the trainer's stage."""
+"""What a look at the model or the data must leave as it was: random states, modes, weights, the trainer's stage."""
 
 from __future__ import annotations
 
@@ -39,6 +39,33 @@ def preserved_rng() -> Iterator[None]:
 
 
 @contextmanager
+def preserved_module(module: torch.nn.Module) -> Iterator[None]:
+    """Runs its body and puts the module's weights, buffers and train/eval modes back, as they were and where they were.
+
+    That takes a copy of the weights. Weights that the body adds to the module stay.
+    """
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    weights = [(weight, weight.data, weight.data.clone()) for weight in module.parameters()]
+    buffers = [
+        (submodule, name, buffer, buffer.detach().clone())
+        for submodule in module.modules()
+        for name, buffer in submodule.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        # Another device or dtype gives a parameter other memory, and a module another buffer.
+        for weight, own, value in weights:
+            _overwrite(own, value)
+            weight.data = own
+        for submodule, name, own, value in buffers:
+            _overwrite(own, value)
+            setattr(submodule, name, own)
+        for submodule, mode in modes:
+            submodule.training = mode
+
+
+@contextmanager
 def evaluation(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Runs its body with the module in evaluation mode, without gradients, in the trainer's validation stage.
 
@@ -66,7 +93,7 @@ def evaluation(trainer: Trainer, module: LightningModule) -> Iterator[None]:
         for submodule, mode in modes:
             submodule.training = mode
         for buffer, own in buffers:
-            _set_buffer(buffer, own)
+            _overwrite(buffer, own)
 
 
 def _log_nothing(*args: Any, **kwargs: Any) -> None:
@@ -116,12 +143,12 @@ def _share_buffers(module: LightningModule) -> list[tuple[Tensor, Tensor]]:
     for buffer, value in own:
         shared = value.clone()
         torch.distributed.broadcast(shared, src=0)
-        _set_buffer(buffer, shared)
+        _overwrite(buffer, shared)
     return own
 
 
-def _set_buffer(buffer: Tensor, value: Tensor) -> None:
+def _overwrite(tensor: Tensor, value: Tensor) -> None:
     """Writes only what differs: a constant that was expanded from one value can't be written to."""
-    if not torch.equal(buffer, value):
+    if not torch.equal(tensor, value):
         with torch.no_grad():
-            buffer.copy_(value)
+            tensor.copy_(value)

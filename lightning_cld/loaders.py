@@ -34,7 +34,7 @@ def check_loader(loaders: Any, kind: str) -> DataLoader[Any]:
         TypeError: If it is no DataLoader of torch, has an iterable-style dataset, or yields ready batches.
         ValueError: If there are several.
     """
-    argument = f"CLDCallback({kind}_dataloader=...)"
+    argument = f"{kind}_dataloader=... of CLDCallback or trajectories_from_checkpoints"
     if isinstance(loaders, Mapping):
         loaders = list(loaders.values())
     if isinstance(loaders, Sequence):
@@ -100,7 +100,8 @@ def sequential_loader(
     if not isinstance(size, int):
         raise TypeError(
             f"The {kind} dataloader has a custom batch sampler ({type(loader.batch_sampler).__name__}) that does not "
-            "say its batch size. Say how many samples to evaluate at a time: CLDCallback(batch_size=...)."
+            "say its batch size. Say how many samples to evaluate at a time: batch_size=... of CLDCallback or "
+            "trajectories_from_checkpoints."
         )
     # A sampler is anything with a length and an iterator.
     return DataLoader(loader.dataset, batch_size=size, sampler=positions, **loader_settings(loader))

@@ -16,8 +16,8 @@ LossFunction = torch.nn.Module | Callable[[Tensor, Tensor], Tensor]
 Step = Callable[[Any], tuple[Tensor, Tensor | None]]
 
 _WAYS = (
-    "Give CLDCallback(loss_fn=...) a function of (outputs, targets) that returns one loss per sample, or define "
-    "`cld_step(self, batch) -> (losses, classes)` on the LightningModule."
+    "Give CLDCallback or trajectories_from_checkpoints loss_fn=..., a function of (outputs, targets) that returns one "
+    "loss per sample, or define `cld_step(self, batch) -> (losses, classes)` on the LightningModule."
 )
 
 
@@ -46,14 +46,14 @@ def make_step(module: LightningModule, loss_fn: LossFunction | None) -> Step:
     name = type(module).__name__
     if cld_step is not None and loss_fn is not None:
         raise ValueError(
-            f"{name} defines cld_step, and CLDCallback got loss_fn={loss_fn!r}: which one decides? Remove one of them."
+            f"{name} defines cld_step, and loss_fn={loss_fn!r} is given as well: which one decides? Remove one of them."
         )
     if cld_step is not None:
         return lambda batch: _check_step_output(cld_step(batch), name)
     # By name, since the module may come from the package pytorch_lightning as well.
     if getattr(module.forward, "__qualname__", "") == "LightningModule.forward":
         raise TypeError(
-            f"{name} has no forward method, so CLDCallback can't compute its outputs. Define forward, or define "
+            f"{name} has no forward method, so CLD can't compute its outputs. Define forward, or define "
             "`cld_step(self, batch) -> (losses, classes)` on it."
         )
     if isinstance(loss_fn, torch.nn.Module):
@@ -62,7 +62,7 @@ def make_step(module: LightningModule, loss_fn: LossFunction | None) -> Step:
     def step(batch: Any) -> tuple[Tensor, Tensor | None]:
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
             raise TypeError(
-                f"CLDCallback expects batches (inputs, targets, ...), got {_describe(batch)}. For other layouts "
+                f"CLD expects batches (inputs, targets, ...), got {_describe(batch)}. For other layouts "
                 "define `cld_step(self, batch) -> (losses, classes)` on the LightningModule."
             )
         inputs, targets = batch[0], batch[1]
@@ -79,12 +79,12 @@ def make_step(module: LightningModule, loss_fn: LossFunction | None) -> Step:
 def _cross_entropy(outputs: Any, targets: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
         raise TypeError(
-            f"CLDCallback's default loss is cross-entropy of logits [B, C] with C >= 2, but forward returned "
+            f"CLD's default loss is cross-entropy of logits [B, C] with C >= 2, but forward returned "
             f"{_describe(outputs)}. {_WAYS}"
         )
     if not _are_classes(targets):
         raise TypeError(
-            f"CLDCallback's default loss is cross-entropy with integer classes [B], but the targets are "
+            f"CLD's default loss is cross-entropy with integer classes [B], but the targets are "
             f"{_describe(targets)}. {_WAYS}"
         )
     return F.cross_entropy(outputs.float(), targets.long(), reduction="none"), targets

@@ -1,4 +1,4 @@
-"""`Recorder`: takes one checkpoint of a running fit after the other into `LossTrajectories`."""
+"""`Recorder`: takes one checkpoint after the other, of a running fit or from files, into `LossTrajectories`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from lightning_cld.functional import check_class_pair, listed
 from lightning_cld.guards import agreed
-from lightning_cld.losses import LossFunction, make_step
+from lightning_cld.losses import LossFunction, check_loss_fn, make_step
 from lightning_cld.scores import OUTSIDE
+from lightning_cld.selection import check_count
 from lightning_cld.sources import find_sweeps
 from lightning_cld.trajectories import LossTrajectories
 
@@ -23,19 +24,29 @@ from lightning_cld.trajectories import LossTrajectories
 class Recorder:
     """Sweeps the train and the validation set and keeps the losses.
 
-    The arguments are those of `CLDCallback`.
+    The arguments are those of `CLDCallback`, and the checks of them are here; `every_n_epochs` None means that no
+    checkpoint is due at an epoch of its own, so none can be missing.
+
+    Raises:
+        TypeError: If an argument has the wrong type.
+        ValueError: If an argument is out of range.
     """
 
     def __init__(
         self,
         *,
-        every_n_epochs: int,
+        every_n_epochs: int | None,
         loss_fn: LossFunction | None,
         train_dataloader: DataLoader[Any] | None,
         val_dataloader: DataLoader[Any] | None,
         batch_size: int | None,
         buffer_device: str | torch.device | None,
     ) -> None:
+        if batch_size is not None:
+            batch_size = check_count("batch_size", batch_size)
+        if buffer_device is not None:
+            buffer_device = torch.device(buffer_device)
+        check_loss_fn(loss_fn)
         self.every_n_epochs = every_n_epochs
         self.loss_fn = loss_fn
         self.train_dataloader = train_dataloader
@@ -106,7 +117,7 @@ class Recorder:
 
     def leave_holes(self, epoch: int) -> None:
         """Records NaN (not logged) for due checkpoints up to `epoch` that are missing: no difference spans them."""
-        if self.trajectories is None:
+        if self.trajectories is None or self.every_n_epochs is None:
             return
         nothing = [
             torch.full_like(rows[-1], torch.nan)
@@ -178,13 +189,13 @@ def _check_strategy(trainer: Trainer) -> None:
     name = type(trainer.strategy).__name__
     if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
         raise TypeError(
-            f"CLDCallback does not support {name}, under which a module can't be evaluated outside of its wrapper. "
+            f"CLD does not support {name}, under which a module can't be evaluated outside of its wrapper. "
             "Train the proxy on one device, with DDP, or with ModelParallelStrategy."
         )
     layout = trainer.distributed_sampler_kwargs
     if layout is not None and layout["num_replicas"] != trainer.world_size:
         raise TypeError(
-            f"CLDCallback needs each process to take its own samples, but {name} has {layout['num_replicas']} data "
+            f"CLD needs each process to take its own samples, but {name} has {layout['num_replicas']} data "
             f"parallel groups for {trainer.world_size} processes. Use ModelParallelStrategy(tensor_parallel_size=1)."
         )
 

@@ -19,11 +19,13 @@ from lightning_cld.loaders import (
 )
 from lightning_cld.sweep import Sweep
 
-_VIEW = "CLDCallback(train_dataloader=...) or a cld_train_dataloader() method on the datamodule"
+_VIEW = (
+    "train_dataloader=... of CLDCallback or trajectories_from_checkpoints, or cld_train_dataloader() on the datamodule"
+)
 _REFERENCE = (
-    "CLD scores against validation losses: give the Trainer a validation dataloader, pass "
-    "CLDCallback(val_dataloader=...), or define cld_val_dataloader() on the datamodule. Not the test set: its "
-    "accuracy would no longer mean anything (lightning_cld.proportional_holdout splits one off the train set)."
+    "CLD scores against validation losses: give the Trainer a validation dataloader, pass val_dataloader=... to "
+    "CLDCallback or trajectories_from_checkpoints, or define cld_val_dataloader() on the datamodule. Not the test set: "
+    "its accuracy would no longer mean anything (lightning_cld.proportional_holdout splits one off the train set)."
 )
 
 

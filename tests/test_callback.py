@@ -885,7 +885,7 @@ def _loaders(**methods):
         (
             lambda: _loaders(train_dataloader=lambda s: DataLoader(s.train_set, batch_sampler=[[0, 1], [2, 3]])),
             TypeError,
-            r"CLDCallback\(batch_size=...\)",
+            r"batch_size=\.\.\. of CLDCallback",
         ),
         (
             lambda: _loaders(
