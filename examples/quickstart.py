@@ -3,10 +3,10 @@
     pip install -e ".[examples]"
     python examples/quickstart.py
 
-A small proxy is trained under `CLDCallback` and stopped early. Its scores choose coresets of several sizes, and a
-fresh model is trained on each of them through `CoresetDataModule`; on random subsets with as many samples of every
-class; and on everything. All of that with the labels as they are, and again with a fifth of the train labels wrong.
-Every model trained on a subset takes as many steps as the one trained on everything.
+A small proxy is trained under `CLDCallback` and stopped early. Its scores choose coresets of several sizes, by each of
+the two rules, and a fresh model is trained on each of them through `CoresetDataModule`; on random subsets with as many
+samples of every class; and on everything. All of that with the labels as they are, and again with a fifth of the train
+labels wrong. Every model trained on a subset takes as many steps as the one trained on everything.
 
 Another dataset: `--data fashion-mnist --root DIR`; see `--help`. The data and the models are in `_common.py`.
 """
@@ -30,8 +30,8 @@ from tqdm import tqdm
 
 from lightning_cld import CLDCallback, CoresetDataModule, proportional_holdout, select_top
 
-CLD, RANDOM, EVERYTHING = "CLD", "random per class", "everything"
-COLOURS = {CLD: "#0072b2", RANDOM: "#d55e00", EVERYTHING: "#555555"}
+TOP, DRAWN, RANDOM, EVERYTHING = "CLD, top", "CLD, drawn", "random per class", "everything"
+COLOURS = {TOP: "#0072b2", DRAWN: "#009e73", RANDOM: "#d55e00", EVERYTHING: "#555555"}
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,10 @@ def compare(args: argparse.Namespace, pool: Images, test: Images, rate: float, s
     choices = [(EVERYTHING, 1.0, splits)]
     for fraction in args.fractions:
         at_random = select_top(chance, scores.classes, fraction=fraction)
+        chosen = {"fraction": fraction, "epoch_length": "full"}
         choices += [
-            (CLD, fraction, CoresetDataModule(splits, scores, fraction=fraction, epoch_length="full")),
+            (TOP, fraction, CoresetDataModule(splits, scores, **chosen)),
+            (DRAWN, fraction, CoresetDataModule(splits, scores, **chosen, rule="draw", seed=seed)),
             (RANDOM, fraction, CoresetDataModule(splits, at_random.tolist(), epoch_length="full")),
         ]
     runs = []
@@ -96,7 +98,7 @@ def compare(args: argparse.Namespace, pool: Images, test: Images, rate: float, s
         training = time.perf_counter() - started
         accuracy = 100 * trainer.test(target, datamodule=data, verbose=False)[0]["test_accuracy"]
         mistaken = int(wrong[list(kept)].sum())
-        cost = selection if method == CLD else 0.0
+        cost = selection if method in (TOP, DRAWN) else 0.0
         runs.append(Run(rate, method, fraction, len(kept), mistaken, accuracy, cost, training))
     return runs
 
@@ -125,7 +127,7 @@ def pick(runs: list[Run], rate: float, method: str, fraction: float) -> list[Run
 def print_table(runs: list[Run], rate: float, fractions: list[float]) -> None:
     print(f"\n{describe(rate).capitalize()}")
     print("trained on         kept  samples  wrong labels  test accuracy  selection s  training s")
-    for method, fraction in [(EVERYTHING, 1.0), *itertools.product((CLD, RANDOM), fractions)]:
+    for method, fraction in [(EVERYTHING, 1.0), *itertools.product((TOP, DRAWN, RANDOM), fractions)]:
         cell = pick(runs, rate, method, fraction)
         accuracy, spread = mean_and_spread([run.accuracy for run in cell])
         around = f"+- {spread:.1f}" if len(cell) > 1 else ""
@@ -138,13 +140,13 @@ def print_table(runs: list[Run], rate: float, fractions: list[float]) -> None:
         )
 
 
-def lead(runs: list[Run], rate: float, fraction: float, other: str) -> tuple[float, str]:
-    """By how many points CLD is ahead of another method, and what to call that.
+def lead(runs: list[Run], rate: float, fraction: float, method: str, other: str) -> tuple[float, str]:
+    """By how many points one method is ahead of another, and what to call that.
 
     Both were trained from the same seeds, so differences are taken seed by seed; one that is smaller than its spread
     over the seeds is called level.
     """
-    ours = pick(runs, rate, CLD, fraction)
+    ours = pick(runs, rate, method, fraction)
     theirs = pick(runs, rate, other, 1.0 if other == EVERYTHING else fraction)
     pairs = zip(ours, theirs, strict=True)
     points, spread = mean_and_spread([a.accuracy - b.accuracy for a, b in pairs])
@@ -154,29 +156,24 @@ def lead(runs: list[Run], rate: float, fraction: float, other: str) -> tuple[flo
 def print_findings(runs: list[Run], rates: list[float], fractions: list[float]) -> None:
     seeds = len(pick(runs, rates[0], EVERYTHING, 1.0))
     level = "level: less than the spread of the difference over the seeds" if seeds > 1 else "one seed: may be chance"
-    print(f"\nWhat CLD did, in points of test accuracy ({level})")
-    pays = []
-    for rate in rates:
-        print(f"- {describe(rate)}:")
-        ahead: dict[str, list[str]] = {RANDOM: [], EVERYTHING: []}
+    print(f"\nWhat the two rules did, in points of test accuracy ({level})")
+    for rate, method in itertools.product(rates, (TOP, DRAWN)):
+        print(f"- {method}, {describe(rate)}:")
         for fraction in fractions:
             shown = []
-            for other, sizes in ahead.items():
-                points, word = lead(runs, rate, fraction, other)
+            for other in (RANDOM, EVERYTHING):
+                points, word = lead(runs, rate, fraction, method, other)
                 shown.append(f"{points:+.1f} to {other} ({word})")
-                sizes += [percent(fraction)] if word == "ahead" else []
             print(f"    {percent(fraction):>4} kept: {', '.join(shown)}")
-        over_all = f" (ahead of everything at {', '.join(ahead[EVERYTHING])})" if ahead[EVERYTHING] else ""
-        pays.append(f"{describe(rate)}, at {', '.join(ahead[RANDOM]) or 'no size'}{over_all}")
-        if rate:
-            most = max(fractions)
-            all_wrong = sum(run.wrong for run in pick(runs, rate, EVERYTHING, 1.0))
-            dropped = all_wrong - sum(run.wrong for run in pick(runs, rate, CLD, most))
-            share = dropped / max(1, all_wrong)
-            print(f"    the {percent(1 - most)} with the lowest CLD held {share:.0%} of the wrong labels")
+    for rate in filter(None, rates):
+        most = max(fractions)
+        all_wrong = sum(run.wrong for run in pick(runs, rate, EVERYTHING, 1.0))
+        dropped = all_wrong - sum(run.wrong for run in pick(runs, rate, TOP, most))
+        share = dropped / max(1, all_wrong)
+        print(f"- {describe(rate)}: the {percent(1 - most)} with the lowest CLD held {share:.0%} of them")
 
     training = statistics.fmean(run.training for run in runs)
-    selection = statistics.fmean(run.selection for run in runs if run.method == CLD)
+    selection = statistics.fmean(run.selection for run in runs if run.method in (TOP, DRAWN))
     least = min(fractions)
     trainings = math.ceil(selection / (training * (1 - least)))
     print(
@@ -184,7 +181,6 @@ def print_findings(runs: list[Run], rates: list[float], fractions: list[float]) 
         f'    With epoch_length="coreset" (an epoch is one pass) a target on {percent(least)} would take '
         f"{percent(least)} of that,\n    and the selection be earned back after {trainings} target(s)."
     )
-    print(f"When CLD paid here (ahead of random): {'; '.join(pays)}.")
 
 
 def draw(runs: list[Run], rates: list[float], fractions: list[float], title: str, path: Path) -> None:
@@ -194,7 +190,7 @@ def draw(runs: list[Run], rates: list[float], fractions: list[float], title: str
         accuracy, spread = mean_and_spread([run.accuracy for run in pick(runs, rate, EVERYTHING, 1.0)])
         axis.axhline(accuracy, color=COLOURS[EVERYTHING], linestyle="--", label=EVERYTHING)
         axis.axhspan(accuracy - spread, accuracy + spread, color=COLOURS[EVERYTHING], alpha=0.15, linewidth=0)
-        for method, marker in ((RANDOM, "s"), (CLD, "o")):
+        for method, marker in ((RANDOM, "s"), (TOP, "o"), (DRAWN, "^")):
             cells = [[run.accuracy for run in pick(runs, rate, method, fraction)] for fraction in fractions]
             means, spreads = zip(*map(mean_and_spread, cells), strict=True)
             axis.errorbar(
@@ -212,7 +208,7 @@ def draw(runs: list[Run], rates: list[float], fractions: list[float], title: str
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("test accuracy (%)")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)
 
 
@@ -257,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet(single_thread=args.data == "digits")
     pool, test = load(args.data, args.root)
     started, runs = time.perf_counter(), []
-    epochs = args.cutoff + args.epochs * (1 + 2 * len(args.fractions))
+    epochs = args.cutoff + args.epochs * (1 + 3 * len(args.fractions))
     with tqdm(total=len(args.label_noise) * args.seeds * epochs, unit="epoch", mininterval=0.5) as bar:
         for rate, seed in itertools.product(args.label_noise, range(args.seeds)):
             runs += compare(args, pool, test, rate, seed, bar)

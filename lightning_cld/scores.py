@@ -109,8 +109,9 @@ class CLDScores:
             fraction: Budget, the share of all samples.
             size: Budget, the number of samples.
             per_class: Budget, the number of samples of every class.
-            rule: "top" takes the best-scored samples of each class, as the paper does. "draw" takes CLD as a filter:
-                among the samples of a class with a positive score it draws at random, EVIDENCE
+            rule: "top" takes the best-scored samples of each class, as the paper does. "draw" draws at random among
+                those with a positive score and prefers uncertain ones, the more so the more is kept; see
+                `lightning_cld.selection.select_drawn`.
             seed: Seed of the draw.
 
         Returns:
@@ -130,8 +131,8 @@ class CLDScores:
                 'rule="draw" weights by the uncertainty of each sample, which these scores do not hold. Score the '
                 'logged losses again (LossTrajectories.load(...).score()), or use rule="top".'
             )
-        weights = self.uncertainty[pool] * values.clamp(min=0)
-        drawn = select_drawn(values, weights, classes, fraction=fraction, size=size, per_class=per_class, seed=seed)
+        uncertainty = self.uncertainty[pool]
+        drawn = select_drawn(values, uncertainty, classes, fraction=fraction, size=size, per_class=per_class, seed=seed)
         return pool[drawn]
 
     def suspects(self, max_score: float = 0.0) -> Tensor:

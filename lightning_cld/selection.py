@@ -83,7 +83,7 @@ def select_top(
 
 def select_drawn(
     scores: Tensor,
-    weights: Tensor,
+    uncertainty: Tensor,
     classes: Tensor | None = None,
     *,
     fraction: float | None = None,
@@ -91,15 +91,20 @@ def select_drawn(
     per_class: int | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Draws samples of each class at random by weight among those with a positive score.
+    """Draws samples of each class at random among those with a positive score: CLD as a filter, not as a ranking.
 
-    Each next sample of a class is drawn with a probability in proportion to its weight among those that are left. Where
-    a class's budget asks for more than have a positive score and weight, all of those are taken, and of the others the
-    best-scored.
+    Each next sample of a class is drawn, among those that are left, with a probability in proportion to its weight
+    `score * uncertainty ** (share ** (1/4))`, where `share` is how much of the class is kept. So samples that go their
+    own way are left out, uncertain ones are preferred where much is kept, and typical ones where little is. Where
+    budgets ask for more than have a positive weight, all of those are taken, and of the others the best-scored.
+
+    The rule is this library's own, not the paper's; what it was chosen by is in `examples/benchmarks/RESULTS.md`. That
+    easy samples are worth more the less is kept is known from B. Sorscher et al., "Beyond Neural Scaling Laws: Beating
+    Power Law Scaling via Data Pruning", NeurIPS 2022.
 
     Args:
         scores: A score for each sample, floating point, `[N]`.
-        weights: A weight for each sample, floating point, `[N]`; NaN counts as 0.
+        uncertainty: Aleatoric uncertainty of each sample, floating point, `[N]`; NaN counts as 0.
         classes: As for `select_top`.
         fraction: As for `select_top`.
         size: As for `select_top`.
@@ -107,11 +112,12 @@ def select_drawn(
         seed: Seed of the draw; the global random state is neither used nor changed.
 
     Returns:
-        Sorted indices of the chosen samples, int64, on the device of `scores`.
+        Sorted indices of the chosen samples, int64, on the device of `scores`; of each class as many as `select_top`
+        takes.
 
     Raises:
         TypeError: As `select_top`; or if `seed` is not a whole number.
-        ValueError: As `select_top`; or if `weights` has another shape than `scores`.
+        ValueError: As `select_top`; or if `uncertainty` has another shape than `scores`.
 
     Example:
         >>> import torch
@@ -119,21 +125,27 @@ def select_drawn(
         >>> select_drawn(torch.tensor([0.9, 0.8, -0.3, 0.2]), torch.tensor([0.1, 0.0, 0.2, 0.1]), size=2)
         tensor([0, 3])
     """
-    if not isinstance(weights, Tensor) or not weights.is_floating_point():
-        raise TypeError(f"weights must be a floating point tensor, got {kind_of(weights)}.")
-    if not isinstance(scores, Tensor) or weights.shape != scores.shape:
-        shape = list(scores.shape) if isinstance(scores, Tensor) else kind_of(scores)
-        raise ValueError(f"weights must have the shape of scores, {shape}, got {list(weights.shape)}.")
     check_rule("draw", seed)
+    top = select_top(scores, classes, fraction=fraction, size=size, per_class=per_class).cpu()  # checks the arguments
+    if not isinstance(uncertainty, Tensor) or not uncertainty.is_floating_point():
+        raise TypeError(f"uncertainty must be a floating point tensor, got {kind_of(uncertainty)}.")
+    if uncertainty.shape != scores.shape:
+        raise ValueError(
+            f"uncertainty must have the shape of scores, {list(scores.shape)}, got {list(uncertainty.shape)}."
+        )
+    values = scores.cpu().double()
+    classes = torch.zeros(len(values), dtype=torch.int64) if classes is None else classes.cpu()
+    groups, sizes = torch.unique(classes, return_inverse=True, return_counts=True)[1:]
+    share = torch.bincount(groups[top], minlength=len(sizes)).double() / sizes
+    weights = values * uncertainty.cpu().double() ** (share**0.25)[groups]
     generator = torch.Generator().manual_seed(operator.index(seed))
-    draw = torch.rand(len(scores), generator=generator, dtype=torch.float64)
+    draw = torch.rand(len(values), generator=generator, dtype=torch.float64)
     # The largest of log(weight) plus Gumbel noise are a draw by weight without replacement (Yellott, J. Math. Psychol.
     # 1977). Both are far from the thousand that puts the samples which are not drawn behind.
-    keys = weights.cpu().double().log() - (-draw.log()).log()
-    drawn = (scores.cpu() > 0) & (weights.cpu() > 0)
-    priorities = torch.where(drawn, keys, scores.cpu().double().clamp(-1, 1) - 1000.0)
-    classes = classes.cpu() if isinstance(classes, Tensor) else classes
-    return select_top(priorities, classes, fraction=fraction, size=size, per_class=per_class).to(scores.device)
+    keys = weights.log() - (-draw.log()).log()
+    priorities = torch.where(weights > 0, keys, values.clamp(-1, 1) - 1000.0)
+    drawn = select_top(priorities, classes, fraction=fraction, size=size, per_class=per_class)
+    return drawn.to(scores.device)
 
 
 def _class_budgets(sizes: list[int], *, fraction: float | None, size: int | None, per_class: int | None) -> list[int]:

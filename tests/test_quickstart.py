@@ -24,13 +24,16 @@ def test_quickstart_prints_its_tables_and_findings_and_saves_the_figure(tmp_path
     for table in (clean, noisy):
         for row in (
             r"^everything +100% +1,146 ",
-            r"^CLD +50% +573 ",
+            r"^CLD, top +50% +573 ",
+            r"^CLD, drawn +50% +573 ",
             r"^random per class +50% +573 ",
         ):
             assert len(re.findall(row, table, re.MULTILINE)) == 1, f"{row} in:\n{table}"
     assert re.search(r"^everything +100% +1,146 +0\.0% ", clean, re.MULTILINE)
     assert re.search(r"^everything +100% +1,146 +20\.0% ", noisy, re.MULTILINE)
-    assert "When CLD paid here (ahead of random): labels as they are, at " in noisy
+    assert re.search(
+        r"^- CLD, drawn, 20% of the train labels wrong:\n +50% kept: .* to random per class", noisy, re.MULTILINE
+    )
     assert "Warning" not in result.stderr
     # Nothing else is left behind: no logs, checkpoints or scores.
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]

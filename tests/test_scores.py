@@ -534,12 +534,12 @@ def test_suspects_refuse_what_is_no_correlation(limit):
 # The rule "draw"
 
 
-def test_a_draw_keeps_the_positive_in_proportion_to_score_times_uncertainty():
-    # Of two: the first has 3/4 of the weight.
+def test_a_draw_is_among_the_positive_by_score_and_uncertainty():
     scores = CLDScores([0.9, 0.6, -0.5, 0.8], uncertainty=[0.1, 0.05, 0.25, 0.0])
-    draws = 2000
+    one, other = 0.9 * 0.1 ** (0.25**0.25), 0.6 * 0.05 ** (0.25**0.25)  # a quarter of the four is kept
+    expected, draws = one / (one + other), 1000
     first = sum(scores.select(size=1, rule="draw", seed=seed).item() == 0 for seed in range(draws))
-    assert abs(first / draws - 0.75) < 5 * (0.75 * 0.25 / draws) ** 0.5
+    assert abs(first / draws - expected) < 5 * (expected * (1 - expected) / draws) ** 0.5
     assert scores.select(size=2, rule="draw").tolist() == [0, 1]
     assert scores.select(size=3, rule="draw").tolist() == [0, 1, 3]  # of the others the best-scored
 

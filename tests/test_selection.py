@@ -341,15 +341,31 @@ def inclusion(weights, size):
     return chances
 
 
-def test_samples_are_drawn_by_weight():
-    weights = [1.0, 2.0, 0.5, 4.0, 0.02]
-    scores, draws = torch.full((5,), 0.5), 1500
-    counts = np.zeros(5)
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_samples_are_drawn_by_score_times_a_root_of_their_uncertainty(size):
+    scores, uncertainty = [0.5, 0.9, 0.1, 0.7, 0.3], [0.2, 0.05, 0.25, 0.01, 0.1]
+    weights = [s * u ** ((size / 5) ** 0.25) for s, u in zip(scores, uncertainty, strict=True)]
+    counts, draws = np.zeros(5), 1500
     for seed in range(draws):
-        counts[select_drawn(scores, torch.tensor(weights), size=2, seed=seed)] += 1
-    expected = inclusion(weights, 2)
+        counts[select_drawn(torch.tensor(scores), torch.tensor(uncertainty), size=size, seed=seed)] += 1
+    expected = inclusion(weights, size)
     error = np.sqrt(expected * (1 - expected) / draws)
     assert (np.abs(counts / draws - expected) < 5 * error).all()
+
+
+def test_each_class_has_the_exponent_of_its_own_share():
+    # One of two samples is kept of class 0, and one of eight of class 1; the others of class 1 are never drawn.
+    scores = torch.tensor([1.0, 1.0] + [1.0, 1.0] + [-0.5] * 6)
+    uncertainty = torch.tensor([0.2, 0.02] * 5)
+    classes = torch.tensor([0, 0] + [1] * 8)
+    draws = 1500
+    counts = np.zeros(10)
+    for seed in range(draws):
+        counts[select_drawn(scores, uncertainty, classes, per_class=1, seed=seed)] += 1
+    for first, share in ((0, 1 / 2), (2, 1 / 8)):
+        odds = 10 ** (share**0.25)
+        expected = odds / (1 + odds)
+        assert abs(counts[first] / draws - expected) < 5 * (expected * (1 - expected) / draws) ** 0.5
 
 
 @quick
@@ -367,19 +383,19 @@ def test_samples_are_drawn_by_weight():
     st.integers(0, 5),
 )
 def test_of_each_class_the_drawn_come_first_and_then_the_best(samples, fraction, seed):
-    scores, weights, classes = (torch.tensor(column) for column in zip(*samples, strict=True))
+    scores, uncertainty, classes = (torch.tensor(column) for column in zip(*samples, strict=True))
     size = max(1, int(fraction * int((~scores.isnan()).sum())))
     try:
         top = select_top(scores, classes, size=size)
     except ValueError:  # a class has too few scored samples for its share, whatever the rule
         with pytest.raises(ValueError, match="scored samples than there are"):
-            select_drawn(scores, weights, classes, size=size, seed=seed)
+            select_drawn(scores, uncertainty, classes, size=size, seed=seed)
         return
-    chosen = set(select_drawn(scores, weights, classes, size=size, seed=seed).tolist())
+    chosen = set(select_drawn(scores, uncertainty, classes, size=size, seed=seed).tolist())
     assert Counter(classes[list(chosen)].tolist()) == Counter(classes[top].tolist())
     for label in set(classes.tolist()):
         members = [i for i in range(len(samples)) if classes[i] == label]
-        eligible = {i for i in members if scores[i] > 0 and weights[i] > 0}
+        eligible = {i for i in members if scores[i] > 0 and uncertainty[i] > 0}
         kept = chosen & set(members)
         if len(kept) <= len(eligible):
             assert kept <= eligible
@@ -390,9 +406,9 @@ def test_of_each_class_the_drawn_come_first_and_then_the_best(samples, fraction,
 
 
 def test_a_draw_follows_its_seed_and_touches_no_other():
-    scores, weights = torch.rand(200), torch.rand(200)
+    scores, uncertainty = torch.rand(200), torch.rand(200)
     state = torch.get_rng_state()
-    first, again, other = (select_drawn(scores, weights, size=50, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (select_drawn(scores, uncertainty, size=50, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
@@ -401,9 +417,9 @@ def test_a_draw_follows_its_seed_and_touches_no_other():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"weights": torch.ones(4)}, ValueError, r"weights must have the shape of scores, \[3\], got \[4\]"),
-        ({"weights": [0.1, 0.2, 0.3]}, TypeError, "weights must be a floating point tensor, got list"),
-        ({"scores": [0.1, 0.2, 0.3]}, ValueError, "the shape of scores, list"),
+        ({"uncertainty": torch.ones(4)}, ValueError, r"must have the shape of scores, \[3\], got \[4\]"),
+        ({"uncertainty": [0.1, 0.2, 0.3]}, TypeError, "uncertainty must be a floating point tensor, got list"),
+        ({"scores": [0.1, 0.2, 0.3]}, TypeError, "scores must be a floating point tensor, got list"),
         ({"seed": 0.5}, TypeError, "seed must be a whole number, got 0.5"),
         ({"seed": True}, TypeError, "seed must be a whole number, got True"),
         ({"size": 4}, ValueError, "more than the 3 samples"),
@@ -411,6 +427,6 @@ def test_a_draw_follows_its_seed_and_touches_no_other():
     ids=str,
 )
 def test_bad_arguments_of_a_draw_raise(changes, error, message):
-    arguments = {"scores": torch.rand(3), "weights": torch.rand(3), "size": 1, **changes}
+    arguments = {"scores": torch.rand(3), "uncertainty": torch.rand(3), "size": 1, **changes}
     with pytest.raises(error, match=message):
-        select_drawn(arguments.pop("scores"), arguments.pop("weights"), **arguments)
+        select_drawn(arguments.pop("scores"), arguments.pop("uncertainty"), **arguments)

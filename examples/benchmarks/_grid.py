@@ -40,6 +40,8 @@ def run_cells(
         work: Called with a cell in one of the worker processes; a function of a module's top level.
         jobs: How many worker processes.
     """
+    if not cells:
+        return []
     names = list(cells[0])
     rows = {_key(row, names): row for row in read_rows(path)}
     open_cells = [cell for cell in cells if _key(cell, names) not in rows]

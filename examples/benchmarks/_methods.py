@@ -86,7 +86,7 @@ def _drop_otsu(losses: LossTrajectories, scores: CLDScores, draw: Tensor) -> Ten
 
 
 def _by_weight(weigh: Callable[[LossTrajectories, CLDScores], Tensor]) -> Priorities:
-    """At random by weight among the positive scores, as the rule "draw" does with weights of its own."""
+    """At random by weight among the positive scores, as the rule "draw" does, with other weights than its own."""
 
     def priorities(losses: LossTrajectories, scores: CLDScores, draw: Tensor) -> Tensor:
         weights = weigh(losses, scores).double()
@@ -120,9 +120,7 @@ METHODS: dict[str, Method] = {
     "drop Otsu": Method(_rule(_drop_otsu)),
     "draw by CLD": Method(_rule(_by_weight(lambda losses, scores: scores.values))),
     "draw by uncertainty": Method(_rule(_by_weight(lambda losses, scores: scores.uncertainty))),
-    "draw by uncertainty x CLD^4": Method(
-        _rule(_by_weight(lambda losses, scores: scores.uncertainty * scores.values**4))
-    ),
+    "draw by uncertainty x CLD": Method(_rule(_by_weight(lambda losses, scores: scores.uncertainty * scores.values))),
     "draw by variability x CLD": Method(
         _rule(_by_weight(lambda losses, scores: baselines.variability(losses) * scores.values))
     ),

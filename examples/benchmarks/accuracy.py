@@ -79,7 +79,7 @@ def make_cells(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dic
 # What came out
 
 
-def table(rows: Iterable[Row], noise: str, budget: str) -> str:
+def table(rows: Iterable[Row], noise: str, budget: str, methods: Sequence[str] = tuple(METHODS)) -> str:
     """Accuracy by method and fraction for one noise level and budget: mean ± spread over the seeds, in percent.
 
     In each column the best mean and all within one spread of it are bold.
@@ -89,7 +89,7 @@ def table(rows: Iterable[Row], noise: str, budget: str) -> str:
         if (row["noise"], row["budget"]) == (noise, budget):
             cells.setdefault((row["method"], row["fraction"]), []).append(float(row["accuracy"]))
     fractions = sorted({fraction for method, fraction in cells if method != EVERYTHING}, key=float)
-    methods = [method for method in METHODS if any(name == method for name, _ in cells)]
+    methods = [method for method in methods if any(name == method for name, _ in cells)]
     shown = {key: mean_and_spread(values) for key, values in cells.items()}
     marks = {}
     for fraction in fractions:
@@ -109,6 +109,43 @@ def table(rows: Iterable[Row], noise: str, budget: str) -> str:
     everything = next((shown[key] for key in shown if key[0] == EVERYTHING), None)
     head = [f"everything: {everything[0]:.1f} ± {everything[1]:.1f}" if everything else "trained on"]
     return markdown([*head, *(f"{100 * float(fraction):g} %" for fraction in fractions)], body)
+
+
+def compact_table(rows: Sequence[Row], methods: Sequence[str]) -> str:
+    """Accuracy by the data's faults and the fraction, a column for each method: mean ± spread over the seeds.
+
+    In each line the best mean and all within one spread of it are bold; everything is beside them.
+    """
+    cells: dict[tuple[str, str], dict[str, list[float]]] = {}
+    everything: dict[str, list[float]] = {}
+    for row in rows:
+        accuracy = float(row["accuracy"])
+        if row["method"] == EVERYTHING:
+            everything.setdefault(_faults(row), []).append(accuracy)
+        elif row["method"] in methods:
+            cells.setdefault((_faults(row), row["fraction"]), {}).setdefault(row["method"], []).append(accuracy)
+    body = []
+    for (faults, fraction), by_method in cells.items():
+        shown = [mean_and_spread(by_method[method]) for method in methods]
+        best, spread = max(shown)
+        texts = [f"{mean:.1f} ± {around:.1f}" for mean, around in shown]
+        marked = [
+            f"**{text}**" if mean >= best - spread else text for text, (mean, _) in zip(texts, shown, strict=True)
+        ]
+        mean, around = mean_and_spread(everything[faults])
+        body.append([faults, f"{100 * float(fraction):g} %", *marked, f"{mean:.1f} ± {around:.1f}"])
+    order = {faults: number for number, faults in enumerate(dict.fromkeys(line[0] for line in body))}
+    body.sort(key=lambda line: (order[line[0]], float(line[1].removesuffix(" %"))))
+    return markdown(["labels", "kept", *methods, EVERYTHING], body)
+
+
+def _faults(row: Row) -> str:
+    """What is wrong with a row's data, in words."""
+    noise, val_noise, imbalance = (float(row[name]) for name in ("noise", "val_noise", "imbalance"))
+    kind = " (to the next class)" if row["noise_kind"] == "pair" else ""
+    faults = f"{noise:.0%} wrong{kind}" if noise else "clean"
+    faults += ", validation too" if val_noise else ""
+    return faults + (f", first class {imbalance:g} times the last" if imbalance > 1 else "")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
