@@ -40,7 +40,7 @@ PRESETS = {
     "cifar100": Preset("CIFAR-100", "resnet9", epochs=60, steps=21_000, batch_size=128, lr=0.1, holdout=0.1),
     "folder": Preset("Images in folders", "cnn32", epochs=30, steps=3_000, batch_size=64, lr=0.1, holdout=0.1),
 }
-NETWORKS = ("mlp", "cnn8", "cnn16", "cnn32", "resnet9")
+NETWORKS = ("mlp", "cnn4", "cnn8", "cnn16", "cnn32", "resnet9")
 FOLDER_SIZE = 64
 """Height and width that images in folders are brought to: all of them are kept in memory."""
 

@@ -96,6 +96,13 @@ def _by_weight(weigh: Callable[[LossTrajectories, CLDScores], Tensor]) -> Priori
     return priorities
 
 
+def _without_cld(losses: LossTrajectories, fraction: float, seed: int) -> Tensor:
+    """The rule "draw" with every score at 1: what uncertainty alone is worth."""
+    scores = losses.score()
+    known = CLDScores(torch.ones(len(scores)), scores.classes, uncertainty=scores.uncertainty)
+    return known.select(fraction=fraction, rule="draw", seed=2000 + seed)
+
+
 METHODS: dict[str, Method] = {
     "random": Method(_seeded(baselines.random_values), share=0.0),
     "CLD": Method(_cld()),
@@ -118,6 +125,7 @@ METHODS: dict[str, Method] = {
     "drop 10 %": Method(_rule(_drop_share(0.1))),
     "drop 30 %": Method(_rule(_drop_share(0.3))),
     "drop Otsu": Method(_rule(_drop_otsu)),
+    "CLD, drawn, but without CLD": Method(_without_cld),
     "draw by CLD": Method(_rule(_by_weight(lambda losses, scores: scores.values))),
     "draw by uncertainty": Method(_rule(_by_weight(lambda losses, scores: scores.uncertainty))),
     "draw by uncertainty x CLD": Method(_rule(_by_weight(lambda losses, scores: scores.uncertainty * scores.values))),

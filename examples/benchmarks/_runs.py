@@ -48,11 +48,12 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the data are, and where finished proxies are kept."""
+class Settings:
+    """Where the data are, where finished proxies are kept, and how many steps a target takes."""
 
     root: Path
     work: Path
+    steps: int
 
 
 @functools.lru_cache(maxsize=1)
@@ -101,14 +102,13 @@ class Proxy:
         return self.trajectories.epochs[-1] * self.fit_seconds / (self.fit_seconds - self.sweep_seconds)
 
 
-def run_proxy(case: Case, places: Places) -> Proxy:
+def run_proxy(case: Case, settings: Settings) -> Proxy:
     """Trains the proxy under `CLDCallback`, or reads what an earlier call left."""
-    settings = "-".join(str(value) for value in vars(case).values() if value is not None)
-    folder = places.work / settings
+    folder = settings.work / "-".join(str(value) for value in vars(case).values() if value is not None)
     done = folder / "proxy.json"  # written last
     if not done.exists():
         quiet()
-        splits, _ = make_splits(case, places.root)
+        splits, _ = make_splits(case, settings.root)
         preset = PRESETS[case.dataset]
         cld = CLDCallback(dirpath=folder)
         model = Classifier(case.dataset, splits.train, preset.lr, seed=case.seed, network=case.network)
@@ -132,23 +132,23 @@ def _read_proxy(folder: Path) -> Proxy:
 
 
 def train_target(
-    case: Case, places: Places, positions: Tensor | None, *callbacks: L.Callback, network: str, budget: str
+    case: Case, settings: Settings, positions: Tensor | None, *callbacks: L.Callback, network: str, budget: str
 ) -> dict[str, Any]:
     """Trains a fresh model on these samples (None: all) and tests it.
 
     Args:
         case: The data and the seed.
-        places: Where the data are.
+        settings: Where the data are, and the number of steps.
         positions: The coreset.
         callbacks: Added to the Trainer.
         network: The target's.
-        budget: "steps": as many as the dataset's preset says, whatever the size; "epochs": as many as the proxy's.
+        budget: "steps": as many as the settings say, whatever the size; "epochs": as many as the proxy's.
     """
     quiet()
-    splits, wrong = make_splits(case, places.root)
+    splits, wrong = make_splits(case, settings.root)
     preset = PRESETS[case.dataset]
     kept = torch.arange(len(splits.train)) if positions is None else positions
-    steps, epochs = (preset.steps, None) if budget == "steps" else (-1, case.epochs)
+    steps, epochs = (settings.steps, None) if budget == "steps" else (-1, case.epochs)
     data = CoresetDataModule(splits, kept, epoch_length="full" if budget == "steps" else "coreset")
     # Not the proxy's seed: a coreset should serve other initial weights than those it was chosen with.
     target = Classifier(case.dataset, splits.train, preset.lr, seed=3000 + case.seed, network=network)
@@ -184,9 +184,9 @@ def proxy_cell(args: argparse.Namespace, *, seed: int, noise: float, **others: A
     return {**cell, "noise_kind": "symmetric", "val_noise": 0.0, "imbalance": 1.0, "seed": seed, **others}
 
 
-def run_proxy_cell(cell: dict[str, Any], places: Places) -> dict[str, Any]:
+def run_proxy_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Trains one proxy, so that the targets find it finished."""
-    proxy = run_proxy(Case.of(cell), places)
+    proxy = run_proxy(Case.of(cell), settings)
     return {"fit_seconds": round(proxy.fit_seconds, 1), "sweep_seconds": round(proxy.sweep_seconds, 1)}
 
 
@@ -198,15 +198,16 @@ def add_common_arguments(parser: argparse.ArgumentParser, csv: str) -> None:
     add("--root", type=Path, default=Path("data"), help=f"where torchvision's datasets are or go; folders too {known}")
     add("--network", choices=NETWORKS, help="of the proxy, and of targets (default: what suits the dataset)")
     add("--epochs", type=int, help="of the proxy (default: what suits the dataset)")
+    add("--steps", type=int, help="of every target, where it is not equal epochs (default: what suits the dataset)")
     add("--seeds", type=int, default=3, help=f"how many seeds {known}")
     add("--jobs", type=int, default=1, help=f"worker processes, of one thread each if there are several {known}")
     add("--csv", type=Path, default=RESULTS / csv, help=f"finished cells; a cell in it is not run again {known}")
     add("--work", type=Path, default=Path("benchmark-runs"), help=f"where finished proxies are kept {known}")
 
 
-def complete(args: argparse.Namespace) -> Places:
+def complete(args: argparse.Namespace) -> Settings:
     """Fills in what suits the dataset."""
     preset = PRESETS[args.dataset]
     args.network = args.network or preset.network
     args.epochs = args.epochs or preset.epochs
-    return Places(args.root.absolute(), args.work.absolute())
+    return Settings(args.root.absolute(), args.work.absolute(), args.steps or preset.steps)

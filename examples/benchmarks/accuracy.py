@@ -20,7 +20,7 @@ from typing import Any
 from _figures import draw_accuracy, draw_compute
 from _grid import Row, markdown, mean_and_spread, run_cells
 from _methods import EVERYTHING, METHODS
-from _runs import Case, Places, add_common_arguments, complete, proxy_cell, run_proxy, run_proxy_cell, train_target
+from _runs import Case, Settings, add_common_arguments, complete, proxy_cell, run_proxy, run_proxy_cell, train_target
 
 DEFAULT_METHODS = [
     "random",
@@ -39,14 +39,14 @@ DEFAULT_METHODS = [
 ]
 
 
-def run_cell(cell: dict[str, Any], places: Places) -> dict[str, Any]:
+def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Trains and tests one target."""
     case = Case.of(cell)
     if cell["method"] == EVERYTHING:
-        return {**train_target(case, places, None, network=case.network, budget=cell["budget"]), **_costs(0, 0)}
-    method, proxy = METHODS[cell["method"]], run_proxy(case, places)
+        return {**train_target(case, settings, None, network=case.network, budget=cell["budget"]), **_costs(0, 0)}
+    method, proxy = METHODS[cell["method"]], run_proxy(case, settings)
     positions = method.choose(proxy.trajectories, cell["fraction"], case.seed)
-    result = train_target(case, places, positions, network=case.network, budget=cell["budget"])
+    result = train_target(case, settings, positions, network=case.network, budget=cell["budget"])
     return {**result, **_costs(method.share * proxy.fit_seconds, method.share * proxy.epochs_paid)}
 
 
@@ -165,10 +165,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    places = complete(args)
+    settings = complete(args)
     proxies, targets = make_cells(args)
-    run_cells(args.work / "proxies.csv", proxies, partial(run_proxy_cell, places=places), jobs=args.jobs)
-    rows = run_cells(args.csv, targets, partial(run_cell, places=places), jobs=args.jobs)
+    run_cells(args.work / "proxies.csv", proxies, partial(run_proxy_cell, settings=settings), jobs=args.jobs)
+    rows = run_cells(args.csv, targets, partial(run_cell, settings=settings), jobs=args.jobs)
     for noise in args.noise:
         print(f"\n{args.dataset}, {noise:.0%} of the train labels wrong, equal {args.budget}\n")
         print(table(rows, str(noise), args.budget))

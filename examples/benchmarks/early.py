@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from _grid import Row, markdown, mean_and_spread, run_cells
-from _runs import Case, Places, add_common_arguments, complete, overlap, proxy_cell, rank_correlation, run_proxy
+from _runs import Case, Settings, add_common_arguments, complete, overlap, proxy_cell, rank_correlation, run_proxy
 
 PARTS = {
     "first third": (1 / 3, 1),
@@ -28,9 +28,9 @@ PARTS = {
 FRACTIONS = (0.1, 0.3)
 
 
-def run_cell(cell: dict[str, Any], places: Places) -> dict[str, Any]:
+def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Compares one proxy's scores from a part of its checkpoints with those from all."""
-    losses = run_proxy(Case.of(cell), places).trajectories
+    losses = run_proxy(Case.of(cell), settings).trajectories
     share, every = PARTS[cell["part"]]
     reference = losses.score()
     scores = losses.score(cutoff_epoch=round(share * losses.epochs[-1]), every_n_epochs=every)
@@ -65,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add, known = parser.add_argument, "(default: %(default)s)"
     add("--noise", type=float, nargs="+", default=[0.0, 0.2, 0.4], help=f"shares of train labels made wrong {known}")
     args = parser.parse_args(argv)
-    places = complete(args)
+    settings = complete(args)
     cells = [
         proxy_cell(args, seed=seed, noise=noise, part=part)
         for seed, noise, part in itertools.product(range(args.seeds), args.noise, PARTS)
     ]
-    rows = run_cells(args.csv, cells, partial(run_cell, places=places), jobs=args.jobs)
+    rows = run_cells(args.csv, cells, partial(run_cell, settings=settings), jobs=args.jobs)
     print(f"\n{args.dataset}, {args.network}, {args.epochs} epochs, {args.seeds} seed(s)\n")
     print(table(rows))
 

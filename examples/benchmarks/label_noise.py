@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from _grid import Row, markdown, mean_and_spread, run_cells
-from _runs import Case, Places, add_common_arguments, complete, make_splits, proxy_cell, run_proxy
+from _runs import Case, Settings, add_common_arguments, complete, make_splits, proxy_cell, run_proxy
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.functional.retrieval import retrieval_precision
@@ -33,11 +33,11 @@ DETECTORS: dict[str, Callable[[LossTrajectories], Tensor]] = {
 }
 
 
-def run_cell(cell: dict[str, Any], places: Places) -> dict[str, Any]:
+def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Tries every detector on one proxy's losses."""
     case = Case.of(cell)
-    losses = run_proxy(case, places).trajectories
-    _, wrong = make_splits(case, places.root)
+    losses = run_proxy(case, settings).trajectories
+    _, wrong = make_splits(case, settings.root)
     result: dict[str, Any] = {}
     for name, detector in DETECTORS.items():
         values = detector(losses).nan_to_num(nan=float("inf"))  # an unscored sample is suspect
@@ -82,13 +82,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add, known = parser.add_argument, "(default: %(default)s)"
     add("--noise", type=float, nargs="+", default=[0.2, 0.4], help=f"shares of train labels made wrong {known}")
     args = parser.parse_args(argv)
-    places = complete(args)
+    settings = complete(args)
     cells = [
         proxy_cell(args, seed=seed, noise=noise, noise_kind=kind, val_noise=val_noise)
         for seed, kind, noise in itertools.product(range(args.seeds), ("symmetric", "pair"), args.noise)
         for val_noise in (0.0, noise)
     ]
-    rows = run_cells(args.csv, cells, partial(run_cell, places=places), jobs=args.jobs)
+    rows = run_cells(args.csv, cells, partial(run_cell, settings=settings), jobs=args.jobs)
     print(f"\n{args.dataset}, {args.network}, {args.seeds} seed(s): AUROC / precision at the true rate\n")
     print(table(rows))
 

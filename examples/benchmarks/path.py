@@ -19,7 +19,7 @@ import lightning as L
 import torch
 from _grid import Row, markdown, mean_and_spread, run_cells
 from _methods import EVERYTHING, METHODS
-from _runs import PRESETS, RESULTS, Case, Places, add_common_arguments, complete, proxy_cell, run_proxy, train_target
+from _runs import RESULTS, Case, Settings, add_common_arguments, complete, proxy_cell, run_proxy, train_target
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
@@ -53,14 +53,14 @@ class ValidationCurve(L.Callback):
             pl_module.train()
 
 
-def run_cell(cell: dict[str, Any], places: Places) -> dict[str, Any]:
+def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Trains one target and notes its curve."""
     case, method = Case.of(cell), cell["method"]
     positions = None
     if method in METHODS:
-        positions = METHODS[method].choose(run_proxy(case, places).trajectories, FRACTION, case.seed)
-    curve = ValidationCurve(PRESETS[case.dataset].steps, method == ANOTHER_ORDER)
-    result = train_target(case, places, positions, curve, network=case.network, budget="steps")
+        positions = METHODS[method].choose(run_proxy(case, settings).trajectories, FRACTION, case.seed)
+    curve = ValidationCurve(settings.steps, method == ANOTHER_ORDER)
+    result = train_target(case, settings, positions, curve, network=case.network, budget="steps")
     steps, losses = zip(*curve.points, strict=True)
     return {
         "accuracy": result["accuracy"],
@@ -120,13 +120,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--noise", type=float, nargs="+", default=[0.0, 0.2], help=f"shares of train labels made wrong {known}")
     add("--figure", default=str(RESULTS / "path.png"), help=f"where to save the figure {known}")
     args = parser.parse_args(argv)
-    places = complete(args)
+    settings = complete(args)
     cells = [
         proxy_cell(args, seed=seed, noise=noise, method=method)
         for seed, noise in itertools.product(range(args.seeds), args.noise)
         for method in (EVERYTHING, ANOTHER_ORDER, "CLD", "random", "lowest CLD")
     ]
-    rows = run_cells(args.csv, cells, partial(run_cell, places=places), jobs=args.jobs)
+    rows = run_cells(args.csv, cells, partial(run_cell, settings=settings), jobs=args.jobs)
     print(f"\n{args.dataset}, {args.network}, {args.seeds} seed(s), {FRACTION:.0%} kept, equal steps\n")
     print(table(rows))
     draw(rows, args.figure)

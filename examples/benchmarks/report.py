@@ -1,4 +1,4 @@
-"""Writes the tables of RESULTS.md and of the README anew from the CSVs.
+"""Writes the tables of RESULTS.md and of the README, and the figures of RESULTS.md, anew from the CSVs.
 
     python examples/benchmarks/report.py
 
@@ -8,7 +8,7 @@ A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; its n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import accuracy
@@ -17,26 +17,50 @@ import label_noise
 import path
 import transfer
 import validation
-from _grid import read_rows
+from _figures import draw_accuracy, draw_compute
+from _grid import Row, read_rows
+from _methods import METHODS
 from _runs import RESULTS
 
 PAGES = (Path(__file__).with_name("RESULTS.md"), Path(__file__).parents[2] / "README.md")
 _BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(\n<!-- end of table -->)", re.DOTALL)
 
 
-def _accuracy(csv: str, noise: str, budget: str = "steps") -> Callable[[], str]:
-    return lambda: accuracy.table(read_rows(RESULTS / csv), noise, budget)
+RULES = ("random", "CLD", "CLD, drawn")
+TRIED = (
+    "CLD, drawn, but without CLD",
+    "drop negative",
+    "drop Otsu",
+    "draw by CLD",
+    "draw by uncertainty",
+    "draw by uncertainty x CLD",
+)
+PARTS = ("CLD", "CLD, first half", "CLD, first third", "CLD, every 2nd", "CLD, every 3rd")
+OTHERS = [method for method in METHODS if method not in (*TRIED, *PARTS[1:])]
+
+
+def _rows(name: str) -> list[Row]:
+    return read_rows(RESULTS / f"{name}.csv")
+
+
+def _accuracy(name: str, noise: str, methods: Sequence[str]) -> Callable[[], str]:
+    return lambda: accuracy.table(_rows(name), noise, "steps", methods)
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "Fashion-MNIST, 0 %": _accuracy("fashion_mnist.csv", "0.0"),
-    "Fashion-MNIST, 20 %": _accuracy("fashion_mnist.csv", "0.2"),
-    "Fashion-MNIST, 40 %": _accuracy("fashion_mnist.csv", "0.4"),
-    "label noise": lambda: label_noise.table(read_rows(RESULTS / "label_noise.csv")),
-    "early": lambda: early.table(read_rows(RESULTS / "early.csv")),
-    "transfer": lambda: transfer.table(read_rows(RESULTS / "transfer.csv")),
-    "validation": lambda: validation.table(read_rows(RESULTS / "validation.csv")),
-    "path": lambda: path.table(read_rows(RESULTS / "path.csv")),
+    "rules": lambda: accuracy.compact_table(_rows("fashion_mnist"), RULES),
+    "label noise": lambda: label_noise.table(_rows("label_noise")),
+    "robustness": lambda: accuracy.compact_table(_rows("robustness"), RULES),
+    "early": lambda: early.table(_rows("early")),
+    "transfer": lambda: transfer.table(_rows("transfer")),
+    "validation": lambda: validation.table(_rows("validation")),
+    "path": lambda: path.table(_rows("path")),
+    **{f"CNN, {float(n):.0%}": _accuracy("fashion_mnist", n, OTHERS) for n in ("0.0", "0.2", "0.4")},
+    **{f"MLP, {float(n):.0%}": _accuracy("fashion_mnist_mlp", n, OTHERS) for n in ("0.0", "0.2", "0.4")},
+    **{f"tried, MLP, {float(n):.0%}": _accuracy("fashion_mnist_mlp", n, RULES + TRIED) for n in ("0.0", "0.2", "0.4")},
+    **{f"tried, digits, {float(n):.0%}": _accuracy("digits", n, RULES + TRIED) for n in ("0.0", "0.2", "0.4")},
+    **{f"early accuracy, {float(n):.0%}": _accuracy("fashion_mnist", n, ("random", *PARTS)) for n in ("0.0", "0.2")},
+    "epochs": lambda: accuracy.compact_table(_rows("fashion_mnist_epochs"), (*RULES, "CLD, first third")),
 }
 
 
@@ -53,6 +77,10 @@ def main() -> None:
     for page in PAGES:
         page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
         print(f"written: {page.name}")
+    core = [row for row in _rows("fashion_mnist_mlp") if row["method"] in (*OTHERS, accuracy.EVERYTHING)]
+    draw_accuracy(core, RESULTS / "fraction.png")
+    draw_compute(_rows("fashion_mnist_epochs"), RESULTS / "compute.png")
+    path.draw(_rows("path"), RESULTS / "path.png")
 
 
 if __name__ == "__main__":

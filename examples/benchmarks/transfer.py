@@ -19,7 +19,7 @@ from _methods import METHODS
 from _runs import (
     NETWORKS,
     Case,
-    Places,
+    Settings,
     add_common_arguments,
     complete,
     overlap,
@@ -30,13 +30,13 @@ from _runs import (
 )
 
 
-def run_cell(cell: dict[str, Any], places: Places) -> dict[str, Any]:
+def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Trains one target on one choice."""
     case = Case.of(cell)
     choose = METHODS[cell["method"]].choose
-    positions = choose(run_proxy(case, places).trajectories, cell["fraction"], case.seed)
-    own = run_proxy(Case.of({**cell, "network": cell["target"]}), places).trajectories
-    result = train_target(case, places, positions, network=cell["target"], budget="steps")
+    positions = choose(run_proxy(case, settings).trajectories, cell["fraction"], case.seed)
+    own = run_proxy(Case.of({**cell, "network": cell["target"]}), settings).trajectories
+    result = train_target(case, settings, positions, network=cell["target"], budget="steps")
     shared = overlap(positions, choose(own, cell["fraction"], case.seed))
     return {"accuracy": result["accuracy"], "wrong": result["wrong"], "overlap": round(shared, 4)}
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--noise", type=float, nargs="+", default=[0.0, 0.2], help=f"shares of train labels made wrong {known}")
     add("--fractions", type=float, nargs="+", default=[0.1, 0.3], help=f"shares to keep {known}")
     args = parser.parse_args(argv)
-    places = complete(args)
+    settings = complete(args)
     proxies, cells = [], []
     for seed, noise in itertools.product(range(args.seeds), args.noise):
         for network in (args.network, *args.targets):
@@ -86,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 {**cell, "method": "CLD", "network": target},
                 {**cell, "method": "random"},
             ]
-    run_cells(args.work / "transfer_proxies.csv", proxies, partial(run_proxy_cell, places=places), jobs=args.jobs)
-    rows = run_cells(args.csv, cells, partial(run_cell, places=places), jobs=args.jobs)
+    run_cells(args.work / "transfer_proxies.csv", proxies, partial(run_proxy_cell, settings=settings), jobs=args.jobs)
+    rows = run_cells(args.csv, cells, partial(run_cell, settings=settings), jobs=args.jobs)
     print(f"\n{args.dataset}, small proxy {args.network}, {args.seeds} seed(s), equal steps\n")
     print(table(rows))
 

@@ -18,7 +18,7 @@ import torch
 from _grid import Row, markdown, mean_and_spread, run_cells
 from _runs import (
     Case,
-    Places,
+    Settings,
     add_common_arguments,
     complete,
     overlap,
@@ -37,7 +37,7 @@ FRACTION = 0.1
 WRONG = 0.2
 
 Draw = Callable[[Tensor, float, torch.Generator], Tensor]
-"""From the mean losses of a class's validation samples and the share to take to places among them."""
+"""From the mean losses of a class's validation samples and the share to take to settings among them."""
 
 
 def _proportional(losses: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -88,18 +88,18 @@ def choose_reference(losses: LossTrajectories, share: float, draw: Draw, seed: i
     )
 
 
-def run_cell(cell: dict[str, Any], places: Places) -> dict[str, Any]:
+def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Chooses by one reference and trains a target on the choice."""
     case = Case.of(cell)
-    full = run_proxy(Case.of({**cell, "val_noise": 0.0}), places).trajectories
+    full = run_proxy(Case.of({**cell, "val_noise": 0.0}), settings).trajectories
     best = full.score()
     if cell["reference"] == RANDOM:
         scores = full.score(by=partial(baselines.random_values, seed=2000 + case.seed))
     else:
         share, draw = REFERENCES[cell["reference"]]
-        scores = choose_reference(run_proxy(case, places).trajectories, share, draw, case.seed).score()
+        scores = choose_reference(run_proxy(case, settings).trajectories, share, draw, case.seed).score()
     positions = scores.select(fraction=FRACTION)
-    result = train_target(case, places, positions, network=case.network, budget="steps")
+    result = train_target(case, settings, positions, network=case.network, budget="steps")
     return {
         "spearman": round(rank_correlation(scores.values, best.values), 4),
         "overlap": round(overlap(positions, best.select(fraction=FRACTION)), 4),
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add, known = parser.add_argument, "(default: %(default)s)"
     add("--noise", type=float, nargs="+", default=[0.0, 0.2], help=f"shares of train labels made wrong {known}")
     args = parser.parse_args(argv)
-    places = complete(args)
+    settings = complete(args)
     proxies, cells = [], []
     for seed, noise in itertools.product(range(args.seeds), args.noise):
         proxy = proxy_cell(args, seed=seed, noise=noise, holdout=HOLDOUT)
@@ -143,8 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             {**(mislabelled if reference.endswith("wrong labels") else proxy), "reference": reference}
             for reference in (*REFERENCES, RANDOM)
         ]
-    run_cells(args.work / "validation_proxies.csv", proxies, partial(run_proxy_cell, places=places), jobs=args.jobs)
-    rows = run_cells(args.csv, cells, partial(run_cell, places=places), jobs=args.jobs)
+    run_cells(args.work / "validation_proxies.csv", proxies, partial(run_proxy_cell, settings=settings), jobs=args.jobs)
+    rows = run_cells(args.csv, cells, partial(run_cell, settings=settings), jobs=args.jobs)
     print(f"\n{args.dataset}, {args.network}, {args.seeds} seed(s), {FRACTION:.0%} kept, equal steps\n")
     print(table(rows))
 
