@@ -5,12 +5,14 @@ from lightning_cld.callback import CLDCallback
 from lightning_cld.checkpoints import trajectories_from_checkpoints
 from lightning_cld.datamodule import CoresetDataModule
 from lightning_cld.functional import cld_scores
+from lightning_cld.metric import CLDMetric
 from lightning_cld.scores import CLDScores
 from lightning_cld.selection import proportional_holdout, select_top
 from lightning_cld.trajectories import LossTrajectories
 
 __all__ = [
     "CLDCallback",
+    "CLDMetric",
     "CLDScores",
     "CoresetDataModule",
     "LossTrajectories",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lightning_cld.functional import MIN_CHECKPOINTS
 from lightning_cld.guards import agreed
+from lightning_cld.history import RunningHistory
 from lightning_cld.losses import LossFunction
 from lightning_cld.recorder import Recorder
 from lightning_cld.scores import CLDScores
@@ -51,7 +52,11 @@ class CLDCallback(Callback):
             read for dataset and settings, never iterated.
         val_dataloader: A loader over the validation samples to score against.
         batch_size: Samples evaluated at a time; None takes the loader's. Larger is faster, as far as memory goes.
-        buffer_device: Where the losses are kept (4 bytes a sample and checkpoint); None: the training device.
+        history: "full" keeps all losses, 4 bytes a sample and checkpoint. "running" keeps only what the scores need, 20
+            bytes a training sample however many epochs there are (22 with more than 32,767 classes), and gives the same
+            scores within 1e-5; there are no `trajectories` then, nor their file, nor scores of an earlier cutoff,
+            nor the rule "draw".
+        buffer_device: Where the history is kept; None: the training device.
         dirpath: Where files are saved; None: the logger's directory, else the Trainer's `default_root_dir`.
         filename: Name of the scores file, without `.npz`.
 
@@ -76,6 +81,7 @@ class CLDCallback(Callback):
         train_dataloader: DataLoader[Any] | None = None,
         val_dataloader: DataLoader[Any] | None = None,
         batch_size: int | None = None,
+        history: Literal["full", "running"] = "full",
         buffer_device: str | torch.device | None = None,
         dirpath: str | Path | None = None,
         filename: str = "cld-scores",
@@ -91,11 +97,14 @@ class CLDCallback(Callback):
                 )
         elif stop_at_cutoff:
             raise ValueError("stop_at_cutoff=True needs a cutoff_epoch to stop at.")
+        if history not in ("full", "running"):
+            raise ValueError(f"history must be 'full' or 'running', got {history!r}.")
         if not filename or Path(filename).name != filename:
             raise ValueError(f"filename must be a name without directories, got {filename!r}. See dirpath.")
         self.cutoff_epoch = cutoff_epoch
         self.stop_at_cutoff = stop_at_cutoff
         self.every_n_epochs = every_n_epochs
+        self.history = history
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.filename = filename.removesuffix(".npz")
         self._recorder = Recorder(
@@ -105,6 +114,7 @@ class CLDCallback(Callback):
             val_dataloader=val_dataloader,
             batch_size=batch_size,
             buffer_device=buffer_device,
+            running=history == "running",
         )
         self._save_dir = self.dirpath
         # Travels to processes that are forked or spawned, and from there into the files.
@@ -123,15 +133,15 @@ class CLDCallback(Callback):
         """The losses logged so far.
 
         Raises:
-            RuntimeError: If nothing was logged in this process.
+            RuntimeError: If nothing was logged in this process, or `history` is "running".
         """
-        if self._recorder.trajectories is None:
+        recorded = self._recorded
+        if isinstance(recorded, RunningHistory):
             raise RuntimeError(
-                "CLDCallback has logged nothing in this process. Fit a Trainer that has it among its callbacks; if its "
-                "processes were spawned or forked (ddp_spawn, ddp_fork), what they logged is only in the files: give "
-                "CLDCallback(dirpath=...) and load them from there."
+                "CLDCallback(history='running') keeps no losses, only what the scores need, so there are no "
+                "trajectories. Read .scores, or log with history='full'."
             )
-        return self._recorder.trajectories
+        return recorded
 
     @property
     def scores(self) -> CLDScores:
@@ -148,14 +158,24 @@ class CLDCallback(Callback):
             saved = CLDScores.load(self.scores_path)
             if saved.metadata.get("run") == self._run:  # and not of an earlier run
                 return saved
-        if self._scores is None or self._scores.epochs != self.trajectories.epochs:  # asked for before, while training
-            self._scores = self.trajectories.score(self.cutoff_epoch)
+        if self._scores is None or self._scores.epochs != self._recorded.epochs:  # asked for before, while training
+            self._scores = self._recorded.score(self.cutoff_epoch)
         return self._scores
 
     @property
     def scores_path(self) -> Path | None:
         """Where the scores are (or will be) saved; None until a fit decides it, if `dirpath` was not given."""
         return None if self._save_dir is None else self._save_dir / f"{self.filename}.npz"
+
+    @property
+    def _recorded(self) -> LossTrajectories | RunningHistory:
+        if self._recorder.history is None:
+            raise RuntimeError(
+                "CLDCallback has logged nothing in this process. Fit a Trainer that has it among its callbacks; if its "
+                "processes were spawned or forked (ddp_spawn, ddp_fork), what they logged is only in the files: give "
+                "CLDCallback(dirpath=...) and load them from there."
+            )
+        return self._recorder.history
 
     # When to do what
 
@@ -193,7 +213,7 @@ class CLDCallback(Callback):
         epoch = trainer.current_epoch
         if _is_untrained(trainer):
             self._recorder.record(trainer, pl_module, epoch=0)
-        elif self._recorder.trajectories is None:
+        elif self._recorder.history is None:
             rank_zero_warn(
                 f"CLD: training goes on at step {trainer.global_step} without losses logged before, so theta_0 is "
                 "missing from the timeline. Scores are better with it: start the proxy anew if you can."
@@ -239,15 +259,16 @@ class CLDCallback(Callback):
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # No collectives here: the other ranks may be elsewhere.
-        if self._fitting and not self._finished and trainer.is_global_zero and self._recorder.trajectories is not None:
+        if self._fitting and not self._finished and trainer.is_global_zero and self._recorder.history is not None:
             self._save_trajectories(trainer, pl_module)
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        recorded = self._recorder.trajectories
+        recorded = self._recorder.history
         return {
             "every_n_epochs": self.every_n_epochs,
             "cutoff_epoch": self.cutoff_epoch,
+            "history": self.history,
             "swept": self._swept,
             "sweep_seconds": self._recorder.seconds,
             "trajectories": None if recorded is None else recorded.state_dict(),
@@ -263,15 +284,16 @@ class CLDCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not self._fitting:
             return
-        for name in ("every_n_epochs", "cutoff_epoch"):
+        for name in ("every_n_epochs", "cutoff_epoch", "history"):
             if state_dict[name] != getattr(self, name):
                 raise ValueError(
-                    f"The checkpoint was logged with CLDCallback({name}={state_dict[name]}), this run has "
-                    f"{name}={getattr(self, name)}: their timelines don't fit together. Use the former value, or "
+                    f"The checkpoint was logged with CLDCallback({name}={state_dict[name]!r}), this run has "
+                    f"{name}={getattr(self, name)!r}: their timelines don't fit together. Use the former value, or "
                     "resume without the callback."
                 )
         recorded = state_dict["trajectories"]
-        self._recorder.trajectories = None if recorded is None else LossTrajectories.from_state_dict(recorded)
+        kind = RunningHistory if self.history == "running" else LossTrajectories
+        self._recorder.history = None if recorded is None else kind.from_state_dict(recorded)
         self._recorder.seconds = state_dict["sweep_seconds"]
         self._swept = state_dict["swept"]
 
@@ -295,7 +317,7 @@ class CLDCallback(Callback):
         trainer.strategy.barrier("CLD scores are saved")  # the next thing that a rank does may be to load them
 
     def _score_and_save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._recorder.trajectories is None:
+        if self._recorder.history is None:
             rank_zero_warn("CLD: training ended before anything was logged; there are no scores.")
             return
         saved = self._save_trajectories(trainer, pl_module)
@@ -315,19 +337,23 @@ class CLDCallback(Callback):
         )
 
     def _save_trajectories(self, trainer: Trainer, pl_module: LightningModule) -> Path | None:
-        """Writes the logged losses; returns the path, or None after a warning."""
-        self.trajectories.metadata.update(
+        """Notes what made the history and writes its losses; returns the path, or None after a warning or without."""
+        recorded = self._recorded
+        recorded.metadata.update(
             model=type(pl_module).__name__,
             max_epochs=trainer.max_epochs,
             cutoff_epoch=self.cutoff_epoch,
             every_n_epochs=self.every_n_epochs,
+            history=self.history,
             precision=str(trainer.precision),
             sweep_seconds=round(self._recorder.seconds, 3),
             run=self._run,
         )
+        if isinstance(recorded, RunningHistory):
+            return None
         path = self._file(f"{self.filename.removesuffix('-scores')}-trajectories")
         try:
-            return self.trajectories.save(path)
+            return recorded.save(path)
         except Exception as error:  # noqa: BLE001  # nor must it hide the exception that may have led here
             rank_zero_warn(f"CLD: the logged losses could not be saved to {path}: {error}")
             return None

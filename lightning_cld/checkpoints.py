@@ -108,6 +108,7 @@ def trajectories_from_checkpoints(
         val_dataloader=val_dataloader,
         batch_size=batch_size,
         buffer_device=buffer_device,
+        running=False,
     )
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a LightningModule, got {model!r}.")
@@ -138,15 +139,16 @@ def trajectories_from_checkpoints(
 
     with preserved_module(model):
         _instead_of_training(sweep, trainer, model, last_epoch=max(files), **data)
-    if recorder.trajectories is None:
+    trajectories = recorder.history
+    if not isinstance(trajectories, LossTrajectories):
         raise RuntimeError("The Trainer did not get as far as to training. Does model.on_fit_start end the process?")
-    recorder.trajectories.metadata.update(
+    trajectories.metadata.update(
         model=type(trainer.lightning_module).__name__,
         precision=str(trainer.precision),
         sweep_seconds=round(recorder.seconds, 3),
         checkpoints=[str(path) for path in files.values()],
     )
-    return recorder.trajectories
+    return trajectories
 
 
 def _has_train_dataloader(model: torch.nn.Module) -> bool:

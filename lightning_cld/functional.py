@@ -18,7 +18,7 @@ MIN_CHECKPOINTS = 4
 _SLICE_ELEMENTS = 2**17
 """Losses scored at a time: some twenty float64 temporaries of 1 MiB, which stay in a processor's cache."""
 
-_FLAT = 1e-13
+FLAT = 1e-13
 """Differences that vary by less than this share of their size vary only by float64 rounding."""
 
 
@@ -73,16 +73,13 @@ def cld_scores(
             f"train_losses and val_losses must have a row for each checkpoint, got {steps} and "
             f"{val_losses.shape[0]} rows."
         )
-    if steps < MIN_CHECKPOINTS:
-        raise ValueError(
-            f"CLD needs at least {MIN_CHECKPOINTS} checkpoints (3 differences), got {steps}. Log more epochs."
-        )
+    check_checkpoints(steps)
     train_classes, val_classes = check_class_pair(train_classes, val_classes, samples, val_losses.shape[1])
     check_reference(val_losses, val_classes, train_classes, [f"row {row}" for row in range(steps)])
 
     work_device = torch.device("cpu") if train_losses.device.type == "mps" else train_losses.device
     classes, groups = torch.unique(train_classes.to(work_device), return_inverse=True)
-    reference = _class_reference(val_losses.to(work_device), val_classes.to(work_device), classes)
+    reference = class_reference(val_losses.to(work_device), val_classes.to(work_device), classes)
     scores = torch.empty(samples, dtype=torch.float32, device=work_device)
     most_differences = torch.zeros((), dtype=torch.int64, device=work_device)
     width = max(1, _SLICE_ELEMENTS // steps)
@@ -91,11 +88,7 @@ def cld_scores(
         values, differences = _correlate(train_losses[:, part].to(work_device), reference[:, groups[part]])
         scores[part] = values.float()
         most_differences = torch.maximum(most_differences, differences.max())
-    if most_differences < MIN_CHECKPOINTS - 1:
-        raise ValueError(
-            f"CLD needs at least {MIN_CHECKPOINTS - 1} differences between consecutive checkpoints, but too many "
-            f"losses are NaN (not logged): no sample has more than {int(most_differences)}."
-        )
+    check_differences(int(most_differences))
     return scores.to(train_losses.device)
 
 
@@ -135,7 +128,7 @@ def aleatoric_uncertainty(losses: Tensor) -> Tensor:
     return values
 
 
-def _class_reference(val_losses: Tensor, val_classes: Tensor, classes: Tensor) -> Tensor:
+def class_reference(val_losses: Tensor, val_classes: Tensor, classes: Tensor) -> Tensor:
     """The mean validation loss difference of each of the sorted `classes`, float64, `[T-1, C]`.
 
     Equal to the difference of the class means where all samples were logged; NaN where none was.
@@ -174,7 +167,24 @@ def _standardised(values: Tensor, logged: Tensor, count: Tensor) -> Tensor:
     values = values / values.abs().amax(dim=0)  # so that squares neither overflow nor vanish
     values = (values - values.sum(dim=0) / count).where(logged, 0.0)
     norm = values.square().sum(dim=0).sqrt()
-    return values / norm.where(norm > _FLAT * count.sqrt(), torch.nan)
+    return values / norm.where(norm > FLAT * count.sqrt(), torch.nan)
+
+
+def check_checkpoints(count: int) -> None:
+    """Raises unless there are as many checkpoints as a score needs."""
+    if count < MIN_CHECKPOINTS:
+        raise ValueError(
+            f"CLD needs at least {MIN_CHECKPOINTS} checkpoints (3 differences), got {count}. Log more epochs."
+        )
+
+
+def check_differences(most: int) -> None:
+    """Raises unless the sample with the most logged differences has as many as a score needs."""
+    if most < MIN_CHECKPOINTS - 1:
+        raise ValueError(
+            f"CLD needs at least {MIN_CHECKPOINTS - 1} differences between consecutive checkpoints, but too many "
+            f"losses are NaN (not logged): no sample has more than {most}."
+        )
 
 
 def check_losses(losses: Tensor, name: str) -> None:
@@ -238,9 +248,16 @@ def check_reference(val_losses: Tensor, val_classes: Tensor, train_classes: Tens
     row = int(diverged.any(dim=1).int().argmax())
     classes = torch.unique(val_classes[diverged[row]]).tolist()
     raise ValueError(
-        f"The validation losses of {listed(classes, 'class', 'classes')} are not finite at {checkpoints[row]}: "
-        "training diverged there. Score the checkpoints before it (LossTrajectories.score(cutoff_epoch=...)), or "
-        "train the proxy with a lower learning rate."
+        f"{told_divergence(classes, checkpoints[row])} Score the checkpoints before it "
+        "(LossTrajectories.score(cutoff_epoch=...)), or train the proxy with a lower learning rate."
+    )
+
+
+def told_divergence(classes: Sequence[int], checkpoint: str) -> str:
+    """What to say of classes whose validation losses are not finite."""
+    return (
+        f"The validation losses of {listed(classes, 'class', 'classes')} are not finite at {checkpoint}: training "
+        "diverged there."
     )
 
 

@@ -1,8 +1,9 @@
-"""`Recorder`: takes one checkpoint after the other, of a running fit or from files, into `LossTrajectories`."""
+"""`Recorder`: takes one checkpoint after the other, of a running fit or from files, into a history of losses."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_cld.functional import check_class_pair, listed
 from lightning_cld.guards import agreed
+from lightning_cld.history import RunningHistory
 from lightning_cld.losses import LossFunction, check_loss_fn, make_step
 from lightning_cld.scores import OUTSIDE
 from lightning_cld.selection import check_count
@@ -22,10 +24,10 @@ from lightning_cld.trajectories import LossTrajectories
 
 
 class Recorder:
-    """Sweeps the train and the validation set and keeps the losses.
+    """Sweeps the train and the validation set and keeps the losses, or the moments of them that scores need.
 
-    The arguments are those of `CLDCallback`, and the checks of them are here; `every_n_epochs` None means that no
-    checkpoint is due at an epoch of its own, so none can be missing.
+    The arguments are those of `CLDCallback`, and the checks of them are here; `running` is whether its `history` is.
+    `every_n_epochs` None means that no checkpoint is due at an epoch of its own, so none can be missing.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -41,6 +43,7 @@ class Recorder:
         val_dataloader: DataLoader[Any] | None,
         batch_size: int | None,
         buffer_device: str | torch.device | None,
+        running: bool,
     ) -> None:
         if batch_size is not None:
             batch_size = check_count("batch_size", batch_size)
@@ -53,11 +56,12 @@ class Recorder:
         self.val_dataloader = val_dataloader
         self.batch_size = batch_size
         self.buffer_device = buffer_device
+        self.running = running
         self.forget()
 
     def forget(self) -> None:
         """Drops what was recorded."""
-        self.trajectories: LossTrajectories | None = None
+        self.history: LossTrajectories | RunningHistory | None = None
         self.seconds = 0.0
         self._diverged = False
 
@@ -72,8 +76,8 @@ class Recorder:
         with agreed(trainer, "Finding the loss"):
             self.step = make_step(module, self.loss_fn)
         self._find_data(trainer)
-        if self.trajectories is not None:
-            self.trajectories.to(self.buffer_device or module.device)
+        if self.history is not None:
+            self.history.to(self.buffer_device or module.device)
 
     def record(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
         """Takes the checkpoint after `epoch` completed epochs, from the weights of the moment."""
@@ -91,14 +95,17 @@ class Recorder:
                 f"(position {first} of the validation set, say), so nothing could be scored. Repair or leave out those "
                 "samples."
             )
-        if self.trajectories is None:
-            self.trajectories = LossTrajectories(
+        if self.history is None:
+            begin: Callable[..., LossTrajectories | RunningHistory] = (
+                RunningHistory.of_losses if self.running else LossTrajectories
+            )
+            self.history = begin(
                 train_row[None], val_row[None], train_classes, val_classes, [epoch], fingerprint=self.fingerprint
             ).to(self.buffer_device or module.device)
         else:
             for name, classes, known in (
-                ("train", train_classes, self.trajectories.train_classes),
-                ("validation", val_classes, self.trajectories.val_classes),
+                ("train", train_classes, self.history.train_classes),
+                ("validation", val_classes, self.history.val_classes),
             ):
                 if known is not None and (classes is None or not torch.equal(classes, known)):
                     raise ValueError(
@@ -106,7 +113,7 @@ class Recorder:
                         "Its __getitem__ must return the same sample for the same position."
                     )
             self.leave_holes(epoch - 1)
-            self.trajectories.record(epoch, train_row, val_row)
+            self.history.record(epoch, train_row, val_row)
         if not self._diverged and val_row.isinf().any():
             self._diverged = True
             rank_zero_warn(
@@ -116,16 +123,12 @@ class Recorder:
         self.seconds += time.perf_counter() - started
 
     def leave_holes(self, epoch: int) -> None:
-        """Records NaN (not logged) for due checkpoints up to `epoch` that are missing: no difference spans them."""
-        if self.trajectories is None or self.every_n_epochs is None:
+        """Marks due checkpoints up to `epoch` that are missing: no difference spans them."""
+        if self.history is None or self.every_n_epochs is None:
             return
-        nothing = [
-            torch.full_like(rows[-1], torch.nan)
-            for rows in (self.trajectories.train_losses, self.trajectories.val_losses)
-        ]
-        for missed in range(self.trajectories.epochs[-1] + 1, epoch + 1):
+        for missed in range(self.history.epochs[-1] + 1, epoch + 1):
             if missed % self.every_n_epochs == 0:
-                self.trajectories.record(missed, *nothing)
+                self.history.leave_hole(missed)
 
     def release(self) -> None:
         """Lets go of the data and the module of a fit that is over; what was recorded stays."""
@@ -145,10 +148,10 @@ class Recorder:
                         f"Rank {trainer.global_rank} has other data than rank 0. Every process must make the same "
                         "split in the same order: seed it (random_split takes a generator)."
                     )
-        if self.trajectories is not None:
-            recorded = self.trajectories.fingerprint
+        if self.history is not None:
+            recorded = self.history.fingerprint
             problem = recorded.mismatch(fingerprint) if recorded is not None else None
-            references = self.trajectories.val_losses.shape[1]
+            references = self.history.references
             if problem is None and len(val_sweep.positions) != references:
                 problem = f"its validation set has {len(val_sweep.positions):,} samples, not {references:,}"
             if problem is not None:

@@ -128,8 +128,9 @@ class CLDScores:
             return pool[select_top(values, classes, fraction=fraction, size=size, per_class=per_class)]
         if self.uncertainty is None:
             raise ValueError(
-                'rule="draw" weights by the uncertainty of each sample, which these scores do not hold. Score the '
-                'logged losses again (LossTrajectories.load(...).score()), or use rule="top".'
+                'rule="draw" weights by the uncertainty of each sample, which these scores do not hold. Score '
+                "logged losses (LossTrajectories.load(...).score(); CLDCallback(history='running') logs none), or use "
+                'rule="top".'
             )
         uncertainty = self.uncertainty[pool]
         drawn = select_drawn(values, uncertainty, classes, fraction=fraction, size=size, per_class=per_class, seed=seed)

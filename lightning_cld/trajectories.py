@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
-from platform import python_version
 from typing import Any
 
 import numpy as np
@@ -27,6 +24,7 @@ from lightning_cld.functional import (
     cld_scores,
     kind_of,
 )
+from lightning_cld.provenance import provenance
 from lightning_cld.scores import OUTSIDE, CLDScores, check_pool_classes, typed_array
 
 _KIND = "cld-trajectories"
@@ -120,12 +118,17 @@ class LossTrajectories:
         """Float32 `[T, M]`, a view of the buffer."""
         return self._val[: len(self.epochs)]
 
+    @property
+    def references(self) -> int:
+        """How many validation samples there are."""
+        return self._val.shape[1]
+
     def __len__(self) -> int:
         return len(self.epochs)
 
     def __repr__(self) -> str:
-        samples, references = self._train.shape[1], self._val.shape[1]
-        return f"LossTrajectories({len(self)} checkpoints, {samples:,} train and {references:,} val samples)"
+        samples = self._train.shape[1]
+        return f"LossTrajectories({len(self)} checkpoints, {samples:,} train and {self.references:,} val samples)"
 
     def record(self, epoch: int, train_row: Tensor, val_row: Tensor) -> None:
         """Adds the checkpoint after `epoch` completed epochs, or replaces the newest one if it is that.
@@ -153,6 +156,10 @@ class LossTrajectories:
         self._val[place] = val_row
         if place == len(self):  # last, so that an interruption before leaves the timeline as it was
             self.epochs.append(epoch)
+
+    def leave_hole(self, epoch: int) -> None:
+        """Records NaN (not logged) as the checkpoint after `epoch` completed epochs: no difference spans it."""
+        self.record(epoch, torch.full_like(self._train[0], torch.nan), torch.full_like(self._val[0], torch.nan))
 
     def to(self, device: torch.device | str) -> LossTrajectories:
         """Moves the losses to `device`, in place, and returns self."""
@@ -190,10 +197,11 @@ class LossTrajectories:
             )
         values = part._cld() if by is None else part._values_of(by)
         scored_by = "CLD" if by is None else _name_of(by)
-        provenance = self._provenance(scored_by, every_n_epochs)
+        origin = provenance(self.val_classes, self.references, scored_by=scored_by, every_n_epochs=every_n_epochs)
         # Other values have no sign that "draw" could filter by, so they go without what it weights by.
         uncertainty = aleatoric_uncertainty(trained_losses(part)) if by is None else None
-        return CLDScores(values, self.train_classes, part.epochs, self.fingerprint, provenance, uncertainty)
+        metadata = {**self.metadata, **origin}
+        return CLDScores(values, self.train_classes, part.epochs, self.fingerprint, metadata, uncertainty)
 
     def _thinned(self, cutoff_epoch: int | None, every_n_epochs: int) -> LossTrajectories:
         """The checkpoints up to a cutoff that are due every n epochs, on the same memory where that is possible."""
@@ -309,18 +317,6 @@ class LossTrajectories:
             return torch.arange(self._train.shape[1])
         return torch.nonzero(self.train_classes != OUTSIDE).flatten()
 
-    def _provenance(self, scored_by: str, every_n_epochs: int) -> dict[str, Any]:
-        classes = torch.zeros(self._val.shape[1]) if self.val_classes is None else self.val_classes
-        labels, counts = torch.unique(classes.long(), return_counts=True)
-        return {
-            **self.metadata,
-            "scored_by": scored_by,
-            "scored_every_n_epochs": every_n_epochs,
-            "reference_sizes": {str(c): n for c, n in zip(labels.tolist(), counts.tolist(), strict=True)},
-            "versions": _versions(),
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        }
-
 
 def trained_losses(trajectories: LossTrajectories) -> Tensor:
     """The training samples' losses at all checkpoints but theta_0, float32 `[T, N]` or `[T - 1, N]`."""
@@ -343,16 +339,6 @@ def _name_of(function: object) -> str:
     while isinstance(function, partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": python_version()}
-    for name in ("lightning-cld", "lightning", "torch", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # run from a source tree, or in an environment with pytorch-lightning
-            found[name] = "not installed"
-    return found
 
 
 def _check_epochs(epochs: Sequence[int] | None, rows: int) -> list[int]:

@@ -201,7 +201,6 @@ class Ends(L.Callback):
         self.reads[trainer.current_epoch + 1] = [list(view.reads) for view in self.views]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        recorded = None if self.cld is None else self.cld.trajectories
         self._save(
             trainer,
             weights=self.weights,
@@ -210,7 +209,7 @@ class Ends(L.Callback):
             steps=trainer.global_step,
             metrics={name: float(value) for name, value in trainer.logged_metrics.items()},
             random=[torch.get_rng_state().tolist(), np.random.get_state()[1:3], random.getstate()],
-            rows=None if recorded is None else recorded.state_dict(),
+            rows=None if self.cld is None else self.cld.state_dict()["trajectories"],
         )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -289,7 +288,13 @@ class Runs:
         return DDPStrategy(start_method=method, timeout=PATIENCE)
 
     def watched(
-        self, name: str, train: int = 49, val: int = 11, *callbacks: L.Callback, **arguments: Any
+        self,
+        name: str,
+        train: int = 49,
+        val: int = 11,
+        *callbacks: L.Callback,
+        watching: dict[str, Any] | None = None,
+        **arguments: Any,
     ) -> CLDCallback:
         """Trains with the callback on views of their own, so that only sweeps read them."""
         views = [Points(train, seed=0), Points(val, seed=1)]
@@ -297,6 +302,7 @@ class Runs:
             dirpath=self.root / name,
             train_dataloader=DataLoader(views[0], batch_size=8),
             val_dataloader=DataLoader(views[1], batch_size=1),
+            **(watching or {}),
         )
         if name == "later-sample":
             callbacks = (Breaks(views[0]),)
@@ -319,6 +325,7 @@ class Runs:
         self.fit("unwatched", Data(49, 11), Apart())
         self.watched("with-step", model=ModelWithStep)
         self.watched("with-column", model=ModelWithColumn)
+        self.watched("running", watching={"history": "running"})
 
     def shared_place(self) -> None:
         self.fit("shared-place", Data(49, 11), model=ModelWithOneForAll, cld=CLDCallback(dirpath=self.root))

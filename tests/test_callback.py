@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
+from oracles import assert_scores, cld_oracle
 from scipy.stats import pearsonr
 from torch import nn
 from torch.nn import functional as F
@@ -101,15 +102,19 @@ def test_early_cutoff_scores_like_a_run_that_ends_there(tmp_path):
     assert torch.equal(early.scores.values, whole.trajectories.score(cutoff_epoch=4).values)
 
 
-def test_a_second_fit_starts_clean(tmp_path):
-    cld = CLDCallback()
+@pytest.mark.parametrize("history", ["full", "running"])
+def test_a_second_fit_starts_clean(tmp_path, history):
+    cld, once = CLDCallback(history=history), CLDCallback(history=history)
     fit(tmp_path, cld, max_epochs=6)
     fit(tmp_path, cld, max_epochs=4)
-    assert cld.trajectories.epochs == cld.scores.epochs == [0, 1, 2, 3, 4]
+    fit(tmp_path, once, max_epochs=4)
+    assert cld.scores.epochs == [0, 1, 2, 3, 4]
+    assert torch.equal(cld.scores.values, once.scores.values)
 
 
-def test_a_fit_that_goes_on_continues_the_timeline(tmp_path):
-    cld = CLDCallback()
+@pytest.mark.parametrize("history", ["full", "running"])
+def test_a_fit_that_goes_on_continues_the_timeline(tmp_path, history):
+    cld = CLDCallback(history=history)
     trainer, module = fit(tmp_path, cld, max_epochs=3)
     assert cld.scores.epochs == [0, 1, 2, 3]
     trainer.fit_loop.max_epochs = 6
@@ -379,7 +384,8 @@ def test_val_dataloader_serves_without_a_validation_loop(tmp_path):
     assert cld.trajectories.val_losses.shape[1] == len(Blobs().val_set)
 
 
-def test_positions_outside_of_a_subset_sampler_are_unscored_and_do_not_count(tmp_path):
+@pytest.mark.parametrize("history", ["full", "running"])
+def test_positions_outside_of_a_subset_sampler_are_unscored_and_do_not_count(tmp_path, history):
     pool = blobs()
 
     class Sampled(Blobs):
@@ -389,12 +395,12 @@ def test_positions_outside_of_a_subset_sampler_are_unscored_and_do_not_count(tmp
         def val_dataloader(self):
             return DataLoader(pool, 16, sampler=SubsetRandomSampler(range(80, 120)))
 
-    cld = CLDCallback()
+    cld = CLDCallback(history=history)
     fit(tmp_path, cld, datamodule=Sampled())
     assert len(cld.scores) == 120
     assert cld.scores.values[80:].isnan().all()
     assert not cld.scores.values[:80].isnan().any()
-    assert cld.trajectories.val_losses.shape[1] == 40
+    assert sum(cld.scores.metadata["reference_sizes"].values()) == 40
     chosen = cld.scores.select(fraction=0.5)
     assert len(chosen) == 40
     assert chosen.max() < 80
@@ -405,6 +411,76 @@ def test_batch_size_changes_no_loss(tmp_path):
     fit(tmp_path, small)
     fit(tmp_path, large)
     torch.testing.assert_close(small.trajectories.train_losses, large.trajectories.train_losses)
+
+
+# A running history
+
+
+def test_a_running_history_gives_the_scores_of_a_full_one(tmp_path):
+    full, running = CLDCallback(), CLDCallback(history="running", dirpath=tmp_path / "running")
+    fit(tmp_path, full, max_epochs=12)
+    fit(tmp_path, running, max_epochs=12)
+    torch.testing.assert_close(running.scores.values, full.scores.values, rtol=0, atol=1e-5)
+    assert torch.equal(running.scores.classes, full.scores.classes)
+    assert running.scores.epochs == full.scores.epochs
+    assert running.scores.fingerprint == full.scores.fingerprint
+    loaded = CLDScores.load(running.scores_path)
+    assert torch.equal(loaded.values, running.scores.values)
+    assert (loaded.metadata["history"], loaded.metadata["model"]) == ("running", "Classifier")
+
+
+def test_a_running_history_has_no_trajectories_and_says_why(tmp_path):
+    cld = CLDCallback(history="running", dirpath=tmp_path)
+    with pytest.raises(RuntimeError, match="logged nothing"):
+        _ = cld.trajectories
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="CLD.*")
+        fit(tmp_path, cld)
+    with pytest.raises(RuntimeError, match=r"history='running'.* no trajectories.*history='full'"):
+        _ = cld.trajectories
+    assert [path.name for path in tmp_path.iterdir()] == ["cld-scores.npz"]
+
+
+def test_a_running_history_is_scored_at_the_cutoff(tmp_path):
+    full, running = CLDCallback(cutoff_epoch=4), CLDCallback(history="running", cutoff_epoch=4, stop_at_cutoff=True)
+    fit(tmp_path, full, max_epochs=6)
+    trainer, _ = fit(tmp_path, running, max_epochs=6)
+    assert trainer.current_epoch == 4
+    torch.testing.assert_close(running.scores.values, full.scores.values, rtol=0, atol=1e-5)
+
+
+def test_a_running_history_that_ends_before_the_cutoff_warns_and_raises(tmp_path):
+    cld = CLDCallback(history="running", cutoff_epoch=6)
+    stop = EarlyStopping("val_loss", patience=0, stopping_threshold=1e9)
+    with pytest.warns(UserWarning, match="cutoff_epoch=6 was not reached"):
+        fit(tmp_path, cld, max_epochs=8, callbacks=[stop])
+    with pytest.raises(ValueError, match="cutoff_epoch=6 was not reached"):
+        _ = cld.scores
+
+
+def test_a_running_history_can_be_scored_while_training_goes_on(tmp_path):
+    class Peeks(Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch >= 2:
+                self.seen.append(cld.scores.epochs)
+
+    cld, peeks = CLDCallback(history="running"), Peeks()
+    fit(tmp_path, cld, callbacks=[peeks])
+    assert peeks.seen == [[0, 1, 2, 3], [0, 1, 2, 3, 4]]
+
+
+def test_an_exception_in_a_run_with_a_running_history_is_not_hidden(tmp_path):
+    class Dies(Classifier):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 3:
+                raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(tmp_path, CLDCallback(history="running", dirpath=tmp_path), Dies)
+    assert not list(tmp_path.iterdir())
 
 
 # Files and messages
@@ -509,7 +585,7 @@ def test_checkpoint_of_a_run_without_the_callback_gives_no_theta_0(tmp_path):
     assert cld.trajectories.epochs == [3, 4, 5, 6, 7]
 
 
-@pytest.mark.parametrize("other", [{"every_n_epochs": 2}, {"cutoff_epoch": 5}])
+@pytest.mark.parametrize("other", [{"every_n_epochs": 2}, {"cutoff_epoch": 5}, {"history": "running"}])
 def test_resume_with_another_timeline_is_refused(tmp_path, other):
     trainer, _ = fit(tmp_path, CLDCallback(), max_epochs=3)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
@@ -577,8 +653,9 @@ def test_numpy_numbers_are_numbers(tmp_path):
     assert CLDScores.load(tmp_path / "cld-scores.npz").metadata["cutoff_epoch"] == 4
 
 
-def test_a_callback_can_be_pickled_before_and_after_a_fit(tmp_path):
-    cld = CLDCallback()
+@pytest.mark.parametrize("history", ["full", "running"])
+def test_a_callback_can_be_pickled_before_and_after_a_fit(tmp_path, history):
+    cld = CLDCallback(history=history)
     pickle.dumps(cld)
     fit(tmp_path, cld)
     assert torch.equal(pickle.loads(pickle.dumps(cld)).scores.values, cld.scores.values)
@@ -612,7 +689,8 @@ def test_a_reference_that_is_not_finite_before_training_raises_at_the_start(tmp_
         fit(tmp_path, CLDCallback(), datamodule=Blobs(pool))
 
 
-def test_a_sample_with_a_non_finite_loss_is_unscored(tmp_path):
+@pytest.mark.parametrize("history", ["full", "running"])
+def test_a_sample_with_a_non_finite_loss_is_unscored(tmp_path, history):
     pool = blobs()
     broken = int(Blobs().train_set.indices[5])
     pool.tensors[0][broken] = torch.nan
@@ -622,13 +700,15 @@ def test_a_sample_with_a_non_finite_loss_is_unscored(tmp_path):
             fine = ~batch[0].isnan().any(dim=1)
             return F.cross_entropy(self(batch[0][fine]), batch[1][fine])
 
-    cld = CLDCallback()
+    cld = CLDCallback(history=history)
     fit(tmp_path, cld, SkipsNan, Blobs(pool))
     assert cld.scores.values.isnan().nonzero().flatten().tolist() == [5]
-    assert cld.trajectories.train_losses[:, 5].isposinf().all()
+    if history == "full":
+        assert cld.trajectories.train_losses[:, 5].isposinf().all()
 
 
-def test_a_diverged_reference_warns_in_training_and_raises_from_scores(tmp_path):
+@pytest.mark.parametrize("history", ["full", "running"])
+def test_a_diverged_reference_warns_in_training_and_raises_from_scores(tmp_path, history):
     class Diverges(Classifier):
         def cld_step(self, batch):
             losses = F.cross_entropy(self(batch[0]), batch[1], reduction="none")
@@ -636,7 +716,7 @@ def test_a_diverged_reference_warns_in_training_and_raises_from_scores(tmp_path)
                 (batch[1] == 1) & (self.current_epoch == 2) & (self.global_step > 0), torch.nan, losses
             ), batch[1]
 
-    cld = CLDCallback(dirpath=tmp_path)
+    cld = CLDCallback(dirpath=tmp_path, history=history)
     with pytest.warns(UserWarning, match="class 1 are not finite after 3 epochs"):
         trainer, _ = fit(tmp_path, cld, Diverges, max_epochs=5)
     assert trainer.current_epoch == 5
@@ -677,19 +757,24 @@ def test_too_little_time_warns_at_the_end(tmp_path):
         _ = cld.scores
 
 
-def test_a_failed_sweep_leaves_a_hole_and_training_goes_on(tmp_path):
+@pytest.mark.parametrize("history", ["full", "running"])
+def test_a_failed_sweep_leaves_a_hole_and_training_goes_on(tmp_path, history):
     class FailsOnce(Classifier):
         def cld_step(self, batch):
             if self.global_step and self.current_epoch == 2:
                 raise RuntimeError("disk away")
             return F.cross_entropy(self(batch[0]), batch[1], reduction="none"), batch[1]
 
-    cld = CLDCallback()
+    whole, cld = CLDCallback(), CLDCallback(history=history)
+    fit(tmp_path, whole, max_epochs=8)
     with pytest.warns(UserWarning, match="after 3 epochs could not be logged: disk away"):
         fit(tmp_path, cld, FailsOnce, max_epochs=8)
-    assert cld.trajectories.epochs == list(range(9))
-    assert cld.trajectories.train_losses[3].isnan().all()
-    assert not cld.scores.values.isnan().any()
+    assert cld.scores.epochs == list(range(9))
+    train, val = whole.trajectories.train_losses.clone(), whole.trajectories.val_losses.clone()
+    train[3], val[3] = torch.nan, torch.nan
+    expected = cld_oracle(train, val, whole.trajectories.train_classes, whole.trajectories.val_classes)
+    assert np.isfinite(expected).all()
+    assert_scores(cld.scores.values, expected)
 
 
 def test_a_checkpoint_that_was_missed_leaves_a_hole(tmp_path):
@@ -766,6 +851,7 @@ def test_a_train_set_that_changes_its_order_is_noticed(tmp_path):
         ({"loss_fn": nn.CrossEntropyLoss()}, ValueError, "reduction='none'"),
         ({"loss_fn": nn.CrossEntropyLoss}, TypeError, "instance"),
         ({"filename": "a/b"}, ValueError, "dirpath"),
+        ({"history": "none"}, ValueError, "history must be 'full' or 'running', got 'none'"),
     ],
 )
 def test_bad_arguments(arguments, error, message):

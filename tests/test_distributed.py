@@ -189,6 +189,16 @@ def test_every_rank_ends_with_the_same_rows(ranks, samples):
             assert torch.equal(other[name], first[name])
 
 
+def test_a_running_history_is_the_same_on_every_rank_and_gives_the_scores_of_a_full_one(ranks):
+    first, *others = (end["rows"] for end in ranks.ends("running"))
+    for other in others:
+        assert other["epochs"] == first["epochs"] == [0, 1, 2, 3]
+        for name, value in first["moments"].items():
+            assert torch.equal(other["moments"][name], value), name
+    running, full = (CLDScores.load(ranks.root / name / "cld-scores.npz") for name in ("running", "sizes-49"))
+    torch.testing.assert_close(running.values, full.values, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(("samples", "references"), SIZES)
 def test_a_sweep_reads_each_sample_once_but_for_padding(ranks, samples, references):
     ends = ranks.ends(f"sizes-{samples}")

@@ -137,6 +137,36 @@ def test_a_run_resumed_from_any_checkpoint_has_the_rows_of_the_uninterrupted_one
 
 
 @pytest.mark.parametrize("saver", [EPOCH_END, VALIDATION_END, LAST_BATCH, MID_EPOCH], ids=str)
+def test_a_running_history_resumed_from_any_checkpoint_gives_the_scores_of_a_full_one(tmp_path, saver):
+    whole = CLDCallback(history="running")
+    run(tmp_path, whole, checkpoints(tmp_path / "running", **saver))
+    run(tmp_path, CLDCallback(), checkpoints(tmp_path / "full", **saver))
+    found = by_step(tmp_path / "running")
+    assert found
+    for step, path in found.items():
+        resumed, full = CLDCallback(history="running"), CLDCallback()
+        run(tmp_path, resumed, ckpt_path=path)
+        run(tmp_path, full, ckpt_path=by_step(tmp_path / "full")[step])
+        assert resumed.scores.epochs == full.scores.epochs == [0, 1, 2, 3, 4, 5]
+        torch.testing.assert_close(resumed.scores.values, full.scores.values, rtol=0, atol=1e-5)
+        if step % STEPS == 0:
+            assert torch.equal(resumed.scores.values, whole.scores.values)
+
+
+@pytest.mark.parametrize("hook", ["on_train_start", "on_train_batch_start", "on_validation_end", "on_train_epoch_end"])
+def test_a_running_history_resumed_from_an_exceptions_checkpoint_has_no_row_twice(tmp_path, hook):
+    # After some of these hooks the row that is due next has been recorded already.
+    whole, resumed = CLDCallback(history="running"), CLDCallback(history="running")
+    run(tmp_path, whole)
+    epoch = 0 if hook == "on_train_start" else 2
+    with pytest.raises(PowerCutError):
+        run(tmp_path, CLDCallback(history="running"), OnExceptionCheckpoint(tmp_path), module=dies(hook, epoch))
+    run(tmp_path, resumed, ckpt_path=tmp_path / "on_exception.ckpt")
+    assert resumed.scores.epochs == whole.scores.epochs
+    assert torch.equal(resumed.scores.values, whole.scores.values)
+
+
+@pytest.mark.parametrize("saver", [EPOCH_END, VALIDATION_END, LAST_BATCH, MID_EPOCH], ids=str)
 def test_save_last_serves_like_the_checkpoint_it_follows(tmp_path, saver):
     whole, resumed = CLDCallback(), CLDCallback()
     run(tmp_path, whole)
@@ -314,6 +344,16 @@ def test_the_checkpoint_grows_by_no_more_than_the_losses_and_classes(tmp_path):
     classes = 8 * (recorded.train_classes.numel() + recorded.val_classes.numel())
     assert len(recorded) == 9  # the first row of a buffer for sixteen
     assert losses < share <= losses + classes + 64_000
+
+
+@pytest.mark.parametrize("epochs", [4, 24])
+def test_with_a_running_history_the_checkpoint_grows_by_20_bytes_a_training_sample(tmp_path, epochs):
+    data = Blobs(blobs(8000), shuffle=False, batch_size=1000)
+    for name, callback in (("plain", None), ("watched", CLDCallback(history="running"))):
+        run(tmp_path, callback, checkpoints(tmp_path / name, **EPOCH_END), datamodule=data, max_epochs=epochs)
+    share = max(path.stat().st_size for path in (tmp_path / "watched").iterdir())
+    share -= max(path.stat().st_size for path in (tmp_path / "plain").iterdir())
+    assert share <= 20 * len(data.train_set) + (4 + 8) * len(data.val_set) + 16_000
 
 
 # What does not belong together

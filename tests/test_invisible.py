@@ -135,12 +135,12 @@ if hasattr(lightning_callbacks, "WeightAveraging"):  # since lightning 2.6
     WAYS["weight averaging"] = (Watched, Blobs, {"callbacks": lambda: [lightning_callbacks.WeightAveraging()]})
 
 
-def train(tmp_path, way: str, watch: bool) -> dict[str, Any]:
+def train(tmp_path, way: str, watch: bool, **watching: Any) -> dict[str, Any]:
     module, datamodule, arguments = WAYS[way]
     arguments = dict(arguments)
     callbacks: list[Callback] = arguments.pop("callbacks", list)()
     if watch:
-        callbacks.insert(0, CLDCallback(dirpath=tmp_path))
+        callbacks.insert(0, CLDCallback(dirpath=tmp_path, **watching))
     L.seed_everything(7, verbose=False)
     logger = Seen()
     trainer = quiet_trainer(tmp_path, *callbacks, **{"logger": logger, "log_every_n_steps": 1, **arguments})
@@ -178,6 +178,13 @@ def assert_same(plain: Any, watched: Any, what: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_training_is_the_same_bit_for_bit(tmp_path, way):
     assert_same(train(tmp_path, way, watch=False), train(tmp_path, way, watch=True), way)
+
+
+@pytest.mark.parametrize("way", ["dropout and batchnorm", "dataset that draws"])
+@pytest.mark.parametrize("watching", [{"history": "running"}], ids=str)
+@pytest.mark.filterwarnings("ignore")
+def test_training_is_the_same_however_it_is_watched(tmp_path, way, watching):
+    assert_same(train(tmp_path, way, watch=False), train(tmp_path, way, watch=True, **watching), way)
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if way not in ("fast_dev_run",)])

@@ -555,7 +555,7 @@ def test_a_draw_has_the_budgets_of_the_top_and_stays_in_the_sampler():
 
 
 def test_a_draw_needs_the_uncertainty():
-    with pytest.raises(ValueError, match=r'rule="draw" weights by the uncertainty.*Score the logged losses again'):
+    with pytest.raises(ValueError, match=r'rule="draw" weights by the uncertainty.*Score logged losses'):
         CLDScores([0.1, 0.2]).select(size=1, rule="draw")
 
 

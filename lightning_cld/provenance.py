@@ -1,0 +1,43 @@
+"""Where scores come from: what every file of scores says of its making."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from platform import python_version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def provenance(
+    val_classes: Tensor | None, references: int, *, scored_by: str = "CLD", every_n_epochs: int = 1
+) -> dict[str, Any]:
+    """Plain JSON values: how and when the scores were made, by which versions, against how many samples of each class.
+
+    Args:
+        val_classes: Classes of the validation samples, integer, `[M]`; None for one class.
+        references: How many validation samples there are.
+        scored_by: The name of what was computed from the losses.
+        every_n_epochs: The checkpoints that were scored.
+    """
+    classes = torch.zeros(references) if val_classes is None else val_classes
+    labels, counts = torch.unique(classes.long(), return_counts=True)
+    return {
+        "scored_by": scored_by,
+        "scored_every_n_epochs": every_n_epochs,
+        "reference_sizes": {str(c): n for c, n in zip(labels.tolist(), counts.tolist(), strict=True)},
+        "versions": _versions(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": python_version()}
+    for name in ("lightning-cld", "lightning", "torch", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a source tree, or in an environment with pytorch-lightning
+            found[name] = "not installed"
+    return found

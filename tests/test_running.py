@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import assert_scores, cld_oracle, losses
+
+from lightning_cld import cld_scores, running
+from lightning_cld.running import Classes, Moments, scores, skip, update
+
+NAN, INF = float("nan"), float("inf")
+CLASSES, VAL_CLASSES = torch.tensor([0, 3, 700])[torch.arange(30) % 3], torch.tensor([0, 3, 700])[torch.arange(12) % 3]
+
+
+def case(rows=10):
+    """Losses of 30 train and 12 validation samples."""
+    return losses(rows, 30), losses(rows, 12, seed=1)
+
+
+def moments_of(train, val, classes):
+    moments = Moments.empty(train.shape[1], val.shape[1], len(classes.labels))
+    for train_row, val_row in zip(train, val, strict=True):
+        moments = update(moments, train_row, val_row, classes)
+    return moments
+
+
+def run(train, val, train_classes=None, val_classes=None):
+    """The scores of rows that came one after another."""
+    if train_classes is None:
+        train_classes, val_classes = torch.zeros(train.shape[1]).long(), torch.zeros(val.shape[1]).long()
+    classes = Classes.of(train_classes, val_classes)
+    return scores(moments_of(train, val, classes), classes)
+
+
+# What the score is
+
+
+@pytest.mark.parametrize("rows", [4, 5, 10, 60, 1000])
+def test_agrees_with_the_definition(rows):
+    arguments = (*case(rows), CLASSES, VAL_CLASSES)
+    assert_scores(run(*arguments), cld_oracle(*arguments))
+
+
+def test_is_far_nearer_to_the_definition_than_promised():
+    arguments = (*case(300), CLASSES, VAL_CLASSES)
+    np.testing.assert_allclose(run(*arguments).double().numpy(), cld_oracle(*arguments), rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("rows", [4, 7, 12])
+def test_scores_can_be_had_at_every_checkpoint(rows):
+    train, val = case(12)
+    classes = Classes.of(CLASSES, VAL_CLASSES)
+    moments = moments_of(train[:rows], val[:rows], classes)
+    assert_scores(scores(moments, classes), cld_oracle(train[:rows], val[:rows], CLASSES, VAL_CLASSES))
+
+
+@pytest.mark.parametrize("offset", [1e3, -1e5, 1e7])
+def test_an_offset_that_all_losses_share_does_no_harm(offset):
+    train, val = case(200)
+    train, val = train + offset, val + offset
+    assert_scores(run(train, val), cld_oracle(train, val))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e20, 1e30])
+def test_huge_and_tiny_losses_score_like_others(scale):
+    train, val = case(60)
+    train, val = train * scale, val * scale
+    assert_scores(run(train, val), cld_oracle(train, val))
+
+
+def test_a_slope_that_is_steep_beside_the_noise_does_no_harm():
+    slope = torch.arange(1000.0)[:, None]
+    train, val = (1e-3 * part for part in case(1000))
+    assert_scores(run(slope + train, slope + val), cld_oracle(slope + train, slope + val))
+
+
+@pytest.mark.parametrize("step", [2e-4, 1e-3, 1e-2])
+def test_a_thousand_steps_that_are_tiny_beside_the_first_are_not_lost(step):
+    # Two jumps, then a long zigzag each of whose steps is less than float32 could add to the sums, then the jumps
+    # again: with sums in float32 the score is off by more than 1e-5. Many sizes, for all mantissas.
+    size = torch.linspace(5.7, 11.3, 64).double()
+    zigzag = torch.tensor([1.0, -1.0]).double().repeat(800)
+    differences = torch.cat([size[None], -size[None], 3.1e-4 * zigzag[:, None] * size, size[None], -size[None]])
+    reference = torch.cat([torch.tensor([-1.0, 1.0]), step * zigzag, torch.tensor([1.0, -1.0])])
+    train = 12 + torch.cat([torch.zeros(1, 64), differences]).cumsum(0)
+    val = 12 + torch.cat([torch.zeros(1), reference]).cumsum(0)[:, None]
+    assert_scores(run(train, val), cld_oracle(train.float(), val.float()))
+
+
+def test_a_thousand_tiny_contributions_to_a_small_correlation_are_not_lost():
+    zigzag = 2.2e-4 * torch.tensor([1.0, -1.0]).double().repeat(800)
+    own = torch.cat([torch.tensor([1.0, -1.0, 0.0, 0.0]), zigzag])
+    reference = torch.cat([torch.tensor([0.0, 0.0, 1.0, -1.0]), zigzag])
+    train, val = (8 + torch.cat([torch.zeros(1), d]).cumsum(0)[:, None] for d in (own, reference))
+    expected = cld_oracle(train.float(), val.float())
+    assert 3e-5 < expected < 1e-4
+    np.testing.assert_allclose(run(train, val).double().numpy(), expected, rtol=0, atol=2e-6)
+
+
+def outcome(function, arguments):
+    """What it returns, or the message of its error."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        return str(error)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_agrees_with_the_definition_whatever_the_losses(data):
+    rows, samples, references = data.draw(st.tuples(st.integers(4, 40), st.integers(2, 6), st.integers(2, 4)))
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    size = data.draw(st.sampled_from([2.0**-20, 1e-3, 1.0, 1e10]))
+    offset = data.draw(st.sampled_from([0.0, 1.0, 1e3])) * size * 100
+    levels = data.draw(st.integers(1, 40))  # few of them make for equal losses and no variance
+    decay = data.draw(st.sampled_from([1.0, 0.9, 0.5]))  # the last differences are 1e-9 of the first, say
+    train, val = (
+        torch.from_numpy(
+            (offset + size * decay ** np.arange(rows)[:, None] * generator.integers(0, levels, (rows, count))).astype(
+                np.float32
+            )
+        )
+        for count in (samples, references)
+    )
+    for row, column in data.draw(st.sets(st.tuples(st.integers(0, rows - 1), st.integers(0, samples - 1)), max_size=2)):
+        train[row, column] = INF
+    for row in data.draw(st.sets(st.integers(0, rows - 1), max_size=2)):
+        train[row] = NAN
+        val[row] = NAN
+    arguments = (train, val, torch.arange(samples) % 2, torch.arange(references) % 2)
+    found, full = outcome(run, arguments), outcome(cld_scores, arguments)
+    if isinstance(full, str):  # too few differences
+        assert found == full
+        return
+    assert_scores(found, cld_oracle(*arguments))
+    assert torch.equal(found.isnan(), full.isnan())
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.lists(st.floats(0, 20, width=32), min_size=3, max_size=3), min_size=4, max_size=30),
+    st.sampled_from([0.0, 1e3]),
+)
+def test_agrees_with_the_definition_for_any_floats(rows, offset):
+    # Differences of fewer than 2^-16 are made none, lest a column be at the edge of what float64 can tell from flat.
+    table = ((torch.tensor(rows) + offset) * 2**16).round() / 2**16
+    assert_scores(run(table[:, :2], table[:, 2:]), cld_oracle(table[:, :2], table[:, 2:]))
+
+
+# What was not logged, or is not finite
+
+
+@pytest.mark.parametrize("holes", [[0], [3], [9], [0, 1], [4, 5], [3, 7]], ids=str)
+def test_no_difference_spans_a_checkpoint_that_was_not_logged(holes):
+    train, val = case()
+    train[holes], val[holes] = NAN, NAN
+    expected = cld_oracle(train, val, CLASSES, VAL_CLASSES)
+    assert np.isfinite(expected).all()
+    assert_scores(run(train, val, CLASSES, VAL_CLASSES), expected)
+
+
+@pytest.mark.parametrize("holes", [[0], [3], [4, 5]], ids=str)
+def test_a_checkpoint_that_is_skipped_is_one_that_was_not_logged(holes):
+    train, val = case()
+    classes = Classes.of(CLASSES, VAL_CLASSES)
+    moments = Moments.empty(30, 12, 3)
+    for row in range(10):
+        moments = skip(moments) if row in holes else update(moments, train[row], val[row], classes)
+    train[holes], val[holes] = NAN, NAN
+    assert_scores(scores(moments, classes), cld_oracle(train, val, CLASSES, VAL_CLASSES))
+    assert int(moments.rows) == 10
+
+
+@pytest.mark.parametrize("missing", ["train", "val"])
+def test_a_row_that_one_side_lacks_makes_no_difference(missing):
+    train, val = case()
+    (train if missing == "train" else val)[4] = NAN
+    assert_scores(run(train, val, CLASSES, VAL_CLASSES), cld_oracle(train, val, CLASSES, VAL_CLASSES))
+
+
+def test_a_reference_is_of_the_validation_samples_that_were_logged():
+    train, val = case()
+    val[3, 1] = val[7, 2] = NAN  # one of four in its class
+    val[5, VAL_CLASSES == 3] = NAN  # all of a class
+    assert_scores(run(train, val, CLASSES, VAL_CLASSES), cld_oracle(train, val, CLASSES, VAL_CLASSES))
+
+
+def test_holes_among_large_losses_do_no_harm():
+    train, val = case(100)
+    train, val = train + 1000, val + 1000
+    train[20::20], val[20::20] = NAN, NAN
+    assert_scores(run(train, val), cld_oracle(train, val))
+
+
+@pytest.mark.parametrize("row", [0, 4, 9])
+@pytest.mark.parametrize("loss", [INF, -INF, NAN])
+def test_a_sample_with_a_loss_that_is_not_finite_or_missing_is_unscored_and_changes_no_other(row, loss):
+    train, val = case()
+    expected = cld_oracle(train, val, CLASSES, VAL_CLASSES)
+    expected[7] = np.nan
+    train[row, 7] = loss
+    assert_scores(run(train, val, CLASSES, VAL_CLASSES), expected)
+
+
+def test_a_trajectory_without_variance_is_unscored():
+    train, val = case()
+    train[:, 2] = 0.7
+    train[:, 5] = torch.arange(10) * 0.5  # differences that do not vary
+    train[0, 5] = 1e-15  # by more than float64 can tell from rounding
+    assert run(train, val).isnan().nonzero().flatten().tolist() == [2, 5]
+
+
+def test_a_class_whose_reference_has_no_variance_is_unscored():
+    train, val = case(50)
+    slopes = torch.tensor([0.25, 0.5, 0.25, 0.3125])  # the mean of the first three is no number of float64
+    val[:, VAL_CLASSES == 3] = torch.arange(50)[:, None] * slopes
+    val[:, VAL_CLASSES.eq(3).nonzero()[3]] = torch.nan
+    assert torch.equal(run(train, val, CLASSES, VAL_CLASSES).isnan(), CLASSES == 3)
+
+
+def test_an_infinite_reference_raises_and_names_class_and_row():
+    train, val = case()
+    val[6, 4] = val[7, 0] = val[8, 4] = INF
+    with pytest.raises(ValueError, match=r"class 3 are not finite at row 6: training diverged there.*learning rate"):
+        run(train, val, CLASSES, VAL_CLASSES)
+
+
+def test_an_infinite_reference_raises_and_names_the_checkpoint_it_is_given():
+    train, val = case()
+    classes = Classes.of(CLASSES, VAL_CLASSES)
+    val[6] = INF
+    with pytest.raises(ValueError, match=r"classes 0, 3, 700 are not finite at epoch g"):
+        scores(moments_of(train, val, classes), classes, [f"epoch {letter}" for letter in "abcdefghij"])
+
+
+def test_an_infinite_loss_of_a_class_that_is_not_trained_on_is_no_problem():
+    train, val = case()
+    val = torch.cat([val, torch.full((10, 2), INF)], dim=1)
+    val_classes = torch.cat([VAL_CLASSES, torch.tensor([1, 9999])])
+    assert_scores(run(train, val, CLASSES, val_classes), cld_oracle(train, val, CLASSES, val_classes))
+
+
+def test_fewer_than_4_checkpoints_raise():
+    with pytest.raises(ValueError, match=r"at least 4 checkpoints .* got 3"):
+        run(*case(3))
+
+
+def test_fewer_than_3_differences_raise():
+    train, val = case(6)
+    train[[2, 4]] = NAN
+    with pytest.raises(ValueError, match=r"at least 3 differences .* no sample has more than 1"):
+        run(train, val)
+
+
+def test_a_class_with_fewer_than_3_differences_is_unscored():
+    train, val = case(6)
+    val[2, VAL_CLASSES == 3] = val[4, VAL_CLASSES == 3] = NAN
+    assert torch.equal(run(train, val, CLASSES, VAL_CLASSES).isnan(), CLASSES == 3)
+
+
+def test_positions_that_are_not_in_use_are_unscored_and_change_no_score():
+    train, val = case()
+    expected = cld_oracle(train, val, CLASSES, VAL_CLASSES)
+    expected[[4, 9]] = np.nan
+    classes = CLASSES.clone()
+    classes[[4, 9]] = -1
+    train[:, 4] = NAN
+    assert_scores(run(train, val, classes, VAL_CLASSES), expected)
+
+
+# What it costs, and what it leaves alone
+
+
+@pytest.mark.parametrize("rows", [1, 5, 50])
+@pytest.mark.parametrize(("labels", "most"), [(10, 20), (40_000, 22)])
+def test_it_keeps_20_bytes_a_training_sample_however_many_rows_there_are(rows, labels, most):
+    samples = 50_000
+    classes = Classes.of(torch.arange(samples) % labels, torch.arange(labels))
+    moments = Moments.empty(samples, labels, labels)
+    for _ in range(rows):
+        moments = update(moments, torch.rand(samples), torch.rand(labels), classes)
+    kept = [tensor for tensor in (*moments, *classes) if len(tensor.shape) and len(tensor) == samples]
+    assert sum(tensor.untyped_storage().nbytes() for tensor in kept) == most * samples
+
+
+def test_rows_may_be_written_to_once_they_were_taken():
+    train, val = case()
+    classes = Classes.of(CLASSES, VAL_CLASSES)
+    moments, train_row, val_row = Moments.empty(30, 12, 3), torch.empty(30), torch.empty(12)
+    for row in range(10):
+        train_row.copy_(train[row])
+        val_row.copy_(val[row])
+        moments = update(moments, train_row, val_row, classes)
+    assert_scores(scores(moments, classes), cld_oracle(train, val, CLASSES, VAL_CLASSES))
+
+
+@pytest.mark.parametrize("step", ["update", "skip"])
+def test_the_moments_before_stay_as_they_are(step):
+    train, val = case()
+    classes = Classes.of(CLASSES, VAL_CLASSES)
+    moments = moments_of(train[:6], val[:6], classes)
+    before = [tensor.clone() for tensor in moments]
+    later = skip(moments) if step == "skip" else update(moments, train[6], val[6], classes)
+    assert all(torch.equal(*pair) for pair in zip(moments, before, strict=True))
+    assert int(later.rows) == 7
+
+
+def test_slices_change_no_score(monkeypatch):
+    train, val = case()
+    expected = run(train, val, CLASSES, VAL_CLASSES)
+    monkeypatch.setattr(running, "_SLICE", 7)
+    assert torch.equal(run(train, val, CLASSES, VAL_CLASSES), expected)
+
+
+def test_losses_of_other_dtypes_and_with_gradients_are_taken():
+    train, val = case()
+    expected = run(train, val)
+    doubled = run(train.double().requires_grad_(), val.double())
+    assert torch.equal(doubled, expected)
+    assert not doubled.requires_grad
