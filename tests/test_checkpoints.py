@@ -1,4 +1,5 @@
 import copy
+import multiprocessing
 import warnings
 import weakref
 from pathlib import Path
@@ -6,12 +7,8 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import (
-    Callback,
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    OnExceptionCheckpoint,
-)
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.nn import functional as F
@@ -19,6 +16,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 from toys import Blobs, Classifier, blobs, fit, quiet_trainer
 
 from lightning_cld import CLDCallback, LossTrajectories, trajectories_from_checkpoints
+from lightning_cld.recorder import Recorder
 
 STEPS = 6  # an epoch of `Blobs`
 EPOCH_END = {"save_on_train_epoch_end": True}
@@ -326,11 +324,16 @@ def test_a_trainers_earlier_datamodule_is_not_used(tmp_path, run):
         def cld_train_dataloader(self):
             raise AssertionError("is of another run")
 
+    class OwnLoaders(Classifier):
+        def train_dataloader(self):
+            return Blobs().train_dataloader()
+
+        def val_dataloader(self):
+            return Blobs().val_dataloader()
+
     logged, files = run
     trainer, _ = fit(tmp_path, None, datamodule=Other(), max_epochs=1)
-    data = Blobs()
-    loaders = {"train_dataloader": data.train_dataloader(), "val_dataloader": data.val_dataloader()}
-    assert_same(trajectories_from_checkpoints(trainer, Classifier(), files, **loaders), logged)
+    assert_same(trajectories_from_checkpoints(trainer, OwnLoaders(), files), logged)
     assert isinstance(trainer.datamodule, Other)
 
 
@@ -347,9 +350,10 @@ def test_a_loss_that_depends_on_the_progress_of_the_training(tmp_path):
     assert_same(scored(tmp_path, [*files[:3], files[4], tmp_path / "end.ckpt"], Anneals), cld.trajectories)
 
 
+@pytest.mark.skipif(not hasattr(lightning_callbacks, "EMAWeightAveraging"), reason="new in lightning 2.6")
 def test_weight_averaging_has_the_weights_that_are_trained(tmp_path):
     cld = CLDCallback()
-    _, _, files = train(tmp_path, cld, callbacks=[EMAWeightAveraging(decay=0.5)])
+    _, _, files = train(tmp_path, cld, callbacks=[lightning_callbacks.EMAWeightAveraging(decay=0.5)])
     assert_same(scored(tmp_path, files), cld.trajectories)
 
 
@@ -453,10 +457,19 @@ class _FailsLater(torch.utils.data.Dataset):
         return self.dataset[index]
 
 
+class Noted(CSVLogger):
+    saves = 0
+
+    def save(self):
+        self.saves += 1
+        super().save()
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_trainer_is_as_it_was(tmp_path, run, fails):
-    logger = CSVLogger(tmp_path / "logs")
+    logger = Noted(tmp_path / "logs")
     trainer, module, files = train(tmp_path, logger=logger, num_sanity_val_steps=2, callbacks=[CLDCallback()])
+    saves = logger.saves
     callbacks, optimizers, logs = list(trainer.callbacks), trainer.optimizers, _tree(tmp_path)
     momentum = copy.deepcopy(trainer.optimizers[0].state_dict())
     if fails:
@@ -468,6 +481,7 @@ def test_the_trainer_is_as_it_was(tmp_path, run, fails):
         trajectories_from_checkpoints(trainer, module, files, Blobs())
     assert (trainer.current_epoch, trainer.global_step) == (4, 4 * STEPS)
     assert trainer.loggers == [logger]
+    assert logger.saves == saves
     assert trainer.callbacks == callbacks
     assert trainer.num_sanity_val_steps == 2
     assert trainer.optimizers is optimizers
@@ -523,6 +537,18 @@ def test_one_checkpoint_is_in_memory_at_a_time(tmp_path, run, monkeypatch):
     assert len(loaded) >= len(files)
 
 
+def test_no_workers_wait_for_a_training_during_the_sweeps(tmp_path, run, monkeypatch):
+    record, seen = Recorder.record, []
+
+    def watched_record(self, *args):
+        seen.append(multiprocessing.active_children())
+        record(self, *args)
+
+    monkeypatch.setattr(Recorder, "record", watched_record)
+    scored(tmp_path, run[1], datamodule=Blobs(num_workers=1, persistent_workers=True))
+    assert seen == [[]] * len(run[1])
+
+
 def test_the_trajectories_say_where_they_are_from_and_can_be_saved(tmp_path, run):
     logged, files = run
     found = scored(tmp_path, files)
@@ -542,7 +568,7 @@ def untouched(monkeypatch):
     def record(self, *args):
         raise AssertionError("a sweep began")
 
-    monkeypatch.setattr("lightning_cld.recorder.Recorder.record", record)
+    monkeypatch.setattr(Recorder, "record", record)
 
 
 class Wider(Classifier):
