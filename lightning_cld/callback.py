@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_cld.functional import MIN_CHECKPOINTS
 from lightning_cld.guards import agreed
 from lightning_cld.history import RunningHistory
 from lightning_cld.losses import LossFunction
+from lightning_cld.plan import check_cutoff, check_max_steps, check_plan
 from lightning_cld.recorder import Recorder
 from lightning_cld.scores import CLDScores
 from lightning_cld.selection import check_count
+from lightning_cld.settling import Settling
 from lightning_cld.trajectories import LossTrajectories
 
 
@@ -43,7 +42,11 @@ class CLDCallback(Callback):
     computed raises from `scores`.
 
     Args:
-        cutoff_epoch: Score once this many epochs are complete, and log nothing after; None scores at the end.
+        cutoff_epoch: Score once this many epochs are complete, and log nothing after; None scores at the end. "auto"
+            scores once the coreset has settled: once that of a tenth has had 85 % of its samples in common with that at
+            half the epochs so far, at three checkpoints in a row (the constants of `lightning_cld.settling`); at the
+            end if it never does. The scores' metadata tell the epoch, or None, as `settled_epoch`. It needs
+            `history="full"`, to compare with what came before again when it is resumed.
         stop_at_cutoff: End training at `cutoff_epoch`.
         every_n_epochs: Log after every n-th epoch; `cutoff_epoch` must be a multiple of it.
         loss_fn: A function of (outputs, targets), or loss module, that returns one loss per sample. Targets that
@@ -74,7 +77,7 @@ class CLDCallback(Callback):
     def __init__(
         self,
         *,
-        cutoff_epoch: int | None = None,
+        cutoff_epoch: int | Literal["auto"] | None = None,
         stop_at_cutoff: bool = False,
         every_n_epochs: int = 1,
         loss_fn: LossFunction | None = None,
@@ -87,21 +90,12 @@ class CLDCallback(Callback):
         filename: str = "cld-scores",
     ) -> None:
         every_n_epochs = check_count("every_n_epochs", every_n_epochs)
-        if cutoff_epoch is not None:
-            cutoff_epoch = check_count("cutoff_epoch", cutoff_epoch)
-            _check_plan(cutoff_epoch, every_n_epochs, f"cutoff_epoch={cutoff_epoch}")
-            if cutoff_epoch % every_n_epochs:
-                raise ValueError(
-                    f"cutoff_epoch={cutoff_epoch} must be a multiple of every_n_epochs={every_n_epochs}: the "
-                    "checkpoint there would not be logged."
-                )
-        elif stop_at_cutoff:
-            raise ValueError("stop_at_cutoff=True needs a cutoff_epoch to stop at.")
         if history not in ("full", "running"):
             raise ValueError(f"history must be 'full' or 'running', got {history!r}.")
+        cutoff = check_cutoff(cutoff_epoch, every_n_epochs, history, stop_at_cutoff=stop_at_cutoff)
         if not filename or Path(filename).name != filename:
             raise ValueError(f"filename must be a name without directories, got {filename!r}. See dirpath.")
-        self.cutoff_epoch = cutoff_epoch
+        self.cutoff_epoch = cutoff
         self.stop_at_cutoff = stop_at_cutoff
         self.every_n_epochs = every_n_epochs
         self.history = history
@@ -125,6 +119,8 @@ class CLDCallback(Callback):
         self._swept = 0  # the newest due epoch whose sweep was tried, whether or not it could be logged
         self._last_epoch: int | None = None
         self._scores: CLDScores | None = None
+        self._settling = Settling()
+        self._settled: int | None = None  # the epoch at which the coreset has, with cutoff_epoch="auto"
 
     # What the user reads
 
@@ -159,7 +155,7 @@ class CLDCallback(Callback):
             if saved.metadata.get("run") == self._run:  # and not of an earlier run
                 return saved
         if self._scores is None or self._scores.epochs != self._recorded.epochs:  # asked for before, while training
-            self._scores = self._recorded.score(self.cutoff_epoch)
+            self._scores = self._recorded.score(self._cutoff)
         return self._scores
 
     @property
@@ -195,9 +191,9 @@ class CLDCallback(Callback):
         self._last_epoch = trainer.max_epochs if trainer.max_epochs != -1 else None
         if self._last_epoch is None:
             return
-        _check_plan(self._last_epoch, self.every_n_epochs, f"max_epochs={self._last_epoch}")
-        if self.cutoff_epoch is not None and self.cutoff_epoch > self._last_epoch:
-            raise ValueError(f"cutoff_epoch={self.cutoff_epoch} is never reached with max_epochs={self._last_epoch}.")
+        check_plan(self._last_epoch, self.every_n_epochs, f"max_epochs={self._last_epoch}")
+        if self._cutoff is not None and self._cutoff > self._last_epoch:
+            raise ValueError(f"cutoff_epoch={self._cutoff} is never reached with max_epochs={self._last_epoch}.")
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -205,7 +201,7 @@ class CLDCallback(Callback):
             rank_zero_info("CLD: fast_dev_run has too few epochs for scores, so nothing is logged.")
             return
         if trainer.max_epochs == -1:
-            _check_max_steps(trainer, pl_module, self.every_n_epochs, self.cutoff_epoch)
+            check_max_steps(trainer, pl_module, self.every_n_epochs, self._cutoff)
         self._recorder.start(trainer, pl_module)
         with agreed(trainer, "Making dirpath"):
             if self.dirpath is not None:  # found out now if it can't be
@@ -223,6 +219,7 @@ class CLDCallback(Callback):
             # and failed then is no such case: the weights may be of any later step by now.
             self._swept = epoch
             self._recorder.record(trainer, pl_module, epoch)
+        self._look_whether_settled(trainer)
         if self.stop_at_cutoff and self._is_past_cutoff(epoch):
             trainer.should_stop = True
 
@@ -236,6 +233,7 @@ class CLDCallback(Callback):
             self._recorder.record(trainer, pl_module, epoch)
         except Exception as error:  # noqa: BLE001  # watching must not end a training that runs
             rank_zero_warn(f"CLD: the losses after {epoch} epochs could not be logged: {error}")
+        self._look_whether_settled(trainer)
         if self._is_past_cutoff(epoch):
             self._finish(trainer, pl_module)
             if self.stop_at_cutoff:
@@ -269,6 +267,7 @@ class CLDCallback(Callback):
             "every_n_epochs": self.every_n_epochs,
             "cutoff_epoch": self.cutoff_epoch,
             "history": self.history,
+            "settled": self._settled,
             "swept": self._swept,
             "sweep_seconds": self._recorder.seconds,
             "trajectories": None if recorded is None else recorded.state_dict(),
@@ -296,18 +295,38 @@ class CLDCallback(Callback):
         self._recorder.history = None if recorded is None else kind.from_state_dict(recorded)
         self._recorder.seconds = state_dict["sweep_seconds"]
         self._swept = state_dict["swept"]
+        self._settled = state_dict["settled"]
 
     def _forget(self) -> None:
         self._recorder.forget()
         self._swept = 0
+        self._settling, self._settled = Settling(), None
+
+    @property
+    def _cutoff(self) -> int | None:
+        """The epoch after which nothing is logged, as far as it is known."""
+        return self._settled if isinstance(self.cutoff_epoch, str) else self.cutoff_epoch
+
+    def _look_whether_settled(self, trainer: Trainer) -> None:
+        """Lets rank 0 decide for all whether the coreset has settled."""
+        history = self._recorder.history
+        if self.cutoff_epoch != "auto" or self._settled is not None or not isinstance(history, LossTrajectories):
+            return
+        epoch = None
+        if trainer.is_global_zero:
+            try:
+                epoch = self._settling.epoch(history)
+            except Exception as error:  # noqa: BLE001  # the other ranks wait, and training goes on without
+                rank_zero_warn(f"CLD: whether the coreset has settled could not be found out: {error}")
+        self._settled = trainer.strategy.broadcast(epoch)
 
     def _is_due(self, epoch: int) -> bool:
         """Whether the timeline has a checkpoint after `epoch` completed epochs."""
-        last = self.cutoff_epoch or self._last_epoch
+        last = self._cutoff or self._last_epoch
         return epoch % self.every_n_epochs == 0 and (last is None or epoch <= last)
 
     def _is_past_cutoff(self, epoch: int) -> bool:
-        return self.cutoff_epoch is not None and epoch >= self.cutoff_epoch
+        return self._cutoff is not None and epoch >= self._cutoff
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores, saves and says so, on rank 0, while the other ranks wait."""
@@ -349,6 +368,8 @@ class CLDCallback(Callback):
             sweep_seconds=round(self._recorder.seconds, 3),
             run=self._run,
         )
+        if self.cutoff_epoch == "auto":
+            recorded.metadata["settled_epoch"] = self._settled
         if isinstance(recorded, RunningHistory):
             return None
         path = self._file(f"{self.filename.removesuffix('-scores')}-trajectories")
@@ -372,30 +393,3 @@ def _is_untrained(trainer: Trainer) -> bool:
     `global_step` alone does not tell: with manual optimization it may stay 0.
     """
     return trainer.global_step == 0 and trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
-
-
-def _check_max_steps(
-    trainer: Trainer, pl_module: LightningModule, every_n_epochs: int, cutoff_epoch: int | None
-) -> None:
-    """Raises if `max_steps` ends training too early, where it is known how many steps an epoch takes."""
-    scheduled = any(
-        isinstance(callback, GradientAccumulationScheduler) for callback in getattr(trainer, "callbacks", [])
-    )
-    batches = trainer.num_training_batches
-    if trainer.max_steps < 0 or scheduled or not pl_module.automatic_optimization or math.isinf(batches):
-        return
-    epochs = math.ceil(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches))
-    what = f"max_steps={trainer.max_steps} ends training in epoch {epochs}, which"
-    _check_plan(epochs, every_n_epochs, what)
-    if cutoff_epoch is not None and cutoff_epoch > epochs:
-        raise ValueError(f"cutoff_epoch={cutoff_epoch} is never reached: max_steps={trainer.max_steps} ends before.")
-
-
-def _check_plan(epochs: int, every_n_epochs: int, what: str) -> None:
-    """Raises unless `epochs` epochs give the checkpoints that a score needs."""
-    checkpoints = 1 + epochs // every_n_epochs
-    if checkpoints < MIN_CHECKPOINTS:
-        raise ValueError(
-            f"{what} with every_n_epochs={every_n_epochs} gives {checkpoints} checkpoints (theta_0 included), and CLD "
-            f"needs at least {MIN_CHECKPOINTS}. Train longer, or log more often."
-        )

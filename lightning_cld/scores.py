@@ -36,7 +36,8 @@ class CLDScores:
         fingerprint: The dataset's identity; None takes the length and the classes for it.
         uncertainty: Aleatoric uncertainty, `[N]`, which `select(rule="draw")` weights by; None where it is not known.
         metadata: Plain JSON values. From a run they hold `versions`, the date `created`, the `model`'s class name, the
-            callback's settings, `sweep_seconds` spent on logging, and `reference_sizes`, validation samples by class.
+            callback's settings (with the `settled_epoch` for a cutoff of "auto"), `sweep_seconds` spent on logging, and
+            `reference_sizes`, validation samples by class.
 
     Raises:
         TypeError: If `values` or `classes` have the wrong type.
@@ -218,6 +219,9 @@ class CLDScores:
             lines.append("scores       " + "  ".join(f"{n} {q:+.3f}" for n, q in zip(names, quantiles, strict=True)))
             negative = int((scored < 0).sum())
             lines.append(f"negative     {negative:,} ({negative / len(scored):.1%})")
+        if self.metadata.get("cutoff_epoch") == "auto":
+            settled = self.metadata.get("settled_epoch")
+            lines.append(f"settled      {'no, scored at the end' if settled is None else f'after {settled} epochs'}")
         references = self.metadata.get("reference_sizes")
         if isinstance(references, Mapping) and references:
             thin = [f"{c} ({n})" for c, n in references.items() if n < THIN_REFERENCE]

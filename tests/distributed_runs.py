@@ -326,6 +326,8 @@ class Runs:
         self.watched("with-step", model=ModelWithStep)
         self.watched("with-column", model=ModelWithColumn)
         self.watched("running", watching={"history": "running"})
+        plan = {"cutoff_epoch": "auto", "stop_at_cutoff": True}
+        self.watched("settled", watching=plan, max_epochs=20)
 
     def shared_place(self) -> None:
         self.fit("shared-place", Data(49, 11), model=ModelWithOneForAll, cld=CLDCallback(dirpath=self.root))

@@ -483,6 +483,85 @@ def test_an_exception_in_a_run_with_a_running_history_is_not_hidden(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+# A cutoff that finds itself
+
+
+class Slow(Classifier):
+    """Its coreset changes for as long as these tests train it; that of a `Classifier` settles at once."""
+
+    def __init__(self):
+        super().__init__(lr=0.01)
+
+
+def test_a_coreset_that_has_settled_is_scored_there(tmp_path):
+    whole, auto = CLDCallback(), CLDCallback(cutoff_epoch="auto", dirpath=tmp_path)
+    fit(tmp_path, whole, max_epochs=12)
+    trainer, _ = fit(tmp_path, auto, max_epochs=12)
+    settled = settled_oracle(whole.trajectories)
+    assert 8 <= settled < 12
+    assert trainer.current_epoch == 12
+    assert auto.trajectories.epochs == auto.scores.epochs == list(range(settled + 1))
+    assert torch.equal(auto.scores.values, whole.trajectories.score(settled).values)
+    saved = CLDScores.load(tmp_path / "cld-scores.npz")
+    assert torch.equal(saved.values, auto.scores.values)
+    assert (saved.metadata["cutoff_epoch"], saved.metadata["settled_epoch"]) == ("auto", settled)
+    assert f"settled      after {settled} epochs" in saved.summary()
+
+
+def settled_oracle(trajectories):
+    """The epoch at which the tenth has had 85 % in common with that at half the epochs for the third time."""
+    chosen = {epoch: set(trajectories.score(epoch).select(fraction=0.1).tolist()) for epoch in range(3, 13)}
+    agrees = [len(chosen[e] & chosen[e // 2]) >= 0.85 * len(chosen[e]) for e in range(6, 13)]
+    return next((e + 8 for e in range(5) if all(agrees[e : e + 3])), None)
+
+
+def test_training_can_stop_where_the_coreset_has_settled(tmp_path):
+    cld = CLDCallback(cutoff_epoch="auto", stop_at_cutoff=True, dirpath=tmp_path)
+    trainer, _ = fit(tmp_path, cld, max_epochs=12)
+    assert trainer.current_epoch == cld.scores.metadata["settled_epoch"] == cld.scores.epochs[-1] < 12
+
+
+def test_a_coreset_that_does_not_settle_is_scored_at_the_end(tmp_path):
+    whole, auto = CLDCallback(), CLDCallback(cutoff_epoch="auto", stop_at_cutoff=True, dirpath=tmp_path)
+    fit(tmp_path, whole, Slow, max_epochs=12)
+    trainer, _ = fit(tmp_path, auto, Slow, max_epochs=12)
+    assert settled_oracle(whole.trajectories) is None
+    assert trainer.current_epoch == 12
+    assert torch.equal(auto.scores.values, whole.scores.values)
+    saved = CLDScores.load(tmp_path / "cld-scores.npz")
+    assert (saved.metadata["cutoff_epoch"], saved.metadata["settled_epoch"]) == ("auto", None)
+    assert "settled      no, scored at the end" in saved.summary()
+
+
+def test_scores_of_other_cutoffs_say_nothing_of_settling(tmp_path):
+    cld = CLDCallback(cutoff_epoch=4, dirpath=tmp_path)
+    fit(tmp_path, cld, max_epochs=5)
+    assert "settled_epoch" not in cld.scores.metadata
+    assert "settled" not in cld.scores.summary()
+
+
+def test_another_fit_settles_for_itself(tmp_path):
+    cld = CLDCallback(cutoff_epoch="auto", dirpath=tmp_path)
+    fit(tmp_path, cld, max_epochs=12)
+    settled = cld.scores.epochs[-1]
+    assert settled < 12
+    fit(tmp_path, cld, Slow, max_epochs=12)
+    assert cld.scores.epochs[-1] == 12
+    fit(tmp_path, cld, max_epochs=12)
+    assert cld.scores.epochs[-1] == settled
+
+
+def test_a_coreset_that_cannot_be_compared_does_not_end_training(tmp_path, monkeypatch):
+    def fail(*arguments, **keywords):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr("lightning_cld.settling.select_top", fail)
+    cld = CLDCallback(cutoff_epoch="auto", dirpath=tmp_path)
+    with pytest.warns(UserWarning, match="whether the coreset has settled could not be found out: no memory"):
+        fit(tmp_path, cld, max_epochs=10)
+    assert cld.scores.epochs == list(range(11))
+
+
 # Files and messages
 
 
@@ -585,7 +664,9 @@ def test_checkpoint_of_a_run_without_the_callback_gives_no_theta_0(tmp_path):
     assert cld.trajectories.epochs == [3, 4, 5, 6, 7]
 
 
-@pytest.mark.parametrize("other", [{"every_n_epochs": 2}, {"cutoff_epoch": 5}, {"history": "running"}])
+@pytest.mark.parametrize(
+    "other", [{"every_n_epochs": 2}, {"cutoff_epoch": 5}, {"cutoff_epoch": "auto"}, {"history": "running"}]
+)
 def test_resume_with_another_timeline_is_refused(tmp_path, other):
     trainer, _ = fit(tmp_path, CLDCallback(), max_epochs=3)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
@@ -844,6 +925,9 @@ def test_a_train_set_that_changes_its_order_is_noticed(tmp_path):
         ({"cutoff_epoch": 2}, ValueError, "cutoff_epoch=2 .* gives 3 checkpoints"),
         ({"cutoff_epoch": 10, "every_n_epochs": 3}, ValueError, "multiple of every_n_epochs=3"),
         ({"cutoff_epoch": 0}, ValueError, "cutoff_epoch must be at least 1"),
+        ({"cutoff_epoch": "soon"}, ValueError, "cutoff_epoch must be a number of epochs, 'auto' or None, got 'soon'"),
+        ({"cutoff_epoch": "4"}, ValueError, "got '4'"),
+        ({"cutoff_epoch": "auto", "history": "running"}, ValueError, "history='running' does not keep.*history='full'"),
         ({"cutoff_epoch": 4.5}, TypeError, "cutoff_epoch must be a whole number"),
         ({"every_n_epochs": 0}, ValueError, "every_n_epochs must be at least 1"),
         ({"batch_size": -1}, ValueError, "batch_size must be at least 1"),

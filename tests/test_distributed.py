@@ -199,6 +199,16 @@ def test_a_running_history_is_the_same_on_every_rank_and_gives_the_scores_of_a_f
     torch.testing.assert_close(running.values, full.values, rtol=0, atol=1e-5)
 
 
+def test_all_ranks_stop_where_the_coreset_has_settled(ranks):
+    scores = CLDScores.load(ranks.root / "settled" / "cld-scores.npz")
+    settled = scores.metadata["settled_epoch"]
+    assert settled < 20
+    assert scores.epochs == list(range(settled + 1))
+    for end in ranks.ends("settled"):
+        assert end["rows"]["epochs"] == scores.epochs
+        assert max(end["weights"]) == settled
+
+
 @pytest.mark.parametrize(("samples", "references"), SIZES)
 def test_a_sweep_reads_each_sample_once_but_for_padding(ranks, samples, references):
     ends = ranks.ends(f"sizes-{samples}")

@@ -287,6 +287,23 @@ def test_resuming_at_the_cutoff_where_training_stops_takes_no_step(tmp_path, sav
     assert_resumed(LossTrajectories.load(tmp_path / "again" / "cld-trajectories.npz"), whole.trajectories)
 
 
+@pytest.mark.parametrize("saver", [EPOCH_END, VALIDATION_END, LAST_BATCH], ids=str)
+@pytest.mark.parametrize("stop", [False, True])
+def test_a_coreset_settles_where_it_would_have_without_the_interruption(tmp_path, saver, stop):
+    plan = {"cutoff_epoch": "auto", "stop_at_cutoff": stop}
+    whole = CLDCallback(**plan)
+    run(tmp_path, whole, checkpoints(tmp_path, **saver), max_epochs=10)
+    assert whole.scores.epochs == list(range(9))
+    for path in by_step(tmp_path).values():
+        resumed = CLDCallback(dirpath=tmp_path / "again", **plan)
+        trainer, _ = run(tmp_path, resumed, ckpt_path=path, max_epochs=10)
+        assert_resumed(resumed.trajectories, whole.trajectories)
+        assert trainer.current_epoch == (8 if stop else 10)
+        saved = CLDScores.load(tmp_path / "again" / "cld-scores.npz")
+        assert torch.equal(saved.values, whole.scores.values)
+        assert saved.metadata["settled_epoch"] == 8
+
+
 def test_resuming_past_the_cutoff_with_stop_at_cutoff_takes_no_step(tmp_path):
     # The run that was interrupted went on after the cutoff.
     run(tmp_path, CLDCallback(cutoff_epoch=4), checkpoints(tmp_path, **EPOCH_END), max_epochs=8)

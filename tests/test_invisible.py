@@ -181,7 +181,7 @@ def test_training_is_the_same_bit_for_bit(tmp_path, way):
 
 
 @pytest.mark.parametrize("way", ["dropout and batchnorm", "dataset that draws"])
-@pytest.mark.parametrize("watching", [{"history": "running"}], ids=str)
+@pytest.mark.parametrize("watching", [{"history": "running"}, {"cutoff_epoch": "auto"}], ids=str)
 @pytest.mark.filterwarnings("ignore")
 def test_training_is_the_same_however_it_is_watched(tmp_path, way, watching):
     assert_same(train(tmp_path, way, watch=False), train(tmp_path, way, watch=True, **watching), way)
