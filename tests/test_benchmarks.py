@@ -22,11 +22,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "benchmarks"))
 import _grid
 import _runs
+import accuracy
+import early
 import grid_runs
+import label_noise
+import path as curves
+import report
+import transfer
+import validation
 from _common import Images, flip_labels, load
 
 # The grid, its cells in threads: starting processes takes long
@@ -431,7 +440,7 @@ def test_the_pool_and_the_test_set_of_digits_are_disjoint():
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_proxy_is_trained_once_and_anew_where_it_was_not_finished(tmp_path, monkeypatch):
-    places, write_text = _runs.Places(Path("nowhere"), tmp_path), Path.write_text
+    setup, write_text = _runs.Settings(Path("nowhere"), tmp_path, 40), Path.write_text
 
     def cut_short(path, text, **options):
         write_text(path, text[:5], **options)
@@ -440,15 +449,116 @@ def test_a_proxy_is_trained_once_and_anew_where_it_was_not_finished(tmp_path, mo
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_text", cut_short)
         with pytest.raises(OSError, match="disk full"):
-            _runs.run_proxy(CASE, places)
-    proxy = _runs.run_proxy(CASE, places)
+            _runs.run_proxy(CASE, setup)
+    proxy = _runs.run_proxy(CASE, setup)
     assert proxy.trajectories.epochs == [0, 1, 2, 3]
     assert 0 < proxy.sweep_seconds < proxy.fit_seconds
     assert proxy.epochs_paid == pytest.approx(3 * proxy.fit_seconds / (proxy.fit_seconds - proxy.sweep_seconds))
 
     _runs._read_proxy.cache_clear()
     monkeypatch.setattr(_runs, "Classifier", None)
-    again = _runs.run_proxy(CASE, places)
+    again = _runs.run_proxy(CASE, setup)
     assert torch.equal(again.trajectories.train_losses, proxy.trajectories.train_losses)
     (done,) = tmp_path.glob("*/proxy.json")
     assert json.loads(done.read_text()) == {"fit_seconds": proxy.fit_seconds, "sweep_seconds": proxy.sweep_seconds}
+
+
+# The scripts
+
+
+TINY = ["--dataset", "digits", "--seeds", "1", "--epochs", "9", "--steps", "40"]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "rows"),
+    [
+        (accuracy, ["--noise", "0.2", "--fractions", "0.5", "--methods", "random", "CLD, drawn"], 3),
+        (accuracy, ["--noise", "0", "--fractions", "0.5", "--methods", "CLD", "--budget", "epochs"], 2),
+        (early, ["--noise", "0"], 4),
+        (label_noise, ["--noise", "0.2"], 4),
+        (validation, ["--noise", "0"], 9),
+        (curves, ["--noise", "0"], 6),
+        (transfer, ["--noise", "0", "--fractions", "0.5", "--targets", "cnn8"], 3),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_every_script_runs_and_prints_its_table(tmp_path, capsys, script, arguments, rows):
+    results = tmp_path / "out.csv"
+    figure = ["--figure", str(tmp_path / "path.png")] if script is curves else []
+    script.main([*TINY, *arguments, "--csv", str(results), "--work", str(tmp_path / "work"), *figure])
+    assert len(_grid.read_rows(results)) == rows
+    printed = capsys.readouterr().out
+    assert "| --- |" in printed
+    assert "nan" not in printed
+    for name in [line.removeprefix("Figure: ") for line in printed.splitlines() if line.startswith("Figure: ")]:
+        assert Path(name).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("shift", [-30.0, 0.0, 30.0])
+def test_detectors_are_judged_by_their_order_alone(shift):
+    generator = np.random.default_rng(0)
+    wrong = generator.random(500) < 0.3
+    values = generator.normal(size=500) + wrong + shift
+    auroc, precision = label_noise.judge(torch.tensor(values), torch.tensor(wrong))
+    assert auroc == pytest.approx(roc_auc_score(wrong, values), abs=1e-6)
+    assert precision == pytest.approx(wrong[np.argsort(-values)[: wrong.sum()]].mean(), abs=1e-6)
+
+
+def test_images_in_folders_are_read_in_the_order_of_their_classes(tmp_path):
+    colours = {"cat": (200, 10, 10), "dog": (10, 10, 200)}
+    for part, count in (("train", 3), ("test", 2)):
+        for name, colour in colours.items():
+            (tmp_path / part / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (20 + number, 30), colour).save(tmp_path / part / name / f"{number}.png")
+    pool, test = load("folder", tmp_path)
+    assert pool.targets.tolist() == [0, 0, 0, 1, 1, 1]
+    assert test.targets.tolist() == [0, 0, 1, 1]
+    assert (pool.images.dtype, pool.images.shape[1:]) == (torch.uint8, (3, 64, 64))
+    assert [tuple(image[:, 5, 5].tolist()) for image in pool.images[[0, 5]]] == list(colours.values())
+
+
+def test_missing_folders_are_named(tmp_path):
+    with pytest.raises(SystemExit, match="ROOT/train/CLASS/ and ROOT/test/CLASS/"):
+        load("folder", tmp_path)
+
+
+# What is published
+
+
+@pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.name)
+def test_published_tables_are_those_of_the_csvs(page):
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<!-- table: ") == text.count("<!-- end of table -->") > 0
+    assert report.render(text) == text
+
+
+def test_making_tables_anew_leaves_the_text_between_them(monkeypatch):
+    monkeypatch.setattr(report, "TABLES", {"a": lambda: "| 1 |", "b": lambda: "| 2 |"})
+    empty, old = "<!-- table: a -->\n<!-- end of table -->", "<!-- table: b -->\n| 0 |\n<!-- end of table -->"
+    text = report.render(f"before\n\n{empty}\n\nbetween\n\n{old}\n\nafter\n")
+    assert text.split("\n\n") == [
+        "before",
+        "<!-- table: a -->\n| 1 |\n<!-- end of table -->",
+        "between",
+        "<!-- table: b -->\n| 2 |\n<!-- end of table -->",
+        "after\n",
+    ]
+    assert report.render(text) == text
+
+
+def test_a_published_mean_is_that_of_its_rows():
+    with (report.RESULTS / "fashion_mnist.csv").open(newline="", encoding="utf-8") as file:
+        values = [
+            float(row["accuracy"])
+            for row in csv.DictReader(file)
+            if (row["noise"], row["fraction"], row["method"]) == ("0.2", "0.1", "random")
+        ]
+    assert len(values) == 3
+    shown = f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}"
+    line = next(
+        line
+        for line in accuracy.table(_grid.read_rows(report.RESULTS / "fashion_mnist.csv"), "0.2", "steps").splitlines()
+        if "| random |" in line
+    )
+    assert shown in line

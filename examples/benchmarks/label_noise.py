@@ -33,6 +33,15 @@ DETECTORS: dict[str, Callable[[LossTrajectories], Tensor]] = {
 }
 
 
+def judge(values: Tensor, wrong: Tensor) -> tuple[float, float]:
+    """AUROC of the values, and precision among as many of the highest as there are wrong labels."""
+    # Ranks, since torchmetrics takes predictions for probabilities: it counts none that is not positive as retrieved,
+    # and squashes those outside of [0, 1]. An unscored sample, NaN, is the most suspect.
+    ranks = (values.argsort().argsort() + 1) / len(values)
+    precision = retrieval_precision(ranks, wrong, top_k=int(wrong.sum()))
+    return float(binary_auroc(ranks, wrong.int())), float(precision)
+
+
 def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Tries every detector on one proxy's losses."""
     case = Case.of(cell)
@@ -40,10 +49,9 @@ def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
     _, wrong = make_splits(case, settings.root)
     result: dict[str, Any] = {}
     for name, detector in DETECTORS.items():
-        values = detector(losses).nan_to_num(nan=float("inf"))  # an unscored sample is suspect
-        result[f"{name}: AUROC"] = round(float(binary_auroc(values, wrong.int())), 4)
-        precision = retrieval_precision(values, wrong, top_k=int(wrong.sum()))
-        result[f"{name}: precision"] = round(float(precision), 4)
+        auroc, precision = judge(detector(losses), wrong)
+        result[f"{name}: AUROC"] = round(auroc, 4)
+        result[f"{name}: precision"] = round(precision, 4)
     suspects = losses.score().suspects()
     result["suspects: share"] = round(len(suspects) / len(wrong), 4)
     result["suspects: precision"] = round(float(wrong[suspects].float().mean()), 4)
@@ -51,7 +59,7 @@ def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
     return result
 
 
-def table(rows: Iterable[Row]) -> str:
+def table(rows: Iterable[Row], detectors: Sequence[str] = tuple(DETECTORS)) -> str:
     """Mean ± spread over the seeds."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -60,14 +68,14 @@ def table(rows: Iterable[Row]) -> str:
     for (kind, noise, val_noise), group in groups.items():
         validation = "as noisy" if float(val_noise) else "clean"
         line = [f"{float(noise):.0%} {kind}", validation]
-        for name in DETECTORS:
+        for name in detectors:
             aurocs, precisions = ([float(row[f"{name}: {what}"]) for row in group] for what in ("AUROC", "precision"))
             line.append(f"{_shown(aurocs)} / {_shown(precisions)}")
         found = [
             _shown([float(row[f"suspects: {what}"]) for row in group]) for what in ("share", "precision", "recall")
         ]
         body.append([*line, " / ".join(found)])
-    head = ["wrong labels", "validation", *DETECTORS, "suspects: share / precision / recall"]
+    head = ["wrong labels", "validation", *detectors, "suspects: share / precision / recall"]
     return markdown(head, body)
 
 

@@ -108,6 +108,8 @@ def draw(rows: Sequence[Row], path: Any) -> None:
         axis.set_xlabel("steps")
         axis.set_ylabel("validation loss")
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
         axis.grid(alpha=0.25)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
@@ -124,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cells = [
         proxy_cell(args, seed=seed, noise=noise, method=method)
         for seed, noise in itertools.product(range(args.seeds), args.noise)
-        for method in (EVERYTHING, ANOTHER_ORDER, "CLD", "random", "lowest CLD")
+        for method in (EVERYTHING, ANOTHER_ORDER, "CLD", "CLD, drawn", "random", "lowest CLD")
     ]
     rows = run_cells(args.csv, cells, partial(run_cell, settings=settings), jobs=args.jobs)
     print(f"\n{args.dataset}, {args.network}, {args.seeds} seed(s), {FRACTION:.0%} kept, equal steps\n")
