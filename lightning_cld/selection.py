@@ -141,9 +141,10 @@ def select_drawn(
     generator = torch.Generator().manual_seed(operator.index(seed))
     draw = torch.rand(len(values), generator=generator, dtype=torch.float64)
     # The largest of log(weight) plus Gumbel noise are a draw by weight without replacement (Yellott, J. Math. Psychol.
-    # 1977). Both are far from the thousand that puts the samples which are not drawn behind.
+    # 1977). Both are far from the thousand that puts the samples which are not drawn behind, in the order of scores.
     keys = weights.log() - (-draw.log()).log()
-    priorities = torch.where(weights > 0, keys, values.clamp(-1, 1) - 1000.0)
+    behind = -1000.0 - torch.argsort(torch.argsort(-values, stable=True)).double()
+    priorities = torch.where(weights > 0, keys, behind).where(~values.isnan(), torch.nan)
     drawn = select_top(priorities, classes, fraction=fraction, size=size, per_class=per_class)
     return drawn.to(scores.device)
 
