@@ -1,0 +1,119 @@
+"""How fast are scores computed, and in how much memory? `cld_scores` against per-class numpy on the CPU.
+
+    python examples/benchmarks/scoring.py
+    python examples/benchmarks/scoring.py --samples 10000 100000 1000000 --repeats 5
+
+The losses are drawn at random: only their number matters. Both take turns, each time is the median, and the ratio is
+the median of the paired ratios. The extra memory is the process's peak during one call over what it held before, as a
+share of the train losses (Linux only). Nothing else should run meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _grid import markdown
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_cld import cld_scores
+
+
+def per_class_numpy(
+    train_losses: np.ndarray, val_losses: np.ndarray, train_classes: np.ndarray, val_classes: np.ndarray
+) -> np.ndarray:
+    """The definition of CLD, class after class, vectorised over the samples of each."""
+    scores = np.empty(train_losses.shape[1])
+    for label in np.unique(train_classes):
+        members = np.flatnonzero(train_classes == label)
+        reference = np.diff(val_losses[:, val_classes == label].mean(axis=1, dtype=np.float64))
+        difference = np.diff(train_losses[:, members].astype(np.float64), axis=0)
+        reference = reference - reference.mean()
+        difference = difference - difference.mean(axis=0)
+        norms = np.linalg.norm(difference, axis=0) * np.linalg.norm(reference)
+        scores[members] = reference @ difference / norms
+    return scores
+
+
+def make_losses(samples: int, checkpoints: int, classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Train and validation losses, with 50 validation samples a class, and the classes of both."""
+    generator = torch.Generator().manual_seed(0)
+    train_losses = torch.rand(checkpoints, samples, generator=generator)
+    val_losses = torch.rand(checkpoints, 50 * classes, generator=generator)
+    train_classes = torch.randint(classes, (samples,), generator=generator)
+    return train_losses, val_losses, train_classes, torch.arange(50 * classes) % classes
+
+
+def seconds_of(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def extra_memory(call: Callable[[], Any]) -> float | None:
+    """Bytes that the process held at its peak during the call beyond those before; None where that can't be asked."""
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not reset.exists():
+        return None
+    reset.write_text("5", encoding="ascii")  # the peak counts from here
+    before = _kibibytes(status, "VmRSS")
+    call()
+    return 1024.0 * (_kibibytes(status, "VmHWM") - before)
+
+
+def _kibibytes(status: Path, name: str) -> int:
+    lines = status.read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def measure(samples: int, checkpoints: int, classes: int, repeats: int) -> list[str]:
+    """One line of the table."""
+    losses = make_losses(samples, checkpoints, classes)
+    arrays = [tensor.numpy() for tensor in losses]
+    ours, theirs = cld_scores(*losses).numpy(), per_class_numpy(*arrays)
+    apart = float(np.abs(ours - theirs).max())
+    pairs = [
+        (seconds_of(lambda: cld_scores(*losses)), seconds_of(lambda: per_class_numpy(*arrays)))
+        for _ in tqdm(range(repeats), desc=f"{samples:,} samples")
+    ]
+    memory = extra_memory(lambda: cld_scores(*losses))
+    size = losses[0].numel() * losses[0].element_size()
+    return [
+        f"{samples:,} x {checkpoints} x {classes:,}",
+        f"{statistics.median(own for own, _ in pairs):.3f}",
+        f"{statistics.median(other for _, other in pairs):.3f}",
+        f"{statistics.median(other / own for own, other in pairs):.2f}",
+        "" if memory is None else f"{memory / size:.1%}",
+        f"{apart:.0e}",
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Time and memory of cld_scores against per-class numpy.")
+    add, known = parser.add_argument, "(default: %(default)s)"
+    add("--samples", type=int, nargs="+", default=[10_000, 100_000, 1_281_167], help=f"numbers of samples {known}")
+    add("--checkpoints", type=int, default=91, help=known)
+    add("--classes", type=int, default=1_000, help=known)
+    add("--repeats", type=int, default=5, help=f"pairs of calls {known}")
+    args = parser.parse_args(argv)
+    lines = [measure(samples, args.checkpoints, args.classes, args.repeats) for samples in args.samples]
+    head = [
+        "samples x checkpoints x classes",
+        "cld_scores, s",
+        "numpy, s",
+        "numpy / cld_scores",
+        "extra memory",
+        "apart",
+    ]
+    print(markdown(head, lines))
+
+
+if __name__ == "__main__":
+    main()
