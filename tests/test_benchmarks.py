@@ -34,6 +34,7 @@ import grid_runs
 import label_noise
 import path as curves
 import report
+import scoring
 import transfer
 import validation
 from _common import Images, flip_labels, load
@@ -562,3 +563,10 @@ def test_a_published_mean_is_that_of_its_rows():
         if "| random |" in line
     )
     assert shown in line
+
+
+def test_scoring_compares_two_ways_that_agree(capsys):
+    scoring.main(["--samples", "300", "--checkpoints", "6", "--classes", "3", "--repeats", "1"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith("| 300 x 6 x 3 |")
+    assert float(line.split("|")[-2]) < 1e-6
