@@ -236,6 +236,7 @@ class CLDCallback(Callback):
         self._look_whether_settled(trainer)
         if self._is_past_cutoff(epoch):
             self._finish(trainer, pl_module)
+            self._recorder.release()  # of the sweeps' workers too, though training may go on
             if self.stop_at_cutoff:
                 trainer.should_stop = True
 

@@ -138,7 +138,10 @@ def trajectories_from_checkpoints(
             recorder.record(trainer, module, epoch)
 
     with preserved_module(model):
-        _instead_of_training(sweep, trainer, model, last_epoch=max(files), **data)
+        try:
+            _instead_of_training(sweep, trainer, model, last_epoch=max(files), **data)
+        finally:
+            recorder.release()
     trajectories = recorder.history
     if not isinstance(trajectories, LossTrajectories):
         raise RuntimeError("The Trainer did not get as far as to training. Does model.on_fit_start end the process?")
