@@ -108,7 +108,6 @@ def trajectories_from_checkpoints(
         val_dataloader=val_dataloader,
         batch_size=batch_size,
         buffer_device=buffer_device,
-        running=False,
     )
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a LightningModule, got {model!r}.")
