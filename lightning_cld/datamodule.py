@@ -90,7 +90,8 @@ class CoresetDataModule(LightningDataModule):
     ) -> None:
         if not isinstance(datamodule, LightningDataModule):
             raise TypeError(
-                f"datamodule must be a LightningDataModule, got {type(datamodule).__name__}. For plain datasets use "
+                f"datamodule must be a LightningDataModule of lightning.pytorch, got {type(datamodule).__name__}. For "
+                "plain datasets, or with the package pytorch_lightning (whose Trainer refuses this one), use "
                 "torch.utils.data.Subset(train_set, scores.select(fraction=...))."
             )
         if not is_overridden("train_dataloader", datamodule):
