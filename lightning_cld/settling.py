@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from lightning_cld.diagnostics import OVERLAP, best_tenth, half_of, overlap
 from lightning_cld.history import RunningHistory
-from lightning_cld.scores import OUTSIDE
-from lightning_cld.selection import select_top
 from lightning_cld.trajectories import LossTrajectories
 
-SHARE = 0.1
-"""The share of the train set that the compared coresets keep. Small coresets change most, so that larger ones that
-are chosen afterwards have settled too."""
-
-OVERLAP = 0.85
-"""The share of its samples that a coreset must have in common with that at half the epochs. With it, the coreset of
-scikit-learn's digits (30 epochs, five seeds) settled after 12 to 16 epochs, on one that had at least 96 % of its
-samples in common with that of all 30. With a fifth of the labels wrong the overlap stayed below 0.75 to the end, as it
-should: the coreset of half the epochs had no more in common with the last."""
-
 PATIENCE = 3
-"""How many checkpoints in a row must have that overlap. Two neighbours may be compared with the same earlier one."""
+"""How many checkpoints in a row must have an overlap of `OVERLAP`. Two may be compared with the same earlier one."""
 
 
 class Settling:
@@ -74,22 +62,14 @@ class Settling:
         if train_row.isnan().all():  # not logged: the scores are still those of the checkpoint before
             return False
         try:
-            chosen = _choose(self._history.values(), trajectories.train_classes)
+            chosen = best_tenth(self._history.values(), trajectories.train_classes).int()  # to take less memory
         except ValueError:  # too few checkpoints yet, or a reference or too many samples that diverged
             return False
         self._chosen[epoch] = chosen
-        earlier = max((other for other in self._chosen if 2 * other <= epoch), default=None)
+        earlier = half_of(self._chosen, epoch)
         if earlier is None:
             return False
         self._chosen = {other: kept for other, kept in self._chosen.items() if other >= earlier}
-        overlap = torch.isin(chosen, self._chosen[earlier]).float().mean()
-        self._agreeing = self._agreeing + 1 if overlap >= OVERLAP else 0
+        settled = overlap(chosen, self._chosen[earlier]) >= OVERLAP
+        self._agreeing = self._agreeing + 1 if settled else 0
         return self._agreeing >= PATIENCE
-
-
-def _choose(values: Tensor, classes: Tensor | None) -> Tensor:
-    """The coreset, sorted positions, int32 to take less memory."""
-    if classes is None:
-        return select_top(values, fraction=SHARE).int()
-    used = torch.nonzero(classes != OUTSIDE).flatten().to(values.device)
-    return used[select_top(values[used], classes.to(values.device)[used], fraction=SHARE)].int()
