@@ -260,8 +260,12 @@ def test_without_a_logger_nothing_is_computed_for_one(tmp_path, monkeypatch):
 
 
 def test_other_ranks_log_nothing():
-    trainer = SimpleNamespace(is_global_zero=False, loggers=[object()])
-    log_scores(trainer, CLDScores([0.5, 0.1], epochs=[0, 1, 2, 3]))
+    logger = Drawing(fails=False)
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=7))
+    for rank_0 in (False, True):
+        trainer = SimpleNamespace(is_global_zero=rank_0, loggers=[logger], fit_loop=loop)
+        log_scores(trainer, CLDScores([0.5, 0.1], epochs=[0, 1, 2, 3]))
+        assert logger.got == rank_0
 
 
 class Alternating(Classifier):
