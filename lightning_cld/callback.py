@@ -17,6 +17,7 @@ from lightning_cld.history import RunningHistory
 from lightning_cld.losses import LossFunction
 from lightning_cld.plan import check_cutoff, check_max_steps, check_plan, check_record
 from lightning_cld.recorder import Recorder
+from lightning_cld.reporting import log_checkpoint, log_scores
 from lightning_cld.scores import CLDScores
 from lightning_cld.selection import check_count
 from lightning_cld.settling import Settling
@@ -219,7 +220,7 @@ class CLDCallback(Callback):
                 self.dirpath.mkdir(parents=True, exist_ok=True)
         epoch = trainer.current_epoch
         if _is_untrained(trainer):
-            self._recorder.record(trainer, pl_module, epoch=0)
+            self._sweep(trainer, pl_module, epoch=0)
         elif self._recorder.history is None:
             rank_zero_warn(
                 f"CLD: training goes on at step {trainer.global_step} without losses logged before, so theta_0 is "
@@ -228,8 +229,7 @@ class CLDCallback(Callback):
         elif self._is_due(epoch) and epoch > self._swept:
             # A checkpoint written in an epoch's last batch resumes behind that epoch's end. A sweep that was tried
             # and failed then is no such case: the weights may be of any later step by now.
-            self._swept = epoch
-            self._recorder.record(trainer, pl_module, epoch)
+            self._sweep(trainer, pl_module, epoch)
         self._look_whether_settled(trainer)
         if self.stop_at_cutoff and self._is_past_cutoff(epoch):
             trainer.should_stop = True
@@ -246,9 +246,8 @@ class CLDCallback(Callback):
         epoch = trainer.current_epoch + 1
         if not self._fitting or not self._is_due(epoch):
             return
-        self._swept = epoch
         try:
-            self._recorder.record(trainer, pl_module, epoch)
+            self._sweep(trainer, pl_module, epoch)
         except Exception as error:  # noqa: BLE001  # watching must not end a training that runs
             rank_zero_warn(f"CLD: the losses after {epoch} epochs could not be logged: {error}")
         self._look_whether_settled(trainer)
@@ -330,6 +329,11 @@ class CLDCallback(Callback):
         """The epoch after which nothing is logged, as far as it is known."""
         return self._settled if isinstance(self.cutoff_epoch, str) else self.cutoff_epoch
 
+    def _sweep(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        self._swept = epoch
+        checkpoint = self._recorder.record(trainer, pl_module, epoch)
+        log_checkpoint(trainer, checkpoint, self._recorded, self._settling)
+
     def _look_whether_settled(self, trainer: Trainer) -> None:
         """Lets rank 0 decide for all whether the coreset has settled."""
         history = self._recorder.history
@@ -377,6 +381,7 @@ class CLDCallback(Callback):
             f"{scores.num_classes} classes from {len(scores.epochs)} checkpoints; sweeps took "
             f"{self._recorder.seconds:.1f} s. Saved to {path}"
         )
+        log_scores(trainer, scores)
 
     def _save_trajectories(self, trainer: Trainer, pl_module: LightningModule) -> Path | None:
         """Notes what made the history and writes its losses; returns the path, or None after a warning or without."""

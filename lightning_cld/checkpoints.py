@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_cld.checkpoint_files import files_by_epoch, read_checkpoint
 from lightning_cld.guards import preserved_module
 from lightning_cld.losses import LossFunction
+from lightning_cld.progress import find_bar, progress
 from lightning_cld.recorder import Recorder
 from lightning_cld.trajectories import LossTrajectories
 
@@ -47,9 +48,9 @@ def trajectories_from_checkpoints(
                     trainer.save_checkpoint("checkpoints/start.ckpt")
 
     The Trainer sets the model and the data up as for `fit`: it calls `setup("fit")`, `configure_optimizers` and
-    `on_fit_start`, but none of its own callbacks or loggers. Afterwards the weights, buffers and modes of `model` are
-    what they were (a copy of them is kept meanwhile), and the Trainer has its callbacks, loggers, progress and
-    optimizers back.
+    `on_fit_start`, but none of its own callbacks or loggers; only its progress bar shows how far the work has come.
+    Afterwards the weights, buffers and modes of `model` are what they were (a copy of them is kept meanwhile), and the
+    Trainer has its callbacks, loggers, progress and optimizers back.
 
     Args:
         trainer: A Trainer for one device, with the precision of the run. The one that trained will do.
@@ -132,9 +133,11 @@ def trajectories_from_checkpoints(
         for path in files.values():
             _check_weights(module, _weights(module, read_checkpoint(path, weights_only)), path)
         recorder.start(trainer, module)
-        for epoch, path in files.items():
-            _restore(trainer, module, read_checkpoint(path, weights_only), epoch)
-            recorder.record(trainer, module, epoch)
+        with progress(trainer, "CLD checkpoints", nested=False) as show:
+            for done, (epoch, path) in enumerate(files.items()):
+                show(done, len(files))
+                _restore(trainer, module, read_checkpoint(path, weights_only), epoch)
+                recorder.record(trainer, module, epoch)
 
     with preserved_module(model):
         try:
@@ -209,7 +212,8 @@ def _instead_of_training(
 
     Lightning has no public call that only sets a model and its data up, on their device and in their precision. So
     `fit` is called, and meanwhile the Trainer has another fit loop, made from the private class of its own, whose
-    `run` does the work. No callback or logger takes part, which would take it for a training.
+    `run` does the work. No callback or logger takes part, which would take it for a training; the progress bar is only
+    set up and torn down.
     """
     own = trainer.fit_loop
     loop = type(own)(trainer, min_epochs=own.min_epochs, max_epochs=own.max_epochs or last_epoch)
@@ -221,9 +225,10 @@ def _instead_of_training(
         work()
 
     loop.run = run  # type: ignore[method-assign]
+    bar = find_bar(trainer)
     meanwhile = {
         "fit_loop": loop,
-        "callbacks": [],
+        "callbacks": [] if bar is None else [bar],
         "loggers": [DummyLogger() for _ in trainer.loggers],
         "num_sanity_val_steps": 0,
         "datamodule": None,  # of an earlier fit

@@ -163,7 +163,7 @@ def _correlate(losses: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     missing = losses.isnan()
     logged = ~(missing[1:] | missing[:-1] | reference.isnan())
     count = logged.sum(dim=0)
-    scores = (_standardised(difference, logged, count) * _standardised(reference, logged, count)).sum(dim=0)
+    scores = (standardised(difference, logged, count) * standardised(reference, logged, count)).sum(dim=0)
     defined = (count >= MIN_CHECKPOINTS - 1) & ~losses.isinf().any(dim=0)
     return scores.clamp(-1.0, 1.0).where(defined, torch.nan), count
 
@@ -175,14 +175,14 @@ def _correlate_complete(losses: Tensor, unit_reference: Tensor) -> Tensor:
 
 
 def _standardised_complete(values: Tensor) -> Tensor:
-    """`_standardised` where every entry was logged."""
+    """`standardised` where every entry was logged."""
     values = values / values.abs().amax(dim=0)
     values -= values.mean(dim=0)
     norm = values.square().sum(dim=0).sqrt()
     return values.div_(norm.where(norm > FLAT * len(values) ** 0.5, torch.nan))
 
 
-def _standardised(values: Tensor, logged: Tensor, count: Tensor) -> Tensor:
+def standardised(values: Tensor, logged: Tensor, count: Tensor) -> Tensor:
     """Columns with mean 0 and norm 1 over their logged entries; NaN columns where the entries do not vary."""
     values = values.where(logged, 0.0)
     values = values / values.abs().amax(dim=0)  # so that squares neither overflow nor vanish

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -23,6 +23,22 @@ from lightning_cld.selection import check_count
 from lightning_cld.sources import find_sweeps
 from lightning_cld.steps import StepLosses, check_indexed
 from lightning_cld.trajectories import LossTrajectories
+
+
+class Checkpoint(NamedTuple):
+    """What a sweep came to.
+
+    Attributes:
+        epoch: Completed epochs.
+        train_loss: Mean of the finite losses; NaN if there is none.
+        val_loss: The same of the validation samples.
+        seconds: How long it took.
+    """
+
+    epoch: int
+    train_loss: float
+    val_loss: float
+    seconds: float
 
 
 class Recorder:
@@ -88,7 +104,7 @@ class Recorder:
         if self.step_losses is not None:
             self.step_losses.start(self.train_sweep.length, module.device)
 
-    def record(self, trainer: Trainer, module: LightningModule, epoch: int) -> None:
+    def record(self, trainer: Trainer, module: LightningModule, epoch: int) -> Checkpoint:
         """Takes the checkpoint after `epoch` completed epochs, from the weights of the moment."""
         started = time.perf_counter()
         if trainer.train_dataloader is not self._found_for:  # reload_dataloaders_every_n_epochs
@@ -135,7 +151,9 @@ class Recorder:
                 f"CLD: validation losses{_classes_at(val_row.isinf(), val_classes)} are not finite after {epoch} "
                 "epochs; checkpoints from here on can't be scored."
             )
-        self.seconds += time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        return Checkpoint(epoch, _mean(train_row), _mean(val_row), seconds)
 
     def leave_holes(self, epoch: int) -> None:
         """Marks due checkpoints up to `epoch` that are missing: no difference spans them."""
@@ -218,6 +236,10 @@ def _check_strategy(trainer: Trainer) -> None:
             f"CLD needs each process to take its own samples, but {name} has {layout['num_replicas']} data "
             f"parallel groups for {trainer.world_size} processes. Use ModelParallelStrategy(tensor_parallel_size=1)."
         )
+
+
+def _mean(losses: Tensor) -> float:
+    return float(losses[losses.isfinite()].mean())
 
 
 def _classes_at(chosen: Tensor, classes: Tensor | None) -> str:

@@ -15,12 +15,10 @@ from lightning_cld.files import read_arrays, write_arrays
 from lightning_cld.fingerprint import Fingerprint
 from lightning_cld.functional import check_classes, is_integer
 from lightning_cld.selection import check_rule, select_drawn, select_top
+from lightning_cld.summary import summarise
 
 OUTSIDE = -1
 """The class of positions that the train loader's sampler never draws: unscored, and counted in no budget."""
-
-THIN_REFERENCE = 10
-"""A class with fewer validation samples than this is reported: the mean of so few losses is mostly noise."""
 
 _KIND = "cld-scores"
 
@@ -36,8 +34,10 @@ class CLDScores:
         fingerprint: The dataset's identity; None takes the length and the classes for it.
         uncertainty: Aleatoric uncertainty, `[N]`, which `select(rule="draw")` weights by; None where it is not known.
         metadata: Plain JSON values. From a run they hold `versions`, the date `created`, the `model`'s class name, the
-            callback's settings (with the `settled_epoch` for a cutoff of "auto"), `sweep_seconds` spent on logging, and
-            `reference_sizes`, validation samples by class.
+            callback's settings (with the `settled_epoch` for a cutoff of "auto"), `sweep_seconds` spent on logging,
+            `reference_sizes`, validation samples by class, and where the losses were kept `reference_reliability`
+            (`lightning_cld.diagnostics.reference_reliability`, by class, None where it is not known) and
+            `half_overlap`, the share of the best tenth that was the same after `half_epoch` epochs.
 
     Raises:
         TypeError: If `values` or `classes` have the wrong type.
@@ -211,36 +211,10 @@ class CLDScores:
             raise ValueError(f"CLDScores.load: {path} has been changed: {error}. Write it again.") from error
 
     def summary(self) -> str:
-        """A readable account: samples, classes, checkpoints, quantiles, unscored samples, thin references."""
-        pool = self.values[self.positions()]
-        scored = pool[~pool.isnan()]
-        lines = [
-            f"samples      {len(pool):,}"
-            + (f" of {len(self):,} (the others are outside the sampler)" if len(pool) < len(self) else ""),
-            f"classes      {self.num_classes}",
-            f"checkpoints  {_describe_epochs(self.epochs)}",
-            f"unscored     {len(pool) - len(scored):,}"
-            + (" (a loss was not finite, not logged or never changed)" if len(scored) < len(pool) else ""),
-        ]
-        if len(scored):
-            quantiles = np.quantile(scored.double().numpy(), [0, 0.1, 0.25, 0.5, 0.75, 0.9, 1])
-            names = ("min", "10 %", "25 %", "median", "75 %", "90 %", "max")
-            lines.append("scores       " + "  ".join(f"{n} {q:+.3f}" for n, q in zip(names, quantiles, strict=True)))
-            negative = int((scored < 0).sum())
-            lines.append(f"negative     {negative:,} ({negative / len(scored):.1%})")
-        if self.metadata.get("cutoff_epoch") == "auto":
-            settled = self.metadata.get("settled_epoch")
-            lines.append(f"settled      {'no, scored at the end' if settled is None else f'after {settled} epochs'}")
-        references = self.metadata.get("reference_sizes")
-        if isinstance(references, Mapping) and references:
-            thin = [f"{c} ({n})" for c, n in references.items() if n < THIN_REFERENCE]
-            shown = ", ".join(thin[:10]) + (f" and {len(thin) - 10} more" if len(thin) > 10 else "")
-            lines.append(
-                f"references   {shown}: classes with fewer than {THIN_REFERENCE} validation samples; hold out more"
-                if thin
-                else f"references   {min(references.values())} or more validation samples a class"
-            )
-        return "\n".join(lines)
+        """A readable account of the scores, which ends by saying whether to trust them; see `lightning_cld.summary`."""
+        pool = self.positions()
+        classes = None if self.classes is None else self.classes[pool]
+        return summarise(self.values[pool], classes, len(self), self.epochs, self.metadata)
 
     def positions(self) -> Tensor:
         """Positions in the train dataset that budgets count, sorted, int64: all, but those outside of the sampler."""
@@ -269,10 +243,3 @@ def typed_array(array: np.ndarray, dtype: type) -> np.ndarray:
     if array.dtype != dtype:
         raise ValueError(f"an array of {array.dtype} where {np.dtype(dtype)} belongs")
     return array
-
-
-def _describe_epochs(epochs: Sequence[int]) -> str:
-    if not epochs:
-        return "unknown"
-    shown = ", ".join(map(str, epochs)) if len(epochs) <= 8 else f"{', '.join(map(str, epochs[:4]))}, ... {epochs[-1]}"
-    return f"{len(epochs)} (after {shown} epochs)"

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-import torch
+from typing import NamedTuple
+
 from torch import Tensor
 
+from lightning_cld.diagnostics import OVERLAP, best_tenth, half_of, overlap
 from lightning_cld.history import RunningHistory
-from lightning_cld.scores import OUTSIDE
-from lightning_cld.selection import select_top
 from lightning_cld.trajectories import LossTrajectories
 
-SHARE = 0.1
-"""The share of the train set that the compared coresets keep. Small coresets change most, so that larger ones that
-are chosen afterwards have settled too."""
-
-OVERLAP = 0.85
-"""The share of its samples that a coreset must have in common with that at half the epochs. With it, the coreset of
-scikit-learn's digits (30 epochs, five seeds) settled after 12 to 16 epochs, on one that had at least 96 % of its
-samples in common with that of all 30. With a fifth of the labels wrong the overlap stayed below 0.75 to the end, as it
-should: the coreset of half the epochs had no more in common with the last."""
-
 PATIENCE = 3
-"""How many checkpoints in a row must have that overlap. Two neighbours may be compared with the same earlier one."""
+"""How many checkpoints in a row must have an overlap of `OVERLAP`. Two may be compared with the same earlier one."""
+
+
+class Overlaps(NamedTuple):
+    """The share of its samples that a checkpoint's coreset has in common with earlier ones; None if there is none.
+
+    Attributes:
+        previous: With that of the checkpoint before.
+        half: With that of the newest checkpoint at no more than half the epochs.
+    """
+
+    previous: float | None
+    half: float | None
 
 
 class Settling:
@@ -31,6 +33,9 @@ class Settling:
     need not. A checkpoint is scored once, from running moments, at a cost that does not grow with the epochs: some
     hundredths of a second for 50,000 samples. What was seen follows from the losses alone, so that a resumed run has
     only to look at them again.
+
+    Attributes:
+        overlaps: Those of the newest checkpoint.
 
     Example:
         >>> import torch
@@ -43,10 +48,12 @@ class Settling:
     """
 
     def __init__(self) -> None:
+        self.overlaps = Overlaps(None, None)
         self._rows = 0
         self._history: RunningHistory | None = None
         self._chosen: dict[int, Tensor] = {}
         self._agreeing = 0
+        self._settled: int | None = None
 
     def epoch(self, trajectories: LossTrajectories) -> int | None:
         """The first epoch at which the coreset has settled, None if it has not.
@@ -54,42 +61,44 @@ class Settling:
         Args:
             trajectories: The same ones at every call, longer by the checkpoints recorded since the last.
         """
-        for row in range(self._rows, len(trajectories)):
+        self.look(trajectories)
+        return self._settled
+
+    def look(self, history: LossTrajectories | RunningHistory) -> None:
+        """Compares the coresets of the checkpoints recorded since the last look.
+
+        Args:
+            history: The same one at every call. Of a `RunningHistory` only the newest checkpoint can be looked at.
+        """
+        if isinstance(history, RunningHistory):
+            if history.epochs[-1] not in self._chosen:
+                self._compare(history.epochs[-1], history, history.train_classes)
+            return
+        for row in range(self._rows, len(history)):
             self._rows = row + 1
-            if self._look(trajectories, row):
-                return trajectories.epochs[row]
-        return None
+            train_row = history.train_losses[row]
+            if self._history is None:
+                self._history = RunningHistory.of_losses(
+                    history.train_losses[:0], history.val_losses[:0], history.train_classes, history.val_classes, []
+                )
+            self._history.record(history.epochs[row], train_row, history.val_losses[row])
+            if not train_row.isnan().all():  # else not logged: the scores are still those of the checkpoint before
+                self._compare(history.epochs[row], self._history, history.train_classes)
 
-    def _look(self, trajectories: LossTrajectories, row: int) -> bool:
-        epoch, train_row = trajectories.epochs[row], trajectories.train_losses[row]
-        if self._history is None:
-            self._history = RunningHistory.of_losses(
-                trajectories.train_losses[:0],
-                trajectories.val_losses[:0],
-                trajectories.train_classes,
-                trajectories.val_classes,
-                [],
-            )
-        self._history.record(epoch, train_row, trajectories.val_losses[row])
-        if train_row.isnan().all():  # not logged: the scores are still those of the checkpoint before
-            return False
+    def _compare(self, epoch: int, history: RunningHistory, classes: Tensor | None) -> None:
+        self.overlaps = Overlaps(None, None)
         try:
-            chosen = _choose(self._history.values(), trajectories.train_classes)
+            chosen = best_tenth(history.values(), classes).int()  # to take less memory
         except ValueError:  # too few checkpoints yet, or a reference or too many samples that diverged
-            return False
+            return
+        previous, half = max(self._chosen, default=None), half_of(self._chosen, epoch)
+        self.overlaps = Overlaps(
+            *(None if earlier is None else overlap(chosen, self._chosen[earlier]) for earlier in (previous, half))
+        )
         self._chosen[epoch] = chosen
-        earlier = max((other for other in self._chosen if 2 * other <= epoch), default=None)
-        if earlier is None:
-            return False
-        self._chosen = {other: kept for other, kept in self._chosen.items() if other >= earlier}
-        overlap = torch.isin(chosen, self._chosen[earlier]).float().mean()
-        self._agreeing = self._agreeing + 1 if overlap >= OVERLAP else 0
-        return self._agreeing >= PATIENCE
-
-
-def _choose(values: Tensor, classes: Tensor | None) -> Tensor:
-    """The coreset, sorted positions, int32 to take less memory."""
-    if classes is None:
-        return select_top(values, fraction=SHARE).int()
-    used = torch.nonzero(classes != OUTSIDE).flatten().to(values.device)
-    return used[select_top(values[used], classes.to(values.device)[used], fraction=SHARE)].int()
+        if half is None or self.overlaps.half is None:
+            return
+        self._chosen = {other: kept for other, kept in self._chosen.items() if other >= half}
+        self._agreeing = self._agreeing + 1 if self.overlaps.half >= OVERLAP else 0
+        if self._agreeing >= PATIENCE and self._settled is None:
+            self._settled = epoch

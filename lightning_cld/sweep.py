@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from lightning_cld.guards import agreed, evaluation, in_lockstep, preserved_rng
 from lightning_cld.loaders import sequential_loader
 from lightning_cld.losses import Step, check_batch
+from lightning_cld.progress import progress
 
 
 class Sweep:
@@ -60,8 +62,9 @@ class Sweep:
         share = -(-len(self.positions) // world)
         places = (rank + world * torch.arange(share)) % len(self.positions)
         own = min(share, len(range(rank, len(self.positions), world)))
-        with agreed(trainer, f"The {self.kind} sweep"), preserved_rng(), evaluation(trainer, module):
-            losses, classes = self._evaluate(trainer, module, step, self.positions[places])
+        showing = progress(trainer, f"CLD {self.kind}")
+        with agreed(trainer, f"The {self.kind} sweep"), preserved_rng(), evaluation(trainer, module), showing as show:
+            losses, classes = self._evaluate(trainer, module, step, self.positions[places], show)
 
         row = torch.zeros(self.length, dtype=torch.float32, device=losses.device)
         where = self.positions[places[:own]].to(losses.device)
@@ -81,7 +84,12 @@ class Sweep:
         return row, class_row
 
     def _evaluate(
-        self, trainer: Trainer, module: LightningModule, step: Step, positions: Tensor
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        step: Step,
+        positions: Tensor,
+        show: Callable[[int, int], None],
     ) -> tuple[Tensor, Tensor | None]:
         """Losses, float32, and classes at `positions`, in that order, on the device."""
         device = trainer.strategy.root_device
@@ -91,7 +99,8 @@ class Sweep:
         loader, self._reader = self._reader or self._make_reader(positions, device), None
         start = 0
         batches = iter(loader)
-        for _ in range(len(loader)):
+        for done in range(len(loader)):
+            show(done, len(loader))
             size = min(loader.batch_size or 1, len(positions) - start)
             with in_lockstep(trainer, f"The {self.kind} sweep"):
                 on_device = _to_device(trainer, module, next(batches))

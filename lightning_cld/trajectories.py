@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_cld.diagnostics import best_tenth, half_of, overlap, reference_reliability
 from lightning_cld.files import read_arrays, write_arrays
 from lightning_cld.fingerprint import Fingerprint
 from lightning_cld.functional import (
@@ -201,12 +204,17 @@ class LossTrajectories:
                 f"CLD needs at least {MIN_CHECKPOINTS} checkpoints, got {len(part)} (after {part.epochs} epochs) with "
                 f"cutoff_epoch={cutoff_epoch} and every_n_epochs={every_n_epochs}. Use more of them."
             )
-        values = part._cld() if by is None else part._values_of(by)
+        values = part.values() if by is None else part._values_of(by)
         scored_by = "CLD" if by is None else _name_of(by)
         origin = provenance(self.val_classes, self.references, scored_by=scored_by, every_n_epochs=every_n_epochs)
         # Other values have no sign that "draw" could filter by, so they go without what it weights by.
         uncertainty = aleatoric_uncertainty(trained_losses(part)) if by is None else None
-        metadata = {**self.metadata, **origin, "record": "step" if self.from_steps else "sweep"}
+        metadata = {
+            **self.metadata,
+            **origin,
+            "record": "step" if self.from_steps else "sweep",
+            **({} if by is not None else part._diagnosed(values)),
+        }
         return CLDScores(values, self.train_classes, part.epochs, self.fingerprint, metadata, uncertainty)
 
     def _thinned(self, cutoff_epoch: int | None, every_n_epochs: int) -> LossTrajectories:
@@ -241,8 +249,12 @@ class LossTrajectories:
             metadata=self.metadata,
         )
 
-    def _cld(self) -> Tensor:
-        """CLD from all checkpoints, float32 `[N]`, on the CPU; NaN outside of the sampler."""
+    def values(self) -> Tensor:
+        """CLD from all checkpoints, without what `score` adds: float32 `[N]`, on the CPU; NaN outside of the sampler.
+
+        Raises:
+            ValueError: If there are fewer than 4 checkpoints, or a validation loss is not finite at one of them.
+        """
         train, val = self.train_losses, self.val_losses
         used = self._used_positions()
         train_classes, val_classes = check_class_pair(
@@ -255,6 +267,27 @@ class LossTrajectories:
         values = torch.full((self._train.shape[1],), torch.nan, dtype=torch.float32)
         values[used] = cld_scores(train, val, train_classes, val_classes).cpu()
         return values
+
+    def _diagnosed(self, values: Tensor) -> dict[str, Any]:
+        """What the scores' summary tells of them that only the losses know, as plain JSON values."""
+        classes = torch.zeros(self._train.shape[1], dtype=torch.int64)
+        classes = classes if self.train_classes is None else self.train_classes
+        references = torch.zeros(self.references, dtype=torch.int64) if self.val_classes is None else self.val_classes
+        labels = torch.unique(classes[classes != OUTSIDE])
+        reliability = reference_reliability(self.val_losses, references, labels).tolist()
+        found: dict[str, Any] = {
+            "reference_reliability": {
+                str(label): None if math.isnan(value) else round(value, 4)
+                for label, value in zip(labels.tolist(), reliability, strict=True)
+            }
+        }
+        half = half_of(self.epochs, self.epochs[-1])
+        if half is not None:
+            with suppress(ValueError):  # too few checkpoints by then, or too few (scored) samples for a tenth
+                earlier = best_tenth(self._thinned(half, 1).values(), self.train_classes)
+                same = overlap(best_tenth(values, self.train_classes), earlier)
+                found |= {"half_epoch": half, "half_overlap": round(same, 4)}
+        return found
 
     def _values_of(self, by: Callable[[LossTrajectories], Tensor]) -> Tensor:
         """What `by` makes of all checkpoints, on the CPU; NaN outside of the sampler."""

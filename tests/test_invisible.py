@@ -26,7 +26,9 @@ class Seen(DummyLogger):
         self.logged: list[Any] = []
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        self.logged.append((step, {name: value for name, value in metrics.items() if not name.startswith("cld/")}))
+        theirs = {name: value for name, value in metrics.items() if not name.startswith("cld/")}
+        if theirs:
+            self.logged.append((step, theirs))
 
 
 class Watched(Classifier):

@@ -7,7 +7,9 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from toys import fit
 
+from lightning_cld import CLDCallback
 from lightning_cld.fingerprint import Fingerprint
 from lightning_cld.scores import OUTSIDE, CLDScores
 from lightning_cld.trajectories import LossTrajectories
@@ -174,12 +176,136 @@ def test_a_summary_of_nothing_but_unscored_samples_is_written():
 
 
 def test_a_summary_without_known_references_says_nothing_of_them():
-    assert "references" not in scores().summary()
+    assert not any(row.startswith(("references ", "reliability ")) for row in scores().summary().splitlines())
 
 
 def test_a_summary_of_many_thin_references_counts_the_rest():
     sizes = {str(label): 1 for label in range(25)}
     assert "9 (1) and 15 more: classes with" in line("references", metadata={"reference_sizes": sizes})
+
+
+def sound(**changes):
+    """Twenty scores of each of two classes, of a long run that settled on good references."""
+    metadata = {
+        "scored_by": "CLD",
+        "reference_sizes": {"0": 20, "3": 30},
+        "reference_reliability": {"0": 0.997, "3": 0.951},
+        "half_epoch": 15,
+        "half_overlap": 0.9,
+        **changes.pop("metadata", {}),
+    }
+    arguments = {
+        "values": torch.linspace(-0.2, 1, 40),
+        "classes": torch.tensor([0, 3]).repeat(20),
+        "epochs": range(31),
+        "metadata": {name: value for name, value in metadata.items() if value is not None},
+    }
+    return CLDScores(**{**arguments, **changes})
+
+
+def told(made):
+    """The summary as a dictionary; lines that go on belong to the one before."""
+    found, name = {}, ""
+    for row in made.summary().splitlines():
+        name = row[:13].strip() or name
+        found[name] = found.get(name, "") + row[13:]
+    return found
+
+
+def test_a_summary_of_sound_scores_says_so():
+    assert told(sound()) == {
+        "samples": "40",
+        "classes": "2",
+        "checkpoints": "31 (after 0, 1, 2, 3, ... 30 epochs)",
+        "unscored": "0",
+        "scores": told(sound())["scores"],
+        "negative": "7 (17.5%): wrong labels may be among them, suspects() lists them",
+        "settled": "90% of the best tenth was the same after 15 epochs",
+        "references": "20 or more validation samples a class",
+        "reliability": "correlation of 0.95 or more between halves of them",
+        # Of classes 0 and 3 the best two each: 0.969, 0.908 and 1, 0.938; by chance in 30 differences 0.32.
+        "alignment": "+0.95 in the best tenth, +0.40 in all, +0.32 in a tenth by chance; lowest in class 0 (+0.94), 3 "
+        "(+0.97)",
+        "trust": "yes: settled, references reliable, alignment clear",
+    }
+
+
+def test_a_reliability_is_never_told_to_be_more_than_it_is():
+    reliability = {"0": 0.9999, "3": 0.997}
+    assert "correlation of 0.99 or more" in told(sound(metadata={"reference_reliability": reliability}))["reliability"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "line", "trust"),
+    [
+        ({"metadata": {"half_overlap": 0.84}}, "settled", "84% of the best", "with care:- not settled (below 85%)"),
+        (
+            {"metadata": {"reference_sizes": {"0": 9, "3": 30}}},
+            "references",
+            "0 (9): classes with fewer than 10",
+            "with care:- references of 1 class are thin or unreliable: hold out more",
+        ),
+        (
+            {"metadata": {"reference_reliability": {"0": 0.89, "3": 0.5}, "reference_sizes": {"0": 9, "3": 30}}},
+            "reliability",
+            "3 (0.50), 0 (0.89): classes whose halves correlate by less than 0.9; hold out more",
+            "with care:- references of 2 classes are thin or unreliable: hold out more",
+        ),
+        (
+            {"values": torch.linspace(-1, 0.3, 40)},
+            "alignment",
+            "+0.25 in the best tenth, -0.35 in all, +0.32 in a tenth by chance; lowest in class 0 (",
+            "with care:- the best of 2 classes are aligned no better than by chance: train",
+        ),
+        (
+            {"epochs": range(4)},
+            "alignment",
+            "+0.95 in the best tenth, +0.40 in all, +0.98 in a tenth by chance",
+            "with care:- the best of 2 classes are aligned no better than by chance: train",
+        ),
+    ],
+    ids=["not settled", "thin", "unreliable", "weak", "too few checkpoints"],
+)
+def test_a_summary_says_what_not_to_trust_and_what_to_do(changes, name, line, trust):
+    found = told(sound(**changes))
+    assert found[name].startswith(line)
+    assert found["trust"].startswith(trust)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "missing"),
+    [
+        ({"half_overlap": None}, 'settled? Not known, needs the losses of at least 6 epochs (history="full")'),
+        ({"reference_reliability": None}, 'references reliable? Not known, needs the logged losses (history="full")'),
+        ({"reference_reliability": {"0": None, "3": 0.95}}, "references reliable? Not known"),
+    ],
+)
+def test_a_summary_says_what_it_does_not_know(metadata, missing):
+    trust = told(sound(metadata=metadata))["trust"]
+    assert trust.startswith("as far as known: ")
+    assert missing in trust
+
+
+def test_a_summary_of_bare_scores_trusts_nothing():
+    trust = told(CLDScores([0.1] * 4))["trust"]
+    assert trust.startswith("not known:- settled?")
+    assert trust.endswith("alignment clear? Not known, needs enough scored samples for a tenth of each class")
+
+
+def test_a_summary_of_running_moments_says_what_they_do_not_tell(tmp_path):
+    cld = CLDCallback(history="running", dirpath=tmp_path)
+    fit(tmp_path, cld, max_epochs=6)
+    found = told(CLDScores.load(tmp_path / "cld-scores.npz"))
+    assert not {"settled", "reliability"} & set(found)
+    assert 'settled? Not known, needs the losses of at least 6 epochs (history="full")' in found["trust"]
+
+
+def test_a_summary_of_other_scores_says_nothing_that_is_only_true_of_cld():
+    assert set(told(sound(metadata={"scored_by": "variability"}))) & {"settled", "alignment", "trust"} == set()
+
+
+def test_a_summary_of_one_class_names_none():
+    assert "class" not in told(sound(classes=None))["alignment"]
 
 
 # In files

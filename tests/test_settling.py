@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lightning_cld import LossTrajectories, settling
+from lightning_cld.history import RunningHistory
 from lightning_cld.settling import Settling
 
 SAMPLES, CLASSES = 60, torch.arange(60) % 3
@@ -129,3 +130,36 @@ def test_a_reference_that_diverged_never_settles():
     val = made.val_losses.clone()
     val[5, 0] = torch.inf
     assert Settling().epoch(LossTrajectories(made.train_losses, val, CLASSES, VAL_CLASSES)) is None
+
+
+@pytest.mark.parametrize("history", ["full", "running"])
+def test_overlaps_are_those_of_the_newest_checkpoint(history):
+    made = timeline(20, 0.1)
+    grown = LossTrajectories(made.train_losses[:1], made.val_losses[:1], CLASSES, VAL_CLASSES, [0])
+    if history == "running":
+        grown = RunningHistory.of_losses(made.train_losses[:1], made.val_losses[:1], CLASSES, VAL_CLASSES, [0])
+    coresets = [coreset_oracle(made, row) for row in range(20)]
+    settling, seen = Settling(), set()
+    for epoch in range(20):
+        if epoch > 0:
+            grown.record(epoch, made.train_losses[epoch], made.val_losses[epoch])
+        for _ in range(2):  # a second look sees nothing new
+            settling.look(grown)
+            earlier = {"previous": epoch - 1, "half": epoch // 2}
+            expected = {
+                name: len(coresets[epoch] & coresets[other]) / 6 if other >= 3 else None
+                for name, other in earlier.items()
+            }
+            assert settling.overlaps._asdict() == pytest.approx(expected)
+        seen.add(settling.overlaps)
+    assert len(seen) > 5
+
+
+def test_there_are_no_overlaps_once_a_reference_diverged():
+    made = timeline(12, 0.1)
+    settling = Settling()
+    settling.look(made)
+    assert None not in settling.overlaps
+    made.record(12, made.train_losses[11], torch.full((12,), torch.inf))
+    settling.look(made)
+    assert settling.overlaps == (None, None)

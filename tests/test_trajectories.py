@@ -11,6 +11,7 @@ from oracles import assert_scores, cld_oracle, losses
 from toys import Blobs, fit
 
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, baselines
+from lightning_cld.diagnostics import reference_reliability
 from lightning_cld.fingerprint import Fingerprint
 from lightning_cld.scores import OUTSIDE
 from lightning_cld.trajectories import LossTrajectories
@@ -158,8 +159,62 @@ def test_scores_carry_classes_identity_and_provenance():
 
 
 def test_scores_with_their_provenance_can_be_saved(tmp_path):
-    path = trajectories().score().save(tmp_path / "scores.npz")
-    assert path.exists()
+    scores = trajectories().score()
+    assert CLDScores.load(scores.save(tmp_path / "scores.npz")).metadata == scores.metadata
+
+
+@pytest.mark.parametrize("classes", [True, False], ids=["classes", "one class"])
+def test_scores_know_how_reliable_each_reference_is(classes):
+    changes = {} if classes else {"train_classes": None, "val_classes": None}
+    made = trajectories(**changes)
+    labels = torch.tensor([0, 3, 700]) if classes else torch.tensor([0])
+    expected = reference_reliability(VAL, VAL_CLASSES if classes else torch.zeros(12, dtype=torch.int64), labels)
+    found = made.score().metadata["reference_reliability"]
+    assert found == {str(int(c)): round(value, 4) for c, value in zip(labels, expected.tolist(), strict=True)}
+
+
+def test_a_class_with_one_validation_sample_has_no_known_reliability():
+    val_classes = torch.cat([torch.tensor([700]), torch.tensor([0, 3])[torch.arange(11) % 2]])
+    reliability = trajectories(val_classes=val_classes).score().metadata["reference_reliability"]
+    assert reliability["700"] is None
+    assert reliability["0"] is not None
+
+
+@pytest.mark.parametrize(("choice", "half"), [({}, 8), ({"cutoff_epoch": 7}, 3), ({"every_n_epochs": 2}, 8)])
+def test_scores_know_how_much_of_the_best_tenth_was_the_same_at_half_the_epochs(choice, half):
+    generator = np.random.default_rng(3)
+    train, val = (np.cumsum(generator.normal(size=(13, n)), axis=0).astype(np.float32) for n in (300, 12))
+    classes = torch.tensor([0, 3, 700])[torch.arange(300) % 3]
+    made = trajectories(train_losses=train, val_losses=val, train_classes=classes, fingerprint=None)
+    coresets = []
+    for cutoff in (choice.get("cutoff_epoch", 16), half):
+        kept = [e for e in EPOCHS if e <= cutoff and e % choice.get("every_n_epochs", 1) == 0]
+        rows = [EPOCHS.index(epoch) for epoch in kept]
+        values = cld_oracle(train[rows], val[rows], classes, VAL_CLASSES)
+        coresets.append(
+            {int(i) for c in (0, 3, 700) for i in sorted(np.flatnonzero(classes == c), key=lambda i: -values[i])[:10]}
+        )
+    metadata = made.score(**choice).metadata
+    assert metadata["half_epoch"] == half
+    assert metadata["half_overlap"] == round(len(coresets[0] & coresets[1]) / 30, 4) < 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "choice"),
+    [({}, {"cutoff_epoch": 5}), ({"epochs": range(20, 33)}, {})],
+    ids=["too few by then", "nothing by then"],
+)
+def test_scores_of_too_few_epochs_do_not_know_how_settled_they_are(changes, choice):
+    metadata = trajectories(**changes).score(**choice).metadata
+    assert not {"half_epoch", "half_overlap"} & set(metadata)
+    assert "reference_reliability" in metadata
+
+
+@pytest.mark.parametrize("cutoff", [None, 7])
+def test_values_are_those_of_the_scores(cutoff):
+    made = trajectories()
+    part = made if cutoff is None else LossTrajectories(TRAIN[:8], VAL[:8], CLASSES, VAL_CLASSES)
+    assert torch.equal(part.values(), made.score(cutoff).values)
 
 
 def test_positions_outside_of_the_sampler_are_unscored_and_change_no_score():
@@ -306,6 +361,8 @@ def test_scores_by_something_else_carry_classes_identity_and_provenance():
     assert by_cld.pop("scored_by") == "CLD"
     by_loss = dict(scores.metadata)
     assert by_loss.pop("scored_by") == "last_loss"
+    for only_of_cld in ("reference_reliability", "half_epoch", "half_overlap"):
+        assert by_cld.pop(only_of_cld) is not None
     assert {**by_loss, "created": None} == {**by_cld, "created": None}
 
 

@@ -1,0 +1,182 @@
+"""What `CLDScores.summary()` says: an account of the scores, and whether to trust them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_cld.diagnostics import OVERLAP, RELIABLE, Alignment, alignment, chance_alignment
+from lightning_cld.functional import MIN_CHECKPOINTS
+
+THIN_REFERENCE = 10
+"""A class with fewer validation samples than this is reported: the mean of so few losses is mostly noise."""
+
+_INDENT = " " * 13
+
+
+class _Finding(NamedTuple):
+    """One thing that trust depends on.
+
+    Attributes:
+        fine: Whether it is fine; None if that is not known.
+        name: What is fine then.
+        remedy: What to do if it is not.
+        missing: What it takes to know.
+    """
+
+    fine: bool | None
+    name: str
+    remedy: str
+    missing: str
+
+
+def summarise(
+    values: Tensor, classes: Tensor | None, length: int, epochs: Sequence[int], metadata: Mapping[str, Any]
+) -> str:
+    """The account of scores: a line for each thing, its name in front.
+
+    Args:
+        values: Scores of the positions in use, `[P]`.
+        classes: Their classes, `[P]`; None for one class.
+        length: Positions that the dataset has.
+        epochs: Completed epochs at each checkpoint.
+        metadata: Of the scores.
+    """
+    scored = values[~values.isnan()]
+    outside = f" of {length:,} (the others are outside the sampler)" if len(values) < length else ""
+    unscored = " (a loss was not finite, not logged or never changed)" if len(scored) < len(values) else ""
+    lines = [
+        ("samples", f"{len(values):,}{outside}"),
+        ("classes", f"{1 if classes is None else len(torch.unique(classes))}"),
+        ("checkpoints", _describe_epochs(epochs)),
+        ("unscored", f"{len(values) - len(scored):,}{unscored}"),
+    ]
+    if len(scored):
+        quantiles = np.quantile(scored.double().numpy(), [0, 0.1, 0.25, 0.5, 0.75, 0.9, 1])
+        names = ("min", "10 %", "25 %", "median", "75 %", "90 %", "max")
+        lines.append(("scores", "  ".join(f"{n} {q:+.3f}" for n, q in zip(names, quantiles, strict=True))))
+        negative = int((scored < 0).sum())
+        listed = ": wrong labels may be among them, suspects() lists them" if negative else ""
+        lines.append(("negative", f"{negative:,} ({negative / len(scored):.1%}){listed}"))
+    if metadata.get("scored_by", "CLD") != "CLD":  # what follows is about CLD
+        return _laid_out([*lines, *_references(metadata)[0]])
+
+    findings = []
+    for told, finding in (_settled(metadata), _references(metadata), _alignment(values, classes, epochs)):
+        lines += told
+        findings.append(finding)
+    return _laid_out([*lines, ("trust", _verdict(findings))])
+
+
+def _settled(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], _Finding]:
+    """How much of the ranking's top was the same at half the epochs."""
+    told = []
+    if metadata.get("cutoff_epoch") == "auto":
+        settled = metadata.get("settled_epoch")
+        told.append("no, scored at the end" if settled is None else f"after {settled} epochs")
+    same = metadata.get("half_overlap")
+    if isinstance(same, float):
+        told.append(f"{same:.0%} of the best tenth was the same after {metadata.get('half_epoch')} epochs")
+    lines = [("settled", "; ".join(told))] if told else []
+    return lines, _Finding(
+        same >= OVERLAP if isinstance(same, float) else None,
+        "settled",
+        f'not settled (below {OVERLAP:.0%}): train the proxy for more epochs, or select by rule="draw", which hardly '
+        "depends on the order of the best",
+        f'the losses of at least {2 * (MIN_CHECKPOINTS - 1)} epochs (history="full")',
+    )
+
+
+def _references(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], _Finding]:
+    """How many validation samples the classes have, and how far these agree with each other."""
+    lines = []
+    sizes, reliability = (metadata.get(name) for name in ("reference_sizes", "reference_reliability"))
+    thin, low, known = {}, {}, {}
+    if isinstance(sizes, Mapping) and sizes:
+        thin = {c: n for c, n in sizes.items() if n < THIN_REFERENCE}
+        shown = _some([f"{c} ({n})" for c, n in thin.items()])
+        told = f"{min(sizes.values())} or more validation samples a class"
+        if thin:
+            told = f"{shown}: classes with fewer than {THIN_REFERENCE} validation samples; hold out more"
+        lines.append(("references", told))
+    if isinstance(reliability, Mapping) and reliability:
+        known = {c: value for c, value in reliability.items() if value is not None}
+        low = {c: value for c, value in known.items() if value < RELIABLE}
+        shown = _some([f"{c} ({value:.2f})" for c, value in sorted(low.items(), key=lambda item: item[1])])
+        told = "not known, too few samples"
+        if known:  # rounded down, so that no less is called more
+            told = f"correlation of {math.floor(100 * min(known.values())) / 100:.2f} or more between halves of them"
+        if low:
+            told = f"{shown}: classes whose halves correlate by less than {RELIABLE}; hold out more"
+        lines.append(("reliability", told))
+    poor = len({*thin, *low})
+    return lines, _Finding(
+        False if poor else (True if known and len(known) == len(reliability or ()) else None),
+        "references reliable",
+        f"references of {_count(poor)} are thin or unreliable: hold out more validation samples of them",
+        'the logged losses (history="full")',
+    )
+
+
+def _alignment(values: Tensor, classes: Tensor | None, epochs: Sequence[int]) -> tuple[list[tuple[str, str]], _Finding]:
+    """How far the best tenth moves with its reference, against everything and against chance."""
+    try:
+        found = alignment(values, classes)
+    except ValueError:
+        return [], _Finding(None, "alignment clear", "", "enough scored samples for a tenth of each class")
+    told = f"{found.kept:+.2f} in the best tenth, {found.everything:+.2f} in all"
+    chance = chance_alignment(len(epochs) - 1) if len(epochs) >= MIN_CHECKPOINTS else None
+    if chance is not None:
+        told += f", {chance:+.2f} in a tenth by chance"
+    weak = 0 if chance is None else int((found.kept_of_class <= chance).sum())
+    if classes is not None and len(found.classes) > 1:
+        told += f"; lowest in class {_lowest(found)}"
+    return [("alignment", told)], _Finding(
+        None if chance is None else not weak,
+        "alignment clear",
+        f"the best of {_count(weak)} are aligned no better than by chance: train the proxy for more epochs, and check "
+        "that the validation samples are of the same kind as the train set",
+        "the number of checkpoints",
+    )
+
+
+def _lowest(found: Alignment) -> str:
+    order = torch.argsort(found.kept_of_class)[:3]  # NaN, of a class without a sample in the tenth, comes last
+    return ", ".join(f"{int(found.classes[c])} ({found.kept_of_class[c]:+.2f})" for c in order)
+
+
+def _verdict(findings: Sequence[_Finding]) -> str:
+    fine = ", ".join(finding.name for finding in findings if finding.fine)
+    poor = [finding.remedy for finding in findings if finding.fine is False]
+    unknown = [f"{finding.name}? Not known, needs {finding.missing}" for finding in findings if finding.fine is None]
+    if poor:
+        word = "with care:"
+    elif unknown:
+        word = f"as far as known: {fine}" if fine else "not known:"
+    else:
+        word = f"yes: {fine}"
+    return f"\n{_INDENT}- ".join([word, *poor, *unknown])
+
+
+def _laid_out(lines: Sequence[tuple[str, str]]) -> str:
+    return "\n".join(f"{name:<{len(_INDENT)}}{told}" for name, told in lines)
+
+
+def _some(shown: Sequence[str]) -> str:
+    return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
+
+
+def _count(classes: int) -> str:
+    return f"{classes} class{'' if classes == 1 else 'es'}"
+
+
+def _describe_epochs(epochs: Sequence[int]) -> str:
+    if not epochs:
+        return "unknown"
+    shown = ", ".join(map(str, epochs)) if len(epochs) <= 8 else f"{', '.join(map(str, epochs[:4]))}, ... {epochs[-1]}"
+    return f"{len(epochs)} (after {shown} epochs)"
