@@ -86,7 +86,7 @@ def test_the_coreset_is_what_is_trained_on(scored):
 @pytest.mark.parametrize(
     ("config", "argument", "message"),
     [
-        ("proxy", "--trainer.callbacks.cutof_epoch=3", "Option 'cutof_epoch' is not accepted"),
+        ("proxy", "--trainer.callbacks.cutof_epoch=3", "'cutof_epoch' is not (accepted|expected)"),
         ("proxy", "--trainer.callbacks.cutoff_epoch=2", "cutoff_epoch=2 .* needs at least 4. Train longer"),
         ("coreset", "--data.datamodule.wrong=0.5", "The scores are not of this train set"),
     ],
@@ -211,11 +211,11 @@ WATCH = ["--trainer.callbacks=lightning_cld.CLDCallback"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*WATCH, "--trainer.callbacks.history=short"], r"Literal\['full', 'running'\]"),
-        ([*WATCH, "--trainer.callbacks.cutoff_epoch=soon"], r"Literal\['auto'\]"),
+        ([*WATCH, "--trainer.callbacks.history=short"], '"history":.*short'),
+        ([*WATCH, "--trainer.callbacks.cutoff_epoch=soon"], '"cutoff_epoch":.*soon'),
         ([*WATCH, "--trainer.callbacks.loss_fn=5"], "loss_fn"),
-        ([*INNER, "--data.rule=best"], r"Literal\['top', 'draw'\]"),
-        ([*INNER, "--data.epoch_length=short"], r"Literal\['coreset', 'full'\]"),
+        ([*INNER, "--data.rule=best"], '"rule":.*best'),
+        ([*INNER, "--data.epoch_length=short"], '"epoch_length":.*short'),
         ([*INNER, "--data.fraction=much"], "much"),
         ([*CORESET, "--data.datamodule=test_cli.Linear"], "not correspond to a subclass of LightningDataModule"),
     ],
@@ -223,7 +223,7 @@ WATCH = ["--trainer.callbacks=lightning_cld.CLDCallback"]
 def test_a_wrong_type_is_refused_when_parsed(parsed, capsys, arguments, message):
     with pytest.raises(SystemExit):
         parsed(*arguments)
-    assert re.search(message, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err, re.DOTALL)
 
 
 @pytest.mark.parametrize(
@@ -284,6 +284,12 @@ def test_one_that_takes_no_arguments_gets_none(parsed):
     assert set(made.hparams) == {"_class_path", "_instantiator"}
 
 
+has_remedy = pytest.mark.skipif(
+    "load_from_checkpoint_support" not in inspect.signature(LightningCLI).parameters, reason="new in Lightning 2.5.2"
+)
+
+
+@has_remedy
 def test_arguments_of_the_same_name_may_have_been_mixed_up(parsed):
     command = [*CORESET, "--data.datamodule=test_cli.Rows", "--data.datamodule.seed=3"]
     with pytest.raises(ValueError, match=r"seed of both.*LightningCLI\(\.\.\., load_from_checkpoint_support=False\)"):
@@ -291,6 +297,7 @@ def test_arguments_of_the_same_name_may_have_been_mixed_up(parsed):
     assert parsed(*command, load_from_checkpoint_support=False).datamodule.hparams == {"rows": 6, "seed": 3}
 
 
+@has_remedy
 def test_one_that_reads_them_in_its_constructor_needs_what_the_readme_says(parsed):
     command = [*CORESET, "--data.datamodule=test_cli.EarlyRows"]
     with pytest.raises(ValueError, match="no attribute 'rows'"):
