@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ class CLDScores:
         fraction: float | None = None,
         size: int | None = None,
         per_class: int | None = None,
-        rule: str = "top",
+        rule: Literal["top", "draw"] = "top",
         seed: int = 0,
     ) -> Tensor:
         """The coreset: sorted positions in the train dataset, int64; see `select_top` for budgets and errors.

@@ -218,7 +218,10 @@ class LossTrajectories:
         return CLDScores(values, self.train_classes, part.epochs, self.fingerprint, metadata, uncertainty)
 
     def _thinned(self, cutoff_epoch: int | None, every_n_epochs: int) -> LossTrajectories:
-        """The checkpoints up to a cutoff that are due every n epochs, on the same memory where that is possible."""
+        """The checkpoints up to a cutoff that are due every n epochs, on the same memory where that is possible.
+
+        Rows of steps have become those of checkpoints in it.
+        """
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}.")
         if cutoff_epoch is not None and cutoff_epoch > self.epochs[-1]:
@@ -245,7 +248,6 @@ class LossTrajectories:
             self.val_classes,
             [self.epochs[row] for row in rows],
             fingerprint=self.fingerprint,
-            from_steps=self.from_steps,
             metadata=self.metadata,
         )
 
