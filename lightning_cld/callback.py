@@ -76,10 +76,37 @@ class CLDCallback(Callback):
         ValueError: If an argument is out of range, or they contradict each other.
 
     Example:
+        >>> import tempfile
+        >>> import lightning as L
+        >>> import torch
+        >>> from torch.utils.data import DataLoader, TensorDataset
         >>> from lightning_cld import CLDCallback
-        >>> cld = CLDCallback(cutoff_epoch=45, stop_at_cutoff=True, dirpath="runs/proxy")
-        >>> cld.scores_path.as_posix()
-        'runs/proxy/cld-scores.npz'
+        >>> class Line(L.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.net = torch.nn.Linear(1, 2)
+        ...     def forward(self, inputs):
+        ...         return self.net(inputs)
+        ...     def training_step(self, batch, batch_idx):
+        ...         return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        >>> points = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
+        >>> labels = torch.tensor([0, 0, 1, 1])
+        >>> train = DataLoader(TensorDataset(points, labels), shuffle=True)
+        >>> val = DataLoader(TensorDataset(points + 0.5, labels))
+        >>> quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     cld = CLDCallback(cutoff_epoch=4, stop_at_cutoff=True, val_dataloader=val, dirpath=folder)
+        ...     L.Trainer(max_epochs=8, callbacks=[cld], accelerator="cpu", enable_checkpointing=False, **quiet).fit(
+        ...         Line(), train
+        ...     )
+        ...     cld.scores_path.name, cld.scores_path.exists()
+        ('cld-scores.npz', True)
+        >>> cld.scores
+        CLDScores(4 samples, 2 classes, 5 checkpoints)
+        >>> cld.trajectories
+        LossTrajectories(5 checkpoints, 4 train and 4 val samples)
     """
 
     def __init__(

@@ -74,6 +74,8 @@ class CoresetDataModule(LightningDataModule):
         [0, 4]
         >>> len(coreset.train_dataloader().dataset)
         2
+        >>> coreset.trainer is inner.trainer
+        True
     """
 
     def __init__(

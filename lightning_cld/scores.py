@@ -196,6 +196,14 @@ class CLDScores:
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If it is truncated, damaged, or not a scores file of a format that this version knows.
+
+        Example:
+            >>> import tempfile
+            >>> from lightning_cld import CLDScores
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = CLDScores([0.5, -0.25]).save(f"{folder}/scores.npz")
+            ...     CLDScores.load(path).values
+            tensor([ 0.5000, -0.2500])
         """
         header, arrays = read_arrays(path, _KIND, "CLDScores.load")
         try:
@@ -211,20 +219,47 @@ class CLDScores:
             raise ValueError(f"CLDScores.load: {path} has been changed: {error}. Write it again.") from error
 
     def summary(self) -> str:
-        """A readable account of the scores, which ends by saying whether to trust them; see `lightning_cld.summary`."""
+        """A readable account of the scores, which ends by saying whether to trust them; see `lightning_cld.summary`.
+
+        Example:
+            >>> from lightning_cld import CLDScores
+            >>> print(CLDScores([0.5, -0.25, 1.0], [3, 3, 7], epochs=[0, 1, 2, 3]).summary())
+            samples      3
+            classes      2
+            checkpoints  4 (after 0, 1, 2, 3 epochs)
+            unscored     0
+            scores       min -0.250  10 % -0.100  25 % +0.125  median +0.500  75 % +0.750  90 % +0.900  max +1.000
+            negative     1 (33.3%): wrong labels may be among them, suspects() lists them
+            trust        not known:
+                         - settled? Not known, needs the losses of at least 6 epochs (history="full")
+                         - references reliable? Not known, needs the logged losses (history="full")
+                         - alignment clear? Not known, needs enough scored samples for a tenth of each class
+        """
         pool = self.positions()
         classes = None if self.classes is None else self.classes[pool]
         return summarise(self.values[pool], classes, len(self), self.epochs, self.metadata)
 
     def positions(self) -> Tensor:
-        """Positions in the train dataset that budgets count, sorted, int64: all, but those outside of the sampler."""
+        """Positions in the train dataset that budgets count, sorted, int64: all, but those outside of the sampler.
+
+        Example:
+            >>> from lightning_cld import CLDScores
+            >>> CLDScores([0.5, float("nan"), 1.0], [0, -1, 0]).positions()  # class -1 is not in use
+            tensor([0, 2])
+        """
         if self.classes is None:
             return torch.arange(len(self))
         return torch.nonzero(self.classes != OUTSIDE).flatten()
 
     @property
     def num_classes(self) -> int:
-        """How many classes the scored positions have."""
+        """How many classes the scored positions have.
+
+        Example:
+            >>> from lightning_cld import CLDScores
+            >>> CLDScores([0.5, -0.25, 1.0], [3, 3, 7]).num_classes
+            2
+        """
         return 1 if self.classes is None else len(torch.unique(self.classes[self.positions()]))
 
 

@@ -129,7 +129,13 @@ class LossTrajectories:
 
     @property
     def references(self) -> int:
-        """How many validation samples there are."""
+        """How many validation samples there are.
+
+        Example:
+            >>> from lightning_cld import LossTrajectories
+            >>> LossTrajectories([[2.2]], [[2.0, 1.9, 2.3]]).references
+            3
+        """
         return self._val.shape[1]
 
     def __len__(self) -> int:
@@ -149,6 +155,15 @@ class LossTrajectories:
 
         Raises:
             ValueError: If `epoch` lies before the newest checkpoint, or a row has the wrong shape.
+
+        Example:
+            >>> import torch
+            >>> from lightning_cld import LossTrajectories
+            >>> trajectories = LossTrajectories([[2.5, 1.0]], [[2.0]])  # before training
+            >>> trajectories.record(1, torch.tensor([1.5, 1.25]), torch.tensor([1.0]))
+            >>> trajectories.train_losses
+            tensor([[2.5000, 1.0000],
+                    [1.5000, 1.2500]])
         """
         if epoch < self.epochs[-1]:
             raise ValueError(f"checkpoints are recorded in order: got {epoch} after {self.epochs[-1]}.")
@@ -167,11 +182,26 @@ class LossTrajectories:
             self.epochs.append(epoch)
 
     def leave_hole(self, epoch: int) -> None:
-        """Records NaN (not logged) as the checkpoint after `epoch` completed epochs: no difference spans it."""
+        """Records NaN (not logged) as the checkpoint after `epoch` completed epochs: no difference spans it.
+
+        Example:
+            >>> from lightning_cld import LossTrajectories
+            >>> trajectories = LossTrajectories([[2.5, 1.0]], [[2.0]])
+            >>> trajectories.leave_hole(1)
+            >>> trajectories.val_losses
+            tensor([[2.],
+                    [nan]])
+        """
         self.record(epoch, torch.full_like(self._train[0], torch.nan), torch.full_like(self._val[0], torch.nan))
 
     def to(self, device: torch.device | str) -> LossTrajectories:
-        """Moves the losses to `device`, in place, and returns self."""
+        """Moves the losses to `device`, in place, and returns self.
+
+        Example:
+            >>> from lightning_cld import LossTrajectories
+            >>> LossTrajectories([[2.5, 1.0]], [[2.0]]).to("cpu").train_losses.device
+            device(type='cpu')
+        """
         self._train, self._val = self._train.to(device), self._val.to(device)
         return self
 
@@ -320,6 +350,14 @@ class LossTrajectories:
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If it is truncated, damaged, or not a trajectories file of a format that this version knows.
+
+        Example:
+            >>> import tempfile
+            >>> from lightning_cld import LossTrajectories
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = LossTrajectories([[2.5, 1.0]], [[2.0]]).save(f"{folder}/losses.npz")
+            ...     LossTrajectories.load(path).train_losses
+            tensor([[2.5000, 1.0000]])
         """
         header, arrays = read_arrays(path, _KIND, "LossTrajectories.load")
         try:
@@ -338,7 +376,16 @@ class LossTrajectories:
             raise ValueError(f"LossTrajectories.load: {path} has been changed: {error}. Write it again.") from error
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors on the CPU and plain values, which `torch.load(weights_only=True)` reads."""
+        """Tensors on the CPU and plain values, which `torch.load(weights_only=True)` reads.
+
+        Example:
+            >>> from lightning_cld import LossTrajectories
+            >>> state = LossTrajectories([[2.5, 1.0]], [[2.0]]).state_dict()
+            >>> state["epochs"], state["train_losses"]
+            ([0], tensor([[2.5000, 1.0000]]))
+            >>> LossTrajectories.from_state_dict(state).val_losses
+            tensor([[2.]])
+        """
         return {
             # clone: a view would drag its whole buffer into the checkpoint
             "train_losses": self.train_losses.detach().cpu().clone(),
@@ -353,7 +400,7 @@ class LossTrajectories:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> LossTrajectories:
-        """The inverse of `state_dict`."""
+        """The inverse of `state_dict`; see there."""
         arguments = dict(state)
         fingerprint = arguments.pop("fingerprint")
         return cls(**arguments, fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint))
