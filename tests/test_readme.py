@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from torch.utils.data import TensorDataset
 from toys import Blobs, Classifier
 
 README = Path(__file__).parent.parent / "README.md"
@@ -40,6 +41,7 @@ def test_the_snippets_work_one_after_the_other(tmp_path, monkeypatch):
         "val_losses": generator.random((5, 6)),
         "train_classes": np.arange(20) % 2,
         "val_classes": np.arange(6) % 2,
+        "images": TensorDataset(torch.rand(20, 3, 8, 8), torch.arange(20) % 2),
     }
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) >= 7

@@ -213,8 +213,7 @@ def test_scores_of_too_few_epochs_do_not_know_how_settled_they_are(changes, choi
 @pytest.mark.parametrize("cutoff", [None, 7])
 def test_values_are_those_of_the_scores(cutoff):
     made = trajectories()
-    part = made if cutoff is None else LossTrajectories(TRAIN[:8], VAL[:8], CLASSES, VAL_CLASSES)
-    assert torch.equal(part.values(), made.score(cutoff).values)
+    assert torch.equal(made.values(cutoff), made.score(cutoff).values)
 
 
 def test_positions_outside_of_the_sampler_are_unscored_and_change_no_score():

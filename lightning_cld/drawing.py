@@ -1,0 +1,96 @@
+"""What the figures are put together from. matplotlib is imported where it is used, since it is an extra."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.utils import make_grid  # type: ignore[import-untyped]
+
+from lightning_cld.images import read_images
+from lightning_cld.scores import CLDScores
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BEST, WORST, REFERENCE, REST = "#0072b2", "#d55e00", "#222222", "#bbbbbb"  # told apart by the colour-blind too
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that size in inches, which belongs to no window."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'Figures need matplotlib, which is not installed: pip install "lightning-cld[plots]".'
+        ) from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def axes_or_new(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
+    """The axes given and their figure, or new ones."""
+    if ax is None:
+        figure = new_figure(width, height)
+        return figure, figure.subplots()
+    return ax.figure, ax  # type: ignore[return-value]  # a subfigure has what a figure has
+
+
+def name_figure(figure: Figure, title: str, left_out: int) -> None:
+    """Titles the figure, and says that there are more classes than it shows."""
+    more = f"the classes with the lowest mean scores; {left_out} more are not shown" if left_out else ""
+    figure.suptitle(": ".join(part for part in (title, more) if part), fontsize=10)
+
+
+def draw_beside(ax: Axes, dataset: Dataset[Any], scores: CLDScores, best: Tensor, worst: Tensor) -> None:
+    """Draws the images of the best and of the worst in two columns on the right of the axes."""
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage, TextArea, VPacker
+
+    rows = max(len(best), len(worst))
+    if rows == 0:  # no sample of the class is scored
+        return
+    images = read_images(dataset, [*best.tolist(), *worst.tolist()]).permute(0, 2, 3, 1).numpy()
+    points = min(44, 150 / rows)  # the height of an image on paper
+    for column, (part, pictures, colour) in enumerate(
+        ((best, images[: len(best)], BEST), (worst, images[len(best) :], WORST))
+    ):
+        for row, (position, picture) in enumerate(zip(part.tolist(), pictures, strict=True)):
+            told = TextArea(
+                caption(position, scores),
+                textprops={"fontsize": 7, "color": colour, "multialignment": "center"},
+            )
+            image = OffsetImage(picture, zoom=points / max(picture.shape[:2]), interpolation="nearest")
+            place = (1.02 + 0.15 * column, 1 - (row + 0.5) / rows)
+            packed = VPacker(children=[image, told], align="center", pad=0, sep=1)
+            ax.add_artist(
+                AnnotationBbox(
+                    packed,
+                    place,
+                    xycoords="axes fraction",
+                    box_alignment=(0, 0.5),
+                    frameon=False,
+                    annotation_clip=False,
+                )
+            )
+
+
+def draw_row(ax: Axes, images: Tensor, positions: Tensor, scores: CLDScores, columns: int) -> None:
+    """Draws images side by side, as wide as `columns` of them, with positions and scores below."""
+    ax.set_yticks([])
+    ax.tick_params(length=0, labelsize=6, pad=1)
+    ax.spines[:].set_visible(False)
+    if len(images) == 0:
+        ax.set_xticks([])
+        return
+    padding = max(1, images.shape[-1] // 14)
+    ax.imshow(make_grid(images, columns, padding, pad_value=255).permute(1, 2, 0).numpy(), interpolation="nearest")
+    step = images.shape[-1] + padding
+    middles = [(column + 0.5) * step + padding / 2 for column in range(len(images))]
+    ax.set_xticks(middles, [caption(position, scores) for position in positions.tolist()])
+    ax.set_xlim(0, padding + columns * step)
+
+
+def caption(position: int, scores: CLDScores) -> str:
+    """What stands below the image of a sample: where it is in the train dataset, and its score."""
+    return f"#{position}\n{scores.values[position]:+.2f}"

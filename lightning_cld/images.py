@@ -1,0 +1,138 @@
+"""The images of a few samples of a dataset, brought to one shape to be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from lightning_cld.guards import preserved_rng
+from lightning_cld.loaders import fingerprint_of
+from lightning_cld.scores import CLDScores
+
+SIDE = 96
+"""The most pixels that an image is shown with in height or width."""
+
+
+def check_dataset(scores: CLDScores, dataset: Dataset[Any]) -> None:
+    """Raises unless `dataset` is the one that was scored, as far as its length and labels tell.
+
+    Raises:
+        TypeError: If it is no map-style dataset.
+        ValueError: If it is another one.
+    """
+    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+        raise TypeError(
+            "dataset must be a map-style dataset, with a length and samples at positions: the train dataset that the "
+            f"Trainer was given. Got {type(dataset).__name__}."
+        )
+    served = fingerprint_of(DataLoader(dataset, collate_fn=_labels_only), "train")
+    problem = scores.fingerprint.mismatch(served)
+    if problem:
+        raise ValueError(
+            f"The scores are not of this dataset: {problem}. Give the train dataset that the Trainer was given, with "
+            "the same split made again (random_split needs a seeded generator), or the same samples un-augmented."
+        )
+    if not served.probe:
+        rank_zero_warn(
+            "The dataset does not tell its labels, so that only its length was compared with that of the scores. Make "
+            "sure that it has the same samples in the same order."
+        )
+
+
+def read_images(dataset: Dataset[Any], positions: Sequence[int]) -> Tensor:
+    """The images of the samples at `positions`, and of no others.
+
+    A sample is an image, or holds one: the first in a tuple or list, or in a mapping. An image is a PIL image or a
+    tensor or array of `[C, H, W]`, `[H, W, C]` or `[H, W]` with 1, 3 or 4 channels (the last of 4 is dropped), of any
+    dtype and range: together they are stretched from black, the lowest value among them, to white, the highest, which
+    undoes a normalisation well enough to look at. Larger ones than `SIDE` are scaled down; where sizes differ the
+    smaller ones get a white border. The global random states are left as they are.
+
+    Args:
+        dataset: A map-style dataset.
+        positions: At least one.
+
+    Returns:
+        Uint8, `[len(positions), 3, H, W]`.
+
+    Raises:
+        TypeError: If a sample holds no image.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from lightning_cld.images import read_images
+        >>> digits = TensorDataset(torch.rand(10, 1, 8, 8), torch.arange(10))
+        >>> read_images(digits, [3, 7]).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    with preserved_rng():
+        images = [_image_of(dataset[position], position) for position in positions]
+    low = min(float(image.min()) for image in images)
+    high = max(float(image.max()) for image in images)
+    images = [(255 * (image - low) / max(high - low, 1e-12)).round().to(torch.uint8) for image in images]
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    return torch.stack([_framed(image, height, width) for image in images])
+
+
+def _image_of(sample: Any, position: int) -> Tensor:
+    """Float32 `[3, H, W]`, no larger than `SIDE`."""
+    image = next(_images_in(sample), None)
+    if image is None:
+        raise TypeError(
+            f"Sample {position} holds no image that can be drawn: there is no PIL image in it, nor a tensor or array "
+            "[C, H, W], [H, W, C] or [H, W] with 1, 3 or 4 channels. Give a dataset with the same samples as images."
+        )
+    image = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
+    image = image.float().nan_to_num()
+    scale = SIDE / max(image.shape[1:])
+    if scale >= 1:
+        return image
+    size = [max(1, round(scale * side)) for side in image.shape[1:]]
+    return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
+
+
+def _images_in(sample: Any) -> Iterator[Tensor]:
+    """All that look like images in a sample, `[C, H, W]`."""
+    if isinstance(sample, Mapping):
+        sample = list(sample.values())
+    for part in sample if isinstance(sample, (tuple, list)) else [sample]:
+        channels_last = not isinstance(part, Tensor)
+        if isinstance(part, Image.Image):
+            part = np.array(part if part.mode in ("I", "I;16", "F") else part.convert("RGB"))
+        if isinstance(part, np.ndarray) and part.dtype.kind in "biuf":
+            part = torch.from_numpy(np.ascontiguousarray(part).astype(np.float32))
+        if not isinstance(part, Tensor) or part.is_complex() or part.ndim not in (2, 3) or 0 in part.shape:
+            continue
+        if part.ndim == 2:
+            yield part[None]
+            continue
+        for axis in (-1, 0) if channels_last else (0, -1):
+            if part.shape[axis] in (1, 3, 4):
+                yield part.movedim(axis, 0)
+                break
+
+
+def _framed(image: Tensor, height: int, width: int) -> Tensor:
+    down, across = height - image.shape[1], width - image.shape[2]
+    return F.pad(image, (across // 2, across - across // 2, down // 2, down - down // 2), value=255)
+
+
+def _labels_only(samples: list[Any]) -> Any:
+    """Collates what a dataset is recognised by, since images that are not tensors yet can't be."""
+    first = samples[0]
+    if isinstance(first, Mapping):
+        return {
+            name: default_collate([sample[name] for sample in samples]) for name in ("labels", "label") if name in first
+        }
+    if isinstance(first, (tuple, list)) and len(first) > 1:
+        return None, default_collate([sample[1] for sample in samples])
+    return None

@@ -1,0 +1,275 @@
+"""Figures of scores and trajectories. They need matplotlib: `pip install "lightning-cld[plots]"`.
+
+Every function returns `(figure, axes)` and leaves matplotlib's global state alone: figures are made without pyplot, so
+that no window opens and no backend is chosen. Save them with `figure.savefig(path)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from lightning_cld.diagnostics import OVERLAP
+from lightning_cld.drawing import (
+    BEST,
+    REFERENCE,
+    REST,
+    WORST,
+    axes_or_new,
+    draw_beside,
+    draw_row,
+    name_figure,
+    new_figure,
+)
+from lightning_cld.images import check_dataset, read_images
+from lightning_cld.scores import CLDScores
+from lightning_cld.selection import check_count
+from lightning_cld.shown import (
+    agreement,
+    by_mean_score,
+    check_same_train_set,
+    extremes,
+    positions_of,
+    shown_classes,
+)
+from lightning_cld.trajectories import LossTrajectories
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def plot_scores(
+    scores: CLDScores,
+    *,
+    fraction: float | None = None,
+    size: int | None = None,
+    per_class: int | None = None,
+    classes: Sequence[int] | None = None,
+) -> tuple[Figure, np.ndarray]:
+    """Histograms of the scores of each class, with the cut that a budget makes (rule "top").
+
+    Args:
+        scores: The scores.
+        fraction: Budget, as for `CLDScores.select`; without any no cut is drawn.
+        size: Budget.
+        per_class: Budget.
+        classes: The classes to draw; None draws up to ten, those with the lowest mean scores.
+
+    Returns:
+        The figure and its axes, one for each class, `[C]`.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+        TypeError: As `CLDScores.select`.
+        ValueError: As `CLDScores.select`; or if there is no such class.
+
+    Example:
+        >>> from lightning_cld import CLDScores, plotting
+        >>> scores = CLDScores([0.9, -0.2, 0.4, 0.6], [0, 0, 1, 1])
+        >>> figure, axes = plotting.plot_scores(scores, per_class=1)
+        >>> [ax.get_title().splitlines() for ax in axes]
+        [['class 0', '1 of 2, from +0.900'], ['class 1', '1 of 2, from +0.600']]
+    """
+    cut = any(budget is not None for budget in (fraction, size, per_class))
+    chosen = torch.zeros(len(scores), dtype=torch.bool)
+    if cut:
+        chosen[scores.select(fraction=fraction, size=size, per_class=per_class)] = True
+    shown, left_out = shown_classes(scores, classes)
+    pool = scores.values[scores.positions()].nan_to_num()
+    ends = (-1.0, 1.0) if pool.abs().max() <= 1 else (float(pool.min()), float(pool.max()))  # not all scores are CLD
+    columns = min(len(shown), 5 if len(shown) > 4 else 2)
+    rows = -(-len(shown) // columns)
+    figure = new_figure(2.2 * max(columns, 2) + 0.4, 1.8 * rows + 0.7)
+    grid = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
+    for ax, label in zip(grid, shown, strict=False):
+        own = positions_of(scores, label)
+        kept = own[chosen[own]]
+        for part, colour in ((own, REST), (kept, BEST)):
+            values = scores.values[part]
+            ax.hist(values[~values.isnan()].numpy(), bins=np.linspace(*ends, 41), color=colour)
+        told = f"{len(own):,} samples"
+        if cut:
+            told = f"{len(kept):,} of {len(own):,}"
+            if len(kept):
+                least = float(scores.values[kept].min())
+                ax.axvline(least, color=BEST, linestyle="--", linewidth=1)
+                told += f", from {least:+.3f}"
+        ax.set_title(told if scores.classes is None else f"class {label}\n{told}", fontsize=8)
+        if not scores.values[own].isnan().all():
+            # Most samples of an easy class are near 1; the few others are the ones to see.
+            ax.set_yscale("log")
+            ax.set_ylim(bottom=0.7)
+        ax.tick_params(labelsize=7)
+    for ax in grid[len(shown) :]:
+        ax.remove()
+    figure.supxlabel("score", fontsize=9)
+    figure.supylabel("samples", fontsize=9)
+    name_figure(figure, "Scores" + (", the coreset in blue" if cut else ""), left_out)
+    return figure, grid[: len(shown)]
+
+
+def plot_extremes(
+    scores: CLDScores, dataset: Dataset[Any], *, samples: int = 6, classes: Sequence[int] | None = None
+) -> tuple[Figure, np.ndarray]:
+    """The images with the highest and the lowest scores of each class: look among the lowest for wrong labels.
+
+    Only the samples that are shown are read; what counts as an image tells `lightning_cld.images.read_images`. Below
+    each image stand its position in the train dataset and its score.
+
+    Args:
+        scores: The scores.
+        dataset: The train dataset that the Trainer was given, best without augmentation.
+        samples: Images on either side of each class.
+        classes: The classes to draw; None draws up to ten, those with the lowest mean scores.
+
+    Returns:
+        The figure and its axes, `[C, 2]`: of each class the highest and the lowest.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+        TypeError: If a sample holds no image, or an argument has the wrong type.
+        ValueError: If the dataset is not the one that was scored, or there is no such class.
+    """
+    samples = check_count("samples", samples)
+    check_dataset(scores, dataset)
+    shown, left_out = shown_classes(scores, classes)
+    figure = new_figure(1.2 * samples + 1, 0.95 * len(shown) + 0.8)
+    grid = figure.subplots(len(shown), 2, squeeze=False)
+    for axes, label in zip(grid, shown, strict=True):
+        parts = extremes(scores, label, samples)
+        positions = torch.cat(parts).tolist()
+        images = read_images(dataset, positions) if positions else torch.empty(0)
+        for ax, part, pictures in zip(axes, parts, (images[: len(parts[0])], images[len(parts[0]) :]), strict=True):
+            draw_row(ax, pictures, part, scores, samples)
+        if scores.classes is not None:
+            axes[0].set_ylabel(f"class {label}", fontsize=8)
+    for ax, title, colour in zip(grid[0], ("highest scores", "lowest scores"), (BEST, WORST), strict=True):
+        ax.set_title(title, fontsize=9, color=colour)
+    name_figure(figure, "", left_out)
+    return figure, grid
+
+
+def plot_trajectories(
+    trajectories: LossTrajectories,
+    of_class: int | None = None,
+    *,
+    scores: CLDScores | None = None,
+    samples: int = 3,
+    dataset: Dataset[Any] | None = None,
+    ax: Axes | None = None,
+) -> tuple[Figure, Axes]:
+    """The losses of a class's best- and worst-scored samples over the checkpoints, and its mean validation loss.
+
+    The mean validation loss is what the class reference is the difference of.
+
+    Args:
+        trajectories: The logged losses.
+        of_class: The class; None takes the one with the lowest mean score.
+        scores: What the samples are ranked by, of the same train set; None scores by CLD.
+        samples: Lines on either side.
+        dataset: The train dataset that the Trainer was given: its images are drawn beside.
+        ax: Where to draw; None makes a new figure.
+
+    Returns:
+        The figure and the axes.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+        TypeError: If a sample holds no image, or an argument has the wrong type.
+        ValueError: If scores, dataset and trajectories don't belong together, or there is no such class.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import LossTrajectories, plotting
+        >>> falling = torch.tensor([2.0, 1.0, 0.6, 0.5])[:, None]
+        >>> trajectories = LossTrajectories(falling * torch.tensor([1.0, -0.3, 0.8]) + 1, falling)
+        >>> figure, ax = plotting.plot_trajectories(trajectories, samples=1)
+        >>> [line.get_label() for line in ax.lines]
+        ['reference', '#0  +1.00', '#1  -1.00']
+    """
+    samples = check_count("samples", samples)
+    scores = trajectories.score() if scores is None else scores
+    check_same_train_set(scores, trajectories)
+    if dataset is not None:
+        check_dataset(scores, dataset)
+    label = by_mean_score(scores)[0] if of_class is None else shown_classes(scores, [of_class])[0][0]
+    figure, ax = axes_or_new(ax, 7.2, 4)
+    val = trajectories.val_losses.cpu().double()
+    own = slice(None) if trajectories.val_classes is None else trajectories.val_classes == label
+    ax.plot(trajectories.epochs, val[:, own].nanmean(dim=1).numpy(), color=REFERENCE, linewidth=2.5, label="reference")
+    best, worst = extremes(scores, label, samples)
+    for part, colour, style in ((best, BEST, "-"), (worst, WORST, "--")):
+        for place, (position, score) in enumerate(zip(part.tolist(), scores.values[part].tolist(), strict=True)):
+            ax.plot(
+                trajectories.epochs,
+                trajectories.train_losses[:, position].cpu().numpy(),
+                style,
+                color=colour,
+                alpha=1 - 0.6 * place / samples,
+                label=f"#{position}  {score:+.2f}",
+            )
+    if dataset is None:
+        ax.legend(fontsize=8, frameon=False, title="position  score", loc="upper left", bbox_to_anchor=(1, 1))
+    else:
+        draw_beside(ax, dataset, scores, best, worst)
+        ax.legend(ax.lines[:1], ["reference"], fontsize=8, frameon=False)
+    ax.set_title("Loss" if scores.classes is None else f"Loss, class {label}", fontsize=10)
+    ax.locator_params(axis="x", integer=True)
+    ax.set_xlabel("completed epochs")
+    ax.set_ylabel("loss")
+    return figure, ax
+
+
+def plot_agreement(
+    trajectories: LossTrajectories, *, fraction: float = 0.1, ax: Axes | None = None
+) -> tuple[Figure, Axes]:
+    """How far the scores of an early cutoff agree with those of all checkpoints: when the proxy could have stopped.
+
+    Two lines: Spearman's rank correlation within the class (`lightning_cld.diagnostics.rank_agreement`), and the share
+    of the coreset that is already in the coreset of the cutoff. A mark stands at the first cutoff from which that
+    share stays at 85 % (`lightning_cld.diagnostics.OVERLAP`) or more. Both lines end at 1, since they compare with the
+    last checkpoint; where they still rise steeply there, more epochs would change the coreset.
+
+    Args:
+        trajectories: The logged losses.
+        fraction: The share of the train set that the coresets keep.
+        ax: Where to draw; None makes a new figure.
+
+    Returns:
+        The figure and the axes.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+        TypeError: If `fraction` is not a number.
+        ValueError: If the losses give no scores, or no coreset of that size.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld import LossTrajectories, plotting
+        >>> falling = torch.linspace(3, 0, 13)[:, None].square()
+        >>> train = falling * torch.linspace(0.5, 1, 40) + torch.linspace(0, 20, 13 * 40).view(13, 40).sin()
+        >>> figure, ax = plotting.plot_agreement(LossTrajectories(train, falling))
+        >>> ax.lines[0].get_xdata().tolist()
+        [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    """
+    epochs, correlations, overlaps = agreement(trajectories, fraction)
+    figure, ax = axes_or_new(ax, 6, 3.6)
+    ax.plot(epochs, correlations, "o-", color=REFERENCE, markersize=3, label="rank correlation within the class")
+    ax.plot(epochs, overlaps, "s-", color=BEST, markersize=3, label=f"overlap of the coreset of {fraction:.0%}")
+    ax.axhline(OVERLAP, color=BEST, linewidth=1, linestyle=":")
+    stays = next((e for place, e in enumerate(epochs) if all(o >= OVERLAP for o in overlaps[place:])), epochs[-1])
+    if stays < epochs[-1]:
+        ax.axvline(stays, color=BEST, linewidth=1, linestyle=":", label=f"{OVERLAP:.0%} or more from epoch {stays} on")
+    ax.set_title(f"Agreement with the scores after {epochs[-1]} epochs", fontsize=10)
+    ax.locator_params(axis="x", integer=True)
+    ax.set_xlabel("cutoff epoch")
+    ax.set_ylabel("agreement")
+    ax.set_ylim(top=1.03)
+    ax.grid(alpha=0.25)
+    ax.legend(fontsize=8, framealpha=1, edgecolor="none", loc="lower right")
+    return figure, ax

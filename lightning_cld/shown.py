@@ -1,0 +1,126 @@
+"""What figures and reports show of scores: which classes, which samples, which cutoffs."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_cld.diagnostics import overlap, rank_agreement
+from lightning_cld.functional import MIN_CHECKPOINTS, listed
+from lightning_cld.scores import CLDScores
+from lightning_cld.selection import select_top
+from lightning_cld.trajectories import LossTrajectories
+
+MOST_CLASSES = 10
+"""Classes that are shown if `classes` does not name them; of more, those with the lowest mean scores."""
+
+MOST_CUTOFFS = 20
+"""Cutoffs at which agreement is computed, evenly spaced over the checkpoints: each is a scoring of its own."""
+
+
+def by_mean_score(scores: CLDScores) -> list[int]:
+    """The classes, that with the lowest mean score first; one without any score last. One class is class 0."""
+    pool = scores.positions()
+    of_pool = torch.zeros(len(pool), dtype=torch.int64) if scores.classes is None else scores.classes[pool]
+    labels, groups = torch.unique(of_pool, return_inverse=True)
+    values = scores.values[pool].double()
+    scored = ~values.isnan()
+    sums = torch.zeros(len(labels), dtype=torch.float64).index_add_(0, groups[scored], values[scored])
+    means = sums / torch.bincount(groups[scored], minlength=len(labels))
+    return [int(label) for label in labels[torch.argsort(means, stable=True)]]
+
+
+def shown_classes(scores: CLDScores, classes: Sequence[int] | None) -> tuple[list[int], int]:
+    """The classes to show, and how many are left out: those named, else up to `MOST_CLASSES`.
+
+    Raises:
+        TypeError: If a class is not a whole number.
+        ValueError: If none is named, or one that there is not.
+    """
+    known = by_mean_score(scores)
+    if classes is None:
+        return sorted(known[:MOST_CLASSES]), max(0, len(known) - MOST_CLASSES)
+    named = [operator.index(label) for label in classes]
+    missing = sorted(set(named) - set(known))
+    if missing or not named:
+        asked = listed(missing, "class", "classes") if missing else "no class"
+        raise ValueError(
+            f"To show {asked} was asked, but the scores are of {listed(sorted(known), 'class', 'classes')}."
+        )
+    return named, 0
+
+
+def positions_of(scores: CLDScores, label: int) -> Tensor:
+    """The positions of a class in the train dataset, sorted, int64."""
+    return scores.positions() if scores.classes is None else torch.nonzero(scores.classes == label).flatten()
+
+
+def extremes(scores: CLDScores, label: int, samples: int) -> tuple[Tensor, Tensor]:
+    """Positions of up to `samples` best- and as many worst-scored samples of a class, the most extreme ones first.
+
+    No sample is in both; of few the best get one more. Unscored samples are left out.
+    """
+    own = positions_of(scores, label)
+    own = own[~scores.values[own].isnan()]
+    ranked = own[torch.argsort(-scores.values[own], stable=True)]
+    best = min(samples, (len(ranked) + 1) // 2)
+    worst = min(samples, len(ranked) - best)
+    return ranked[:best], ranked[len(ranked) - worst :].flip(0)
+
+
+def agreement(trajectories: LossTrajectories, fraction: float) -> tuple[list[int], list[float], list[float]]:
+    """How far scores of early cutoffs agree with those of all checkpoints.
+
+    Args:
+        trajectories: The logged losses.
+        fraction: The share of the train set that the compared coresets keep.
+
+    Returns:
+        The cutoff epochs; the rank correlation within the class at each (NaN where nothing can be scored); and the
+        overlap of the coresets.
+
+    Raises:
+        TypeError: If `fraction` is not a number.
+        ValueError: If the losses give no scores, or no coreset of that size.
+    """
+    final = trajectories.values()
+    classes = trajectories.train_classes
+    used = torch.arange(len(final)) if classes is None else torch.nonzero(classes >= 0).flatten()
+    of_used = None if classes is None else classes[used]
+    chosen = select_top(final[used], of_used, fraction=fraction)
+    due = trajectories.epochs[MIN_CHECKPOINTS - 1 :]
+    spaced = torch.linspace(0, len(due) - 1, min(len(due), MOST_CUTOFFS)).round().long().tolist()
+    epochs = [due[place] for place in spaced]
+    correlations, overlaps = [], []
+    for epoch in epochs:
+        try:
+            values = trajectories.values(epoch)
+            correlations.append(rank_agreement(values, final, classes))
+            overlaps.append(overlap(chosen, select_top(values[used], of_used, fraction=fraction)))
+        except ValueError:  # too few differences were logged by then, or too few of a class's samples scored
+            correlations += [float("nan")] * (len(overlaps) + 1 - len(correlations))
+            overlaps.append(float("nan"))
+    return epochs, correlations, overlaps
+
+
+def check_same_train_set(scores: CLDScores, trajectories: LossTrajectories) -> None:
+    """Raises unless the scores can be of these trajectories' train set.
+
+    Raises:
+        ValueError: If their lengths or classes differ.
+    """
+    samples = trajectories.train_losses.shape[1]
+    other = None
+    if len(scores) != samples:
+        other = f"there are {len(scores):,} scores and losses of {samples:,} samples"
+    elif (scores.classes is None) != (trajectories.train_classes is None) or (
+        scores.classes is not None
+        and trajectories.train_classes is not None
+        and not torch.equal(scores.classes, trajectories.train_classes)
+    ):
+        other = "their classes differ"
+    if other:
+        raise ValueError(f"The scores are not of these trajectories: {other}. Take both from one run.")
