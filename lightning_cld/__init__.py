@@ -8,6 +8,7 @@ from lightning_cld.functional import cld_scores
 from lightning_cld.metric import CLDMetric
 from lightning_cld.scores import CLDScores
 from lightning_cld.selection import proportional_holdout, select_top
+from lightning_cld.steps import IndexedDataset
 from lightning_cld.trajectories import LossTrajectories
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "CLDMetric",
     "CLDScores",
     "CoresetDataModule",
+    "IndexedDataset",
     "LossTrajectories",
     "baselines",
     "cld_scores",

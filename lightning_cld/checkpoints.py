@@ -109,7 +109,6 @@ def trajectories_from_checkpoints(
         val_dataloader=val_dataloader,
         batch_size=batch_size,
         buffer_device=buffer_device,
-        running=False,
     )
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be a LightningModule, got {model!r}.")
@@ -141,7 +140,10 @@ def trajectories_from_checkpoints(
                 recorder.record(trainer, module, epoch)
 
     with preserved_module(model):
-        _instead_of_training(sweep, trainer, model, last_epoch=max(files), **data)
+        try:
+            _instead_of_training(sweep, trainer, model, last_epoch=max(files), **data)
+        finally:
+            recorder.release()
     trajectories = recorder.history
     if not isinstance(trajectories, LossTrajectories):
         raise RuntimeError("The Trainer did not get as far as to training. Does model.on_fit_start end the process?")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -84,19 +84,21 @@ class CoresetDataModule(LightningDataModule):
         fraction: float | None = None,
         size: int | None = None,
         per_class: int | None = None,
-        rule: str = "top",
+        rule: Literal["top", "draw"] = "top",
         seed: int = 0,
-        epoch_length: str = "coreset",
+        epoch_length: Literal["coreset", "full"] = "coreset",
     ) -> None:
         if not isinstance(datamodule, LightningDataModule):
             raise TypeError(
-                f"datamodule must be a LightningDataModule, got {type(datamodule).__name__}. For plain datasets use "
+                f"datamodule must be a LightningDataModule of lightning.pytorch, got {type(datamodule).__name__}. For "
+                "plain datasets, or with the package pytorch_lightning (whose Trainer refuses this one), use "
                 "torch.utils.data.Subset(train_set, scores.select(fraction=...))."
             )
         if not is_overridden("train_dataloader", datamodule):
             raise TypeError(f"{type(datamodule).__name__} has no train_dataloader to narrow.")
         if epoch_length not in ("coreset", "full"):
             raise ValueError(f'epoch_length must be "coreset" or "full", got {epoch_length!r}.')
+        _restore_hyperparameters(datamodule)
         self.datamodule = datamodule
         trainer = datamodule.trainer
         super().__init__()  # which sets the trainer, ours and so the inner one's, to None
@@ -174,6 +176,36 @@ class CoresetDataModule(LightningDataModule):
         elif self.indices and max(self.indices) >= length:
             raise ValueError(f"Position {max(self.indices)} is outside of the train set of {length:,} samples.")
         return narrow_loader(loader, self.indices, self.epoch_length, self.trainer)
+
+
+def _restore_hyperparameters(datamodule: LightningDataModule) -> None:
+    """Gives `datamodule` the hyperparameters that LightningCLI means for it.
+
+    LightningCLI hands the arguments of the outermost datamodule, ours, to whichever calls `save_hyperparameters()`.
+    Those of the inner one are among them, as the configuration that it was made from.
+
+    Raises:
+        ValueError: If the datamodule may have read one of our arguments for its own.
+    """
+    saved = datamodule.hparams
+    if "_instantiator" not in saved or "datamodule" not in saved:
+        return
+    name = type(datamodule).__name__
+    config: Any = saved["datamodule"]
+    while isinstance(config, Mapping) and config["class_path"].rpartition(".")[2] != name:  # a coreset of a coreset
+        config = config.get("init_args", {}).get("datamodule")
+    found = isinstance(config, Mapping)
+    own = {**config.get("init_args", {}), **config.get("dict_kwargs", {})} if found else {}
+    shared = [key for key, value in own.items() if saved.get(key, value) != value]
+    if not found or shared:
+        also = f" ({', '.join(shared)} of both)" if shared else ""
+        raise ValueError(
+            f"{name} calls save_hyperparameters(), and LightningCLI saved CoresetDataModule's arguments{also} there. "
+            "Use LightningCLI(..., load_from_checkpoint_support=False): each class then saves what it was given."
+        )
+    own |= {"_class_path": config["class_path"], "_instantiator": saved["_instantiator"]}
+    saved.clear()
+    datamodule.save_hyperparameters(own, logger=False)
 
 
 def _check_indices(coreset: Any) -> list[int]:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
+from lightning_cld.steps import IndexedDataset
+
 PROBES = 64
 """Samples compared where a dataset does not offer its labels."""
 
@@ -87,8 +89,8 @@ def probe_positions(length: int) -> Tensor:
 def dataset_labels(dataset: Dataset[Any]) -> Tensor | None:
     """The labels that a dataset offers without reading its samples: numbers `[N, ...]` on the CPU, or None.
 
-    Looks for `targets`, then `labels`, at a `TensorDataset`'s second tensor, and through `Subset` and
-    `ConcatDataset`.
+    Looks for `targets`, then `labels`, at a `TensorDataset`'s second tensor, and through `Subset`, `ConcatDataset`
+    and `IndexedDataset`.
 
     Example:
         >>> import torch
@@ -100,6 +102,8 @@ def dataset_labels(dataset: Dataset[Any]) -> Tensor | None:
     if isinstance(dataset, Subset):
         labels = dataset_labels(dataset.dataset)
         return labels[torch.as_tensor(dataset.indices, dtype=torch.int64)] if labels is not None else None
+    if isinstance(dataset, IndexedDataset):
+        return dataset_labels(dataset.dataset)
     if isinstance(dataset, ConcatDataset):
         parts: list[Tensor] = []
         for part in dataset.datasets:

@@ -81,7 +81,7 @@ def loader_settings(loader: DataLoader[Any]) -> dict[str, Any]:
 
 
 def sequential_loader(
-    loader: DataLoader[Any], positions: Sequence[int], *, batch_size: int | None, kind: str
+    loader: DataLoader[Any], positions: Sequence[int], *, batch_size: int | None, kind: str, **changes: Any
 ) -> DataLoader[Any]:
     """A loader over the same dataset that yields the samples at `positions`, in that order.
 
@@ -92,6 +92,7 @@ def sequential_loader(
         positions: Positions in its dataset.
         batch_size: Samples a batch; None takes the user's.
         kind: "train" or "val", for errors.
+        **changes: Arguments of DataLoader that shall differ from the user's loader, or that are not taken from it.
 
     Raises:
         TypeError: If `batch_size` is None and the loader has a batch sampler that does not say its own.
@@ -104,7 +105,7 @@ def sequential_loader(
             "trajectories_from_checkpoints."
         )
     # A sampler is anything with a length and an iterator.
-    return DataLoader(loader.dataset, batch_size=size, sampler=positions, **loader_settings(loader))
+    return DataLoader(loader.dataset, batch_size=size, sampler=positions, **{**loader_settings(loader), **changes})
 
 
 def sampled_positions(loader: DataLoader[Any]) -> Tensor:
@@ -144,9 +145,13 @@ def fingerprint_of(loader: DataLoader[Any], kind: str) -> Fingerprint:
 
 
 def changes_between_reads(loader: DataLoader[Any], kind: str) -> bool:
-    """Whether the dataset shows a few samples differently when read twice, as random augmentation does."""
+    """Whether the dataset shows a few samples differently when read twice, as random augmentation does.
+
+    More of them where worker processes are to be kept, which can be only if no sample ever changes.
+    """
     length = len(loader.dataset)  # type: ignore[arg-type]  # map-style, as checked
-    few = probe_positions(length)[:: max(1, min(64, length) // 8)].tolist()
+    probes = probe_positions(length)
+    few = probes[:: 1 if loader.persistent_workers else max(1, len(probes) // 8)].tolist()
     first, second = read_batches(loader, few, times=2, kind=kind)
     return not _same(first, second)
 
@@ -158,11 +163,15 @@ def read_batches(loader: DataLoader[Any], positions: list[int], *, times: int, k
     in the main process, from which later workers are forked.
     """
     with preserved_rng():
-        reader = sequential_loader(loader, positions * times, batch_size=len(positions), kind=kind)
-        if reader.num_workers > 1:
-            settings = {**loader_settings(loader), "num_workers": 1}
-            reader = DataLoader(loader.dataset, batch_size=len(positions), sampler=positions * times, **settings)
-        return list(reader)
+        return list(
+            sequential_loader(
+                loader,
+                positions * times,
+                batch_size=len(positions),
+                kind=kind,
+                num_workers=min(1, loader.num_workers),
+            )
+        )
 
 
 def _batch_labels(batch: Any) -> Tensor | None:

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from lightning_cld.functional import is_integer
 
-LossFunction = torch.nn.Module | Callable[[Tensor, Tensor], Tensor]
+# Returns a Tensor. It is not said here, since jsonargparse would then refuse functions without annotations.
+LossFunction = torch.nn.Module | Callable[[Any, Any], Any]
 Step = Callable[[Any], tuple[Tensor, Tensor | None]]
 
 _WAYS = (

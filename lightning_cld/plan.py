@@ -39,6 +39,29 @@ def check_cutoff(
     return cutoff_epoch
 
 
+def check_record(record: object, history: str, every_n_epochs: int, cutoff_epoch: object) -> None:
+    """Raises unless `record` is one of its two values, and the other arguments go with it."""
+    if record not in ("sweep", "step"):
+        raise ValueError(f"record must be 'sweep' or 'step', got {record!r}.")
+    if record == "sweep":
+        return
+    if history != "full":
+        raise ValueError(
+            f"record='step' leaves holes where an epoch misses a sample, which history={history!r} can't keep apart. "
+            "Use history='full'."
+        )
+    if every_n_epochs != 1:
+        raise ValueError(
+            f"record='step' logs every epoch at no cost, so every_n_epochs={every_n_epochs} would save nothing. Leave "
+            "it out; LossTrajectories.score(every_n_epochs=...) thins afterwards."
+        )
+    if cutoff_epoch == "auto":
+        raise ValueError(
+            "cutoff_epoch='auto' waits for the best-scored tenth to settle, which step losses do not rank well enough. "
+            "Give the epoch, or use record='sweep'."
+        )
+
+
 def check_plan(epochs: int, every_n_epochs: int, what: str) -> None:
     """Raises unless `epochs` epochs give the checkpoints that a score needs."""
     checkpoints = 1 + epochs // every_n_epochs

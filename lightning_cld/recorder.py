@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from lightning_cld.losses import LossFunction, check_loss_fn, make_step
 from lightning_cld.scores import OUTSIDE
 from lightning_cld.selection import check_count
 from lightning_cld.sources import find_sweeps
+from lightning_cld.steps import StepLosses, check_indexed
 from lightning_cld.trajectories import LossTrajectories
 
 
@@ -43,7 +45,8 @@ class Recorder:
     """Sweeps the train and the validation set and keeps the losses, or the moments of them that scores need.
 
     The arguments are those of `CLDCallback`, and the checks of them are here; `running` is whether its `history` is.
-    `every_n_epochs` None means that no checkpoint is due at an epoch of its own, so none can be missing.
+    `every_n_epochs` None means that no checkpoint is due at an epoch of its own, so none can be missing. With
+    `from_steps` only the train set's first row is swept; for the others `step_losses` takes what training steps return.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -59,7 +62,8 @@ class Recorder:
         val_dataloader: DataLoader[Any] | None,
         batch_size: int | None,
         buffer_device: str | torch.device | None,
-        running: bool,
+        running: bool = False,
+        from_steps: bool = False,
     ) -> None:
         if batch_size is not None:
             batch_size = check_count("batch_size", batch_size)
@@ -73,6 +77,7 @@ class Recorder:
         self.batch_size = batch_size
         self.buffer_device = buffer_device
         self.running = running
+        self.step_losses = StepLosses() if from_steps else None
         self.forget()
 
     def forget(self) -> None:
@@ -80,6 +85,8 @@ class Recorder:
         self.history: LossTrajectories | RunningHistory | None = None
         self.seconds = 0.0
         self._diverged = False
+        if self.step_losses is not None:
+            self.step_losses.forget()
 
     def start(self, trainer: Trainer, module: LightningModule) -> None:
         """Finds the data and the loss of a fit that is about to take its first step.
@@ -94,13 +101,19 @@ class Recorder:
         self._find_data(trainer)
         if self.history is not None:
             self.history.to(self.buffer_device or module.device)
+        if self.step_losses is not None:
+            self.step_losses.start(self.train_sweep.length, module.device)
 
     def record(self, trainer: Trainer, module: LightningModule, epoch: int) -> Checkpoint:
         """Takes the checkpoint after `epoch` completed epochs, from the weights of the moment."""
         started = time.perf_counter()
         if trainer.train_dataloader is not self._found_for:  # reload_dataloaders_every_n_epochs
             self._find_data(trainer)
-        train_row, train_classes = self.train_sweep.run(trainer, module, self.step)
+        step_row = None if self.step_losses is None else self.step_losses.row(trainer)
+        if step_row is not None and self.history is not None:
+            train_row, train_classes = step_row, self.history.train_classes
+        else:
+            train_row, train_classes = self.train_sweep.run(trainer, module, self.step)
         val_row, val_classes = self.val_sweep.run(trainer, module, self.step)
         val_row = val_row[self.val_sweep.positions.to(val_row.device)]
         train_classes, val_classes = self._check_classes(train_classes, val_classes)
@@ -113,7 +126,9 @@ class Recorder:
             )
         if self.history is None:
             begin: Callable[..., LossTrajectories | RunningHistory] = (
-                RunningHistory.of_losses if self.running else LossTrajectories
+                RunningHistory.of_losses
+                if self.running
+                else partial(LossTrajectories, from_steps=self.step_losses is not None)
             )
             self.history = begin(
                 train_row[None], val_row[None], train_classes, val_classes, [epoch], fingerprint=self.fingerprint
@@ -158,6 +173,8 @@ class Recorder:
             train_sweep, val_sweep, fingerprint = find_sweeps(
                 trainer, self.train_dataloader, self.val_dataloader, self.batch_size
             )
+            if self.step_losses is not None:
+                check_indexed(getattr(trainer.train_dataloader, "dataset", None))
         if trainer.world_size > 1:
             own = (fingerprint, train_sweep.length, len(train_sweep.positions), len(val_sweep.positions))
             with agreed(trainer, "Comparing the data of the ranks"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -99,7 +99,7 @@ class CLDScores:
         fraction: float | None = None,
         size: int | None = None,
         per_class: int | None = None,
-        rule: str = "top",
+        rule: Literal["top", "draw"] = "top",
         seed: int = 0,
     ) -> Tensor:
         """The coreset: sorted positions in the train dataset, int64; see `select_top` for budgets and errors.
@@ -122,12 +122,19 @@ class CLDScores:
 
         Raises:
             TypeError: As `select_top`; or if `seed` is not a whole number.
-            ValueError: As `select_top`; if there is no such rule; or for "draw", if the scores hold no uncertainty.
+            ValueError: As `select_top`; if there is no such rule; for "draw", if the scores hold no uncertainty; or for
+                "top", if they are CLD of `CLDCallback(record="step")`.
         """
         check_rule(rule, seed)
         pool = self.positions()
         values, classes = self.values[pool], None if self.classes is None else self.classes[pool]
         if rule == "top":
+            if self.metadata.get("record") == "step" and self.metadata.get("scored_by") == "CLD":
+                raise ValueError(
+                    "These scores are from losses of training steps (record='step'). They tell bad samples from good "
+                    'ones, but do not rank the good ones as a sweep would, so rule="top" is not for them. Use '
+                    "rule=\"draw\", or log with record='sweep'."
+                )
             return pool[select_top(values, classes, fraction=fraction, size=size, per_class=per_class)]
         if self.uncertainty is None:
             raise ValueError(

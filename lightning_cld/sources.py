@@ -54,7 +54,8 @@ def find_sweeps(
                 f"The un-augmented view of the train set ({_VIEW}) is not of the dataset that is trained on: "
                 f"{problem}. It must hold the same samples at the same positions."
             )
-    _warn_of_surprises(given, view)
+    train_changes = changes_between_reads(view, "train")
+    _warn_of_surprises(given, view, train_changes)
 
     reference = val_dataloader
     if reference is None:
@@ -66,9 +67,11 @@ def find_sweeps(
     reference = check_loader(reference, "val")
     if len(sampled_positions(reference)) == 0:
         raise ValueError(f"The validation set is empty. {_REFERENCE}")
+    keep_train = view.persistent_workers and not train_changes
+    keep_val = reference.persistent_workers and not changes_between_reads(reference, "val")
     return (
-        Sweep(view, sampled_positions(given), batch_size=batch_size, kind="train"),
-        Sweep(reference, sampled_positions(reference), batch_size=batch_size, kind="val"),
+        Sweep(view, sampled_positions(given), batch_size=batch_size, kind="train", keep_workers=keep_train),
+        Sweep(reference, sampled_positions(reference), batch_size=batch_size, kind="val", keep_workers=keep_val),
         fingerprint,
     )
 
@@ -104,7 +107,7 @@ def _trainer_val_dataloader(trainer: Trainer) -> Any:
         return source.dataloader()
 
 
-def _warn_of_surprises(given: DataLoader[Any], view: DataLoader[Any]) -> None:
+def _warn_of_surprises(given: DataLoader[Any], view: DataLoader[Any], changes: bool) -> None:
     sampler = unknown_sampler(given)
     if sampler is not None:
         rank_zero_warn(
@@ -116,7 +119,7 @@ def _warn_of_surprises(given: DataLoader[Any], view: DataLoader[Any]) -> None:
             f"{type(view).__name__} has an __iter__ of its own; CLD reads its dataset through a plain DataLoader, "
             "which leaves out what that does."
         )
-    if changes_between_reads(view, "train"):
+    if changes:
         rank_zero_warn(
             "The train set shows the same sample differently when read twice (random augmentation?). CLD sweeps it as "
             f"it is, from the same seed each time. Better give the un-augmented view: {_VIEW}."

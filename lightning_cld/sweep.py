@@ -27,14 +27,26 @@ class Sweep:
         positions: Positions to evaluate, sorted, int64 `[n]`.
         batch_size: Samples a batch; None takes the loader's.
         kind: "train" or "val", for errors.
+        keep_workers: Whether worker processes wait for the next sweep instead of being started anew. They keep their
+            random states meanwhile, so the dataset must show a sample the same way whenever it is read.
     """
 
-    def __init__(self, loader: DataLoader[Any], positions: Tensor, *, batch_size: int | None, kind: str) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        positions: Tensor,
+        *,
+        batch_size: int | None,
+        kind: str,
+        keep_workers: bool = False,
+    ) -> None:
         self.loader = loader
         self.positions = positions
         self.length = len(loader.dataset)  # type: ignore[arg-type]  # map-style, as checked
         self.batch_size = batch_size
         self.kind = kind
+        self.keep_workers = keep_workers
+        self._reader: DataLoader[Any] | None = None
 
     def run(self, trainer: Trainer, module: LightningModule, step: Step) -> tuple[Tensor, Tensor | None]:
         """One pass.
@@ -83,7 +95,8 @@ class Sweep:
         device = trainer.strategy.root_device
         losses = torch.empty(len(positions), dtype=torch.float32, device=device)
         classes: Tensor | None = None
-        loader = sequential_loader(self.loader, positions.tolist(), batch_size=self.batch_size, kind=self.kind)
+        # Put back only at the end: after an error its workers are somewhere in the middle of a pass.
+        loader, self._reader = self._reader or self._make_reader(positions, device), None
         start = 0
         batches = iter(loader)
         for done in range(len(loader)):
@@ -102,7 +115,19 @@ class Sweep:
                     classes = torch.empty(len(positions), dtype=torch.int64, device=device)
                 classes[start : start + size] = batch_classes
             start += size
+        self._reader = loader
         return losses, classes
+
+    def _make_reader(self, positions: Tensor, device: torch.device) -> DataLoader[Any]:
+        return sequential_loader(
+            self.loader,
+            positions.tolist(),
+            batch_size=self.batch_size,
+            kind=self.kind,
+            persistent_workers=self.keep_workers,
+            # Only from pinned memory does a batch travel while the one before is computed.
+            pin_memory=self.loader.pin_memory or device.type == "cuda",
+        )
 
 
 def _to_device(trainer: Trainer, module: LightningModule, batch: Any) -> Any:

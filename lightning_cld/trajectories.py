@@ -29,6 +29,7 @@ from lightning_cld.functional import (
 )
 from lightning_cld.provenance import provenance
 from lightning_cld.scores import OUTSIDE, CLDScores, check_pool_classes, typed_array
+from lightning_cld.steps import at_epoch_ends
 
 _KIND = "cld-trajectories"
 
@@ -48,6 +49,9 @@ class LossTrajectories:
         val_classes: Classes of the validation samples, integer, `[M]`; None exactly where `train_classes` is.
         epochs: Completed epochs at each row, increasing; 0 is before training. None numbers the rows from 0.
         fingerprint: Identity of the train dataset; None takes its length and the classes for it.
+        from_steps: Whether the rows after the first hold what training steps saw within an epoch, instead of sweeps at
+            its end, as `CLDCallback(record="step")` logs them. Scores then take the mean of two epochs for the
+            checkpoint between them.
         metadata: Plain JSON values about the run, passed on to the scores.
 
     Raises:
@@ -75,6 +79,7 @@ class LossTrajectories:
         epochs: Sequence[int] | None = None,
         *,
         fingerprint: Fingerprint | None = None,
+        from_steps: bool = False,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self._train = torch.as_tensor(train_losses).detach()
@@ -109,6 +114,7 @@ class LossTrajectories:
                 f"The fingerprint is of {fingerprint.length:,} samples, but train_losses have {samples:,} columns."
             )
         self.fingerprint = fingerprint
+        self.from_steps = from_steps
         self.metadata = dict(metadata or {})
 
     @property
@@ -203,11 +209,19 @@ class LossTrajectories:
         origin = provenance(self.val_classes, self.references, scored_by=scored_by, every_n_epochs=every_n_epochs)
         # Other values have no sign that "draw" could filter by, so they go without what it weights by.
         uncertainty = aleatoric_uncertainty(trained_losses(part)) if by is None else None
-        metadata = {**self.metadata, **origin, **({} if by is not None else part._diagnosed(values))}
+        metadata = {
+            **self.metadata,
+            **origin,
+            "record": "step" if self.from_steps else "sweep",
+            **({} if by is not None else part._diagnosed(values)),
+        }
         return CLDScores(values, self.train_classes, part.epochs, self.fingerprint, metadata, uncertainty)
 
     def _thinned(self, cutoff_epoch: int | None, every_n_epochs: int) -> LossTrajectories:
-        """The checkpoints up to a cutoff that are due every n epochs, on the same memory where that is possible."""
+        """The checkpoints up to a cutoff that are due every n epochs, on the same memory where that is possible.
+
+        Rows of steps have become those of checkpoints in it.
+        """
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}.")
         if cutoff_epoch is not None and cutoff_epoch > self.epochs[-1]:
@@ -226,8 +240,9 @@ class LossTrajectories:
             )
         # Slices of a whole timeline are views; only a thinned one is copied.
         whole = rows == list(range(len(rows)))
+        train = at_epoch_ends(self._train[: rows[-1] + 1]) if self.from_steps else self._train
         return LossTrajectories(
-            self._train[: len(rows)] if whole else self._train[rows],
+            train[: len(rows)] if whole else train[rows],
             self._val[: len(rows)] if whole else self._val[rows],
             self.train_classes,
             self.val_classes,
@@ -303,6 +318,7 @@ class LossTrajectories:
         header = {
             "epochs": self.epochs,
             "fingerprint": None if self.fingerprint is None else self.fingerprint.to_dict(),
+            "from_steps": self.from_steps,
             "metadata": self.metadata,
         }
         return write_arrays(path, _KIND, header, arrays)
@@ -325,6 +341,7 @@ class LossTrajectories:
                 typed_array(arrays["val_classes"], np.int64) if "val_classes" in arrays else None,
                 header["epochs"],
                 fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint),
+                from_steps=header["from_steps"],
                 metadata=header["metadata"],
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -340,6 +357,7 @@ class LossTrajectories:
             "val_classes": None if self.val_classes is None else self.val_classes.clone(),
             "epochs": list(self.epochs),
             "fingerprint": None if self.fingerprint is None else self.fingerprint.to_dict(),
+            "from_steps": self.from_steps,
             "metadata": self.metadata,
         }
 

@@ -133,6 +133,31 @@ class ModelWithStep(Model):
         return F.cross_entropy(outputs, batch[1], reduction="none"), batch[1]
 
 
+class ModelThatReturns(Model):
+    """Returns its losses for `record="step"`, and remembers them; `forgetful` does not on the last rank."""
+
+    forgetful = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[tuple[int, float]]] = []
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self.seen.append([])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        losses = F.cross_entropy(self(batch[0]), batch[1], reduction="none")
+        self.seen[-1] += zip(batch[2].tolist(), losses.tolist(), strict=True)
+        if self.forgetful and self.trainer.global_rank == self.trainer.world_size - 1:
+            return losses.mean()
+        return {"loss": losses.mean(), "sample_losses": losses, "sample_index": batch[2]}
+
+
+class ModelThatForgets(ModelThatReturns):
+    forgetful = True
+
+
 class ModelWithColumn(Model):
     """Has a buffer whose values do not lie side by side in memory."""
 
@@ -206,6 +231,7 @@ class Ends(L.Callback):
             weights=self.weights,
             reads=self.reads,
             served=pl_module.served,
+            seen=getattr(pl_module, "seen", None),
             steps=trainer.global_step,
             metrics={name: float(value) for name, value in trainer.logged_metrics.items()},
             random=[torch.get_rng_state().tolist(), np.random.get_state()[1:3], random.getstate()],
@@ -367,6 +393,10 @@ class Runs:
     def later_errors(self) -> None:
         self.watched("later-sample", max_epochs=6)
         self.watched("later-step", 49, 11, Breaks(), model=ModelWithStep, max_epochs=6)
+
+    def steps(self) -> None:
+        self.watched("returned", model=ModelThatReturns, watching={"record": "step"})
+        self.watched("forgotten", model=ModelThatForgets, watching={"record": "step"})
 
     def no_reference(self) -> None:
         self.fit("no-reference", NoReference(49, 11), cld=CLDCallback(dirpath=self.root))

@@ -538,15 +538,16 @@ def test_one_checkpoint_is_in_memory_at_a_time(tmp_path, run, monkeypatch):
 
 
 def test_no_workers_wait_for_a_training_during_the_sweeps(tmp_path, run, monkeypatch):
-    record, seen = Recorder.record, []
+    record, seen, before = Recorder.record, [], len(multiprocessing.active_children())
 
     def watched_record(self, *args):
-        seen.append(multiprocessing.active_children())
+        seen.append(len(multiprocessing.active_children()) - before)
         record(self, *args)
 
     monkeypatch.setattr(Recorder, "record", watched_record)
     scored(tmp_path, run[1], datamodule=Blobs(num_workers=1, persistent_workers=True))
-    assert seen == [[]] * len(run[1])
+    assert seen == [0] + [1] * (len(run[1]) - 1)  # the one that the train sweep keeps
+    assert len(multiprocessing.active_children()) == before
 
 
 def test_the_trajectories_say_where_they_are_from_and_can_be_saved(tmp_path, run):

@@ -21,7 +21,7 @@ from lightning_cld import CLDScores, LossTrajectories
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ddp_fork needs fork")
 
-EVERYWHERE = ["sizes", "models", "samplers", "coresets", "later_errors", "no_reference"]
+EVERYWHERE = ["sizes", "models", "samplers", "coresets", "later_errors", "no_reference", "steps"]
 # The last part of a run is one that breaks the connection between its processes if the library does not hold them
 # together; what comes before has been saved by then.
 PARTS = {
@@ -199,6 +199,19 @@ def test_a_running_history_is_the_same_on_every_rank_and_gives_the_scores_of_a_f
     torch.testing.assert_close(running.values, full.values, rtol=0, atol=1e-5)
 
 
+def test_a_row_of_steps_has_what_all_ranks_saw_and_every_rank_has_it(ranks):
+    first, *others = (end["rows"] for end in ranks.ends("returned"))
+    for other in others:
+        assert other["epochs"] == first["epochs"] == [0, 1, 2, 3]
+        assert torch.equal(other["train_losses"], first["train_losses"])
+    for epoch in (1, 2, 3):
+        seen = [pair for end in ranks.ends("returned") for pair in end["seen"][epoch - 1]]
+        assert len(seen) > len({position for position, _ in seen}) == 49  # padded by repeats
+        expected = [[loss for place, loss in seen if place == position] for position in range(49)]
+        expected = torch.tensor([sum(losses) / len(losses) for losses in expected])
+        torch.testing.assert_close(first["train_losses"][epoch], expected, rtol=1e-6, atol=1e-6)
+
+
 def test_all_ranks_stop_where_the_coreset_has_settled(ranks):
     scores = CLDScores.load(ranks.root / "settled" / "cld-scores.npz")
     assert scores.metadata["settled_epoch"] == 8
@@ -314,6 +327,10 @@ def test_a_bad_sample_on_one_rank_ends_all_under_ddp(run_of):
 
 def test_data_missing_on_one_rank_end_all_with_its_message(ranks):
     assert_ends_all(ranks, "no-reference", "the reference is on another disk")
+
+
+def test_a_first_step_without_sample_losses_on_one_rank_ends_all(ranks):
+    assert_ends_all(ranks, "forgotten", "without sample_losses and sample_index")
 
 
 @pytest.mark.parametrize("name", ["later-sample", "later-step"])

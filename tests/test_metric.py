@@ -137,6 +137,7 @@ def test_in_a_distributed_run_compute_does_not_synchronise_and_sync_says_why():
     assert_scores(metric.compute(), EXPECTED)
 
 
+@pytest.mark.skipif(not hasattr(Metric, "merge_state"), reason="older torchmetrics have no such method")
 def test_states_are_not_merged():
     with pytest.raises(RuntimeError, match="merge_state"):
         metric_of().merge_state(metric_of())

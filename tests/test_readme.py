@@ -35,6 +35,7 @@ def test_the_snippets_work_one_after_the_other(tmp_path, monkeypatch):
         "proxy": Classifier(lr=0.001),
         "target": Classifier(lr=0.001),
         "cifar": data,
+        "network": torch.nn.Linear(4, 3),
         "train_set": data.train_set,
         "val_set": data.val_set,
         "train_losses": generator.random((5, 20)),

@@ -24,6 +24,7 @@ from lightning_cld import CLDCallback, CoresetDataModule, LossTrajectories, prop
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the examples are scripts, not a package
 from _common import NETWORKS, PRESETS, Classifier, Images, Splits, flip_labels, load, quiet, quiet_trainer
+from _steps import SteppingClassifier, indexed
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -102,16 +103,18 @@ class Proxy:
         return self.trajectories.epochs[-1] * self.fit_seconds / (self.fit_seconds - self.sweep_seconds)
 
 
-def run_proxy(case: Case, settings: Settings) -> Proxy:
-    """Trains the proxy under `CLDCallback`, or reads what an earlier call left."""
-    folder = settings.work / "-".join(str(value) for value in vars(case).values() if value is not None)
+def run_proxy(case: Case, settings: Settings, record: str = "sweep") -> Proxy:
+    """Trains the proxy under `CLDCallback(record=...)`, or reads what an earlier call left."""
+    name = "-".join(str(value) for value in vars(case).values() if value is not None)
+    folder = settings.work / (name if record == "sweep" else f"{name}-{record}")
     done = folder / "proxy.json"  # written last
     if not done.exists():
         quiet()
         splits, _ = make_splits(case, settings.root)
         preset = PRESETS[case.dataset]
-        cld = CLDCallback(dirpath=folder)
-        model = Classifier(case.dataset, splits.train, preset.lr, seed=case.seed, network=case.network)
+        cld = CLDCallback(record=record, dirpath=folder)
+        splits, kind = (splits, Classifier) if record == "sweep" else (indexed(splits), SteppingClassifier)
+        model = kind(case.dataset, splits.train, preset.lr, seed=case.seed, network=case.network)
         started = time.perf_counter()
         with warnings.catch_warnings():
             # A proxy that was killed left its files; they are written anew.

@@ -15,6 +15,7 @@ import accuracy
 import early
 import label_noise
 import path
+import quality
 import transfer
 import validation
 from _figures import draw_accuracy, draw_compute
@@ -40,6 +41,14 @@ def _accuracy(name: str, noise: str, methods: Sequence[str]) -> Callable[[], str
     return lambda: accuracy.table(_rows(name), noise, "steps", methods)
 
 
+def _quality(dataset: str, noise: float) -> Callable[[], str]:
+    def table() -> str:
+        rows = _rows("quality")
+        return quality.table(row for row in rows if row["dataset"] == dataset and float(row["noise"]) == noise)
+
+    return table
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "rules": lambda: accuracy.compact_table(_rows("fashion_mnist"), RULES),
     "label noise": lambda: label_noise.table(_rows("label_noise")),
@@ -53,6 +62,11 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"tried, MLP, {float(n):.0%}": _accuracy("fashion_mnist_mlp", n, RULES + TRIED) for n in ("0.0", "0.2", "0.4")},
     **{f"tried, digits, {float(n):.0%}": _accuracy("digits", n, RULES + TRIED) for n in ("0.0", "0.2", "0.4")},
     **{f"early accuracy, {float(n):.0%}": _accuracy("fashion_mnist", n, ("random", *PARTS)) for n in ("0.0", "0.2")},
+    "cifar100": _accuracy("cifar100", "0.0", RULES),
+    **{
+        f"quality, {dataset}, {noise:.0%}": _quality(dataset, noise)
+        for dataset, noise in (("fashion-mnist", 0.0), ("fashion-mnist", 0.2), ("cifar100", 0.0))
+    },
     "epochs": lambda: accuracy.compact_table(_rows("fashion_mnist_epochs"), (*RULES, "CLD, first third")),
 }
 

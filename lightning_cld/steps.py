@@ -1,0 +1,205 @@
+"""Losses from the training steps themselves: what they return, and the row of an epoch that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lightning_cld.functional import is_integer, kind_of
+from lightning_cld.guards import agreed
+
+_REMEDY = (
+    'With CLDCallback(record="step") training_step returns {"loss": ..., "sample_losses": ..., "sample_index": ...}: '
+    "the loss of each sample of the batch, floating point [B], and its position in the train set, integer [B], which "
+    "lightning_cld.IndexedDataset puts into the batch."
+)
+
+
+class IndexedDataset(Dataset[Any]):
+    """A dataset whose samples say their position, for `CLDCallback(record="step")`.
+
+    A sample that is a tuple or a list becomes a tuple with the position at its end; a mapping a dictionary with the
+    position as "sample_index"; anything else a pair. Wrap the whole train set, so that positions count in the
+    dataset that the Trainer is given: `IndexedDataset(Subset(...))`, not the other way round. Other attributes than
+    `dataset` are those of the dataset within.
+
+    Args:
+        dataset: A map-style dataset.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from lightning_cld import IndexedDataset
+        >>> IndexedDataset(TensorDataset(torch.tensor([0.5, 1.5]), torch.tensor([3, 4])))[1]
+        (tensor(1.5000), tensor(4), 1)
+    """
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]  # map-style has a length
+
+    def __getitem__(self, index: int) -> Any:
+        sample = self.dataset[index]
+        if isinstance(sample, Mapping):
+            return {**sample, "sample_index": index}
+        return (*sample, index) if isinstance(sample, (tuple, list)) else (sample, index)
+
+    def __getattr__(self, name: str) -> Any:
+        # A copy or an unpickled one asks before there is anything within; nor may a batched read go past __getitem__.
+        if name.startswith("__") or "dataset" not in vars(self):
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+class StepLosses:
+    """Gathers what the training steps return, over an epoch, into a row.
+
+    A sample that several steps saw gets the mean of its losses, one that none saw gets NaN: not logged.
+    """
+
+    def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops what was gathered."""
+        self._sums: Tensor | None = None
+        self._counts: Tensor | None = None
+        self._checked = False
+        self._warned = False
+
+    def start(self, samples: int, device: torch.device) -> None:
+        """Gets ready for steps on a train set of so many samples."""
+        if self._sums is None or self._counts is None or len(self._sums) != samples + 1:
+            # The last place is for what belongs to no sample: so a wrong index need not be waited for.
+            self._sums = torch.zeros(samples + 1, device=device)
+            self._counts = torch.zeros(samples + 1, dtype=torch.int32, device=device)
+        self._sums, self._counts = self._sums.to(device), self._counts.to(device)
+        self._checked = False
+
+    def add(self, trainer: Trainer, outputs: Any) -> None:
+        """Takes what one training step returned; after the first nothing is waited for.
+
+        Raises:
+            TypeError: At the first step, if what is needed is missing or of the wrong type.
+            ValueError: At the first step, if lengths differ or an index lies outside of the train set.
+        """
+        if not self._checked:
+            with agreed(trainer, "The first training step"):
+                self._check(outputs)
+                self._check_positions(outputs["sample_index"])
+            self._checked = True
+        elif outputs:  # else the step was skipped
+            try:
+                self._check(outputs)
+            except (TypeError, ValueError) as error:  # watching must not end a training that runs
+                self._warn(f"a training step's losses were left out. {error}")
+                return
+        else:
+            return
+        if self._sums is None or self._counts is None:
+            raise RuntimeError("StepLosses.start was not called.")
+        last = len(self._sums) - 1
+        losses = outputs["sample_losses"].detach().to(self._sums.device, torch.float32)
+        losses = losses.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
+        index = outputs["sample_index"].to(self._sums.device, torch.int64, non_blocking=True)
+        index = index.where((index >= 0) & (index < last), last)
+        self._sums.index_add_(0, index, losses)
+        self._counts.index_add_(0, index, torch.ones_like(index, dtype=torch.int32))
+
+    def row(self, trainer: Trainer) -> Tensor:
+        """The losses of the epoch that has ended, float32 `[N]`, from all ranks; the next epoch starts empty."""
+        if self._sums is None or self._counts is None:
+            raise RuntimeError("StepLosses.start was not called.")
+        sums, counts = self._sums.clone(), self._counts.clone()
+        self._sums.zero_()
+        self._counts.zero_()
+        if trainer.world_size > 1:
+            sums = trainer.strategy.reduce(sums, reduce_op="sum")
+            counts = trainer.strategy.reduce(counts, reduce_op="sum")
+        if counts[-1]:
+            self._warn(f"{int(counts[-1]):,} losses came with a sample_index outside of the train set. {_REMEDY}")
+        return (sums / counts)[:-1]  # none at all is 0 / 0, NaN
+
+    def state_dict(self) -> dict[str, Tensor] | None:
+        """What this rank gathered of an epoch that goes on, on the CPU."""
+        if self._sums is None or self._counts is None:
+            return None
+        return {"sums": self._sums.cpu().clone(), "counts": self._counts.cpu().clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor] | None) -> None:
+        """The inverse of `state_dict`. Ranks that all load rank 0's have its mean, since each counts it."""
+        if state is not None:
+            self._sums, self._counts = state["sums"].clone(), state["counts"].clone()
+
+    def _check(self, outputs: Any) -> None:
+        """Raises unless a step's outputs have as many losses as positions; looks at no values."""
+        if not isinstance(outputs, Mapping) or not {"sample_losses", "sample_index"} <= set(outputs):
+            got = f"the keys {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else kind_of(outputs)
+            raise TypeError(f"training_step returned {got}, without sample_losses and sample_index. {_REMEDY}")
+        losses, index = outputs["sample_losses"], outputs["sample_index"]
+        if not isinstance(losses, Tensor) or not losses.is_floating_point():
+            raise TypeError(f"sample_losses must be a floating point tensor, got {kind_of(losses)}. {_REMEDY}")
+        if not is_integer(index):
+            raise TypeError(f"sample_index must be an integer tensor, got {kind_of(index)}. {_REMEDY}")
+        if losses.ndim != 1 or index.shape != losses.shape:
+            raise ValueError(
+                f"sample_losses and sample_index must both have shape [B], got {list(losses.shape)} and "
+                f"{list(index.shape)}. {_REMEDY}"
+            )
+
+    def _check_positions(self, index: Tensor) -> None:
+        samples = 0 if self._sums is None else len(self._sums) - 1
+        if len(index) and (int(index.min()) < 0 or int(index.max()) >= samples):
+            raise ValueError(
+                f"sample_index must lie in 0 to {samples - 1}, a position in the train set of {samples:,} samples, got "
+                f"{int(index.min())} to {int(index.max())}. {_REMEDY}"
+            )
+
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            self._warned = True
+            rank_zero_warn(f"CLD: {message} This is said once.")
+
+
+def check_indexed(dataset: Any) -> None:
+    """Raises if a dataset's samples say their position in some other set, as `Subset(IndexedDataset(...))` does."""
+    within = getattr(dataset, "dataset", None)
+    if isinstance(dataset, IndexedDataset) or within is None:
+        return
+    if isinstance(within, IndexedDataset):
+        raise ValueError(
+            f"The train set is a {type(dataset).__name__} of an IndexedDataset, so its samples say their positions in "
+            f"the set within. Wrap the whole: IndexedDataset({type(dataset).__name__}(...))."
+        )
+    check_indexed(within)
+
+
+def at_epoch_ends(losses: Tensor) -> Tensor:
+    """Losses at the ends of epochs, estimated from those that training steps saw within the epochs.
+
+    A step sees a sample somewhere in its epoch, in the middle on average; so the mean of what two epochs saw stands for
+    the checkpoint between them. That it pairs better with the reference there than either by itself was measured:
+    `examples/benchmarks/RESULTS.md`.
+
+    Args:
+        losses: Floating point `[T, N]`: a sweep's row, then one for each following epoch.
+
+    Returns:
+        `[T, N]`; the first row and what no mean is known of, the last row say, as they are.
+
+    Example:
+        >>> import torch
+        >>> at_epoch_ends(torch.tensor([[3.0], [2.0], [1.0], [0.5]])).flatten()
+        tensor([3.0000, 1.5000, 0.7500, 0.5000])
+    """
+    means = (losses[1:-1] + losses[2:]) / 2
+    means = torch.where(means.isnan(), losses[1:-1], means)
+    return torch.cat([losses[:1], means, losses[-1:]]) if len(losses) > 1 else losses

@@ -1,0 +1,188 @@
+"""What a sweep costs beyond evaluating the samples: worker processes, waits for the device, memory that is pinned."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import Counter
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_cld import CLDCallback
+from lightning_cld.loaders import changes_between_reads
+from lightning_cld.sweep import Sweep
+from tests.toys import Blobs, Classifier, blobs, fit, quiet_trainer
+
+
+class ReadBy(Dataset):
+    """Points whose first number tells which process read them; `augments` adds noise where the rest goes."""
+
+    def __init__(self, augments=False, samples=80):
+        self.points, self.targets = blobs(samples).tensors
+        self.augments = augments
+
+    def __len__(self):
+        return len(self.points)
+
+    def __getitem__(self, index):
+        point = self.points[index] + (torch.randn(4) if self.augments else 0)
+        return point, self.targets[index], os.getpid()
+
+
+class Tells(Classifier):
+    """Logs as its losses who read the samples, or what they showed."""
+
+    asks = "process"
+
+    def cld_step(self, batch):
+        points, targets, readers = batch
+        return (readers.double() if self.asks == "process" else points.sum(1)), targets
+
+
+def watched(tmp_path, asks="process", augments=False, callbacks=(), plan=None, **loader):
+    class Asking(Tells):
+        pass
+
+    Asking.asks = asks
+    data = Blobs()
+    data.train_set, data.val_set = ReadBy(augments), ReadBy(augments, 40)
+    data.loader = {"batch_size": 8, **loader}
+    data.val_dataloader = lambda: DataLoader(data.val_set, batch_size=8, **loader)
+    cld = CLDCallback(**(plan or {}))
+    fit(tmp_path, cld, Asking, datamodule=data, max_epochs=6, callbacks=list(callbacks))
+    return cld
+
+
+def rows(*arguments, **named):
+    return watched(*arguments, **named).trajectories
+
+
+def readers(losses):
+    return [set(row.unique().tolist()) for row in losses]
+
+
+def test_persistent_workers_are_kept_between_sweeps(tmp_path):
+    kept = rows(tmp_path, num_workers=2, persistent_workers=True)
+    for losses in (kept.train_losses, kept.val_losses):
+        first, *later = readers(losses)
+        assert len(first) == 2
+        assert all(row == first for row in later)
+    assert readers(kept.train_losses)[0] != readers(kept.val_losses)[0]
+
+
+def test_other_workers_are_started_anew(tmp_path):
+    first, second, *_ = readers(rows(tmp_path, num_workers=2).train_losses)
+    assert len(first) == len(second) == 2
+    assert not first & second
+
+
+@pytest.mark.filterwarnings("ignore:.*shows the same sample differently.*")
+def test_workers_that_draw_are_started_anew_so_that_each_sweep_shows_the_same(tmp_path):
+    workers = {"num_workers": 2, "persistent_workers": True}
+    first, second, *_ = readers(rows(tmp_path, augments=True, **workers).train_losses)
+    assert not first & second
+    shown = rows(tmp_path, "points", augments=True, **workers).train_losses
+    assert torch.equal(shown, shown[:1].expand_as(shown))
+
+
+def test_kept_workers_are_gone_after_the_fit(tmp_path):
+    before = len(multiprocessing.active_children())
+    cld = watched(tmp_path, num_workers=1, persistent_workers=True)
+    assert len(multiprocessing.active_children()) == before
+    assert len(cld.trajectories) == 7
+
+
+def test_kept_workers_are_gone_after_the_cutoff(tmp_path):
+    class Counts(Callback):
+        def __init__(self):
+            self.alive = []
+
+        def on_train_epoch_start(self, trainer, module):
+            self.alive.append(len(multiprocessing.active_children()))
+
+    before, counts = len(multiprocessing.active_children()), Counts()
+    watched(tmp_path, callbacks=[counts], plan={"cutoff_epoch": 4}, num_workers=1, persistent_workers=True)
+    assert [alive - before for alive in counts.alive] == [
+        3,
+        4,
+        4,
+        4,
+        2,
+        2,
+    ]  # two of the sweeps, one of training and later of validation
+
+
+def test_a_rare_augmentation_is_found_before_workers_are_kept():
+    class Rarely(ReadBy):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            point, target, reader = super().__getitem__(index)
+            return point + (self.reads % 23 == 0), target, reader
+
+    assert changes_between_reads(DataLoader(Rarely(), num_workers=1, persistent_workers=True), "train")
+
+
+def test_a_sweep_that_failed_starts_its_workers_anew(tmp_path):
+    class FailsOnce(Tells):
+        calls = 0
+
+        def cld_step(self, batch):
+            FailsOnce.calls += 1
+            if FailsOnce.calls == 7:  # in the train sweep after the first epoch
+                raise RuntimeError("once")
+            return super().cld_step(batch)
+
+    data = Blobs()
+    data.train_set, data.val_set = ReadBy(), ReadBy(samples=8)
+    data.loader = {"batch_size": 20, "num_workers": 2, "persistent_workers": True}
+    data.val_dataloader = lambda: DataLoader(data.val_set, batch_size=20)
+    cld = CLDCallback()
+    with pytest.warns(UserWarning, match="could not be logged: once"):
+        fit(tmp_path, cld, FailsOnce, datamodule=data, max_epochs=4)
+    theta_0, hole, *later = cld.trajectories.train_losses
+    assert hole.isnan().all()
+    assert [len(row.unique()) for row in (theta_0, *later)] == [2, 2, 2, 2]
+    assert not set(theta_0.tolist()) & set(later[0].tolist())
+    assert set(later[0].tolist()) == set(later[1].tolist())
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations that wait for the device: those that turn a tensor into a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen[str(function)] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("loss_fn", [None, nn.CrossEntropyLoss(reduction="none")])
+def test_nothing_waits_for_the_device_batch_by_batch(tmp_path, loss_fn):
+    from lightning_cld.losses import make_step
+
+    module, loader = Classifier(), DataLoader(blobs(120), batch_size=120)
+    trainer = quiet_trainer(tmp_path)
+    trainer.strategy.connect(module)
+    waits = []
+    for batch_size in (120, 4):
+        sweep = Sweep(loader, torch.arange(120), batch_size=batch_size, kind="train")
+        with Waits() as counted:
+            sweep.run(trainer, module, make_step(module, loss_fn))
+        assert counted.seen["aten.addmm.default"] == 2 * 120 / batch_size  # so it does count
+        waits.append(counted.seen["aten._local_scalar_dense.default"])
+    assert waits[0] == waits[1]
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_batches_for_a_gpu_are_pinned(device, pinned):
+    sweep = Sweep(DataLoader(blobs(), batch_size=8), torch.arange(120), batch_size=None, kind="train")
+    assert sweep._make_reader(torch.arange(120), torch.device(device)).pin_memory is pinned
