@@ -42,9 +42,10 @@ def log_checkpoint(
     if not loggers:
         return
     overlaps = Overlaps(None, None)
-    with _watching("how settled the coreset is could not be found out"):
-        settling.look(history)
-        overlaps = settling.overlaps
+    if _ranks(history):
+        with _watching("how settled the coreset is could not be found out"):
+            settling.look(history)
+            overlaps = settling.overlaps
     metrics = {"train_loss": checkpoint.train_loss, "val_loss": checkpoint.val_loss, "seconds": checkpoint.seconds}
     metrics |= {f"overlap_{name}": value for name, value in overlaps._asdict().items() if value is not None}
     for logger in loggers:
@@ -91,11 +92,18 @@ def _figures(scores: CLDScores, history: LossTrajectories | RunningHistory) -> d
     """
     if find_spec("matplotlib") is None:
         return {}
-    figures: dict[str, Callable[[], Any]] = {"scores_by_class": lambda: plotting.plot_scores(scores, fraction=SHARE)[0]}
+    cut = SHARE if _ranks(history) else None
+    figures: dict[str, Callable[[], Any]] = {"scores_by_class": lambda: plotting.plot_scores(scores, fraction=cut)[0]}
     if isinstance(history, LossTrajectories):
-        figures["agreement"] = lambda: plotting.plot_agreement(history, fraction=SHARE)[0]
+        if _ranks(history):
+            figures["agreement"] = lambda: plotting.plot_agreement(history, fraction=SHARE)[0]
         figures["trajectories"] = lambda: plotting.plot_trajectories(history, scores=scores)[0]
     return figures
+
+
+def _ranks(history: LossTrajectories | RunningHistory) -> bool:
+    """Whether the scores are fit to choose the best tenth by; those from training steps are not."""
+    return not (isinstance(history, LossTrajectories) and history.from_steps)
 
 
 def _loggers(trainer: Trainer) -> list[Any]:

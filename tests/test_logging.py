@@ -23,7 +23,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import Blobs, Classifier, fit
 
-from lightning_cld import CLDCallback, CLDScores, LossTrajectories, reporting
+from lightning_cld import CLDCallback, CLDScores, IndexedDataset, LossTrajectories, reporting
 from lightning_cld.reporting import log_scores
 from lightning_cld.settling import Settling
 
@@ -262,6 +262,28 @@ def test_tensorboard_gets_figures(tmp_path, watching, figures):
         pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
         assert pixels.shape[:2] == (image.height, image.width)
         assert 0.01 < (pixels < 128).any(axis=2).mean() < 0.9  # something is drawn on it
+
+
+class Stepping(Quick):
+    def training_step(self, batch, batch_idx):
+        losses = torch.nn.functional.cross_entropy(self(batch[0]), batch[1], reduction="none")
+        return {"loss": losses.mean(), "sample_losses": losses, "sample_index": batch[2]}
+
+
+def test_of_losses_from_training_steps_no_best_tenth_is_shown(tmp_path, recwarn):
+    data = Blobs(drop_last=True)
+    data.train_set = IndexedDataset(data.train_set)
+    cld = CLDCallback(dirpath=tmp_path, record="step")
+    loggers = [CSVLogger(tmp_path), TensorBoardLogger(tmp_path)]
+    run(tmp_path, cld, Stepping, logger=loggers, datamodule=data)
+    checkpoints, scores = logged(tmp_path)
+    assert all(metrics.keys() == PER_CHECKPOINT | {"step"} for metrics in checkpoints.values())
+    for row, metrics in enumerate(checkpoints.values()):
+        expected = cld.trajectories.train_losses[row].double().nanmean().item()
+        assert metrics["cld/train_loss"] == pytest.approx(expected, rel=1e-5)
+    assert scores.keys() == {"step", "cld/epoch"} | PER_SCORES
+    assert set(read_events(tmp_path).Tags()["images"]) == FIGURES - {"cld/agreement"}
+    assert not [warning for warning in recwarn if "CLD" in str(warning.message)]
 
 
 def test_two_boards_get_the_same_figures(tmp_path):
