@@ -408,7 +408,7 @@ class CLDCallback(Callback):
             f"{scores.num_classes} classes from {len(scores.epochs)} checkpoints; sweeps took "
             f"{self._recorder.seconds:.1f} s. Saved to {path}"
         )
-        log_scores(trainer, scores)
+        log_scores(trainer, scores, self._recorded)
 
     def _save_trajectories(self, trainer: Trainer, pl_module: LightningModule) -> Path | None:
         """Notes what made the history and writes its losses; returns the path, or None after a warning or without."""

@@ -6,8 +6,9 @@ keys begin with `cld/`, the epoch too, so that what the training itself logs sta
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from lightning_cld import plotting
+from lightning_cld.diagnostics import SHARE
 from lightning_cld.history import RunningHistory
 from lightning_cld.recorder import Checkpoint
 from lightning_cld.scores import CLDScores
@@ -39,9 +42,10 @@ def log_checkpoint(
     if not loggers:
         return
     overlaps = Overlaps(None, None)
-    with _watching("how settled the coreset is could not be found out"):
-        settling.look(history)
-        overlaps = settling.overlaps
+    if _ranks(history):
+        with _watching("how settled the coreset is could not be found out"):
+            settling.look(history)
+            overlaps = settling.overlaps
     metrics = {"train_loss": checkpoint.train_loss, "val_loss": checkpoint.val_loss, "seconds": checkpoint.seconds}
     metrics |= {f"overlap_{name}": value for name, value in overlaps._asdict().items() if value is not None}
     for logger in loggers:
@@ -49,12 +53,13 @@ def log_checkpoint(
             _send(trainer, logger, checkpoint.epoch, metrics)
 
 
-def log_scores(trainer: Trainer, scores: CLDScores) -> None:
-    """Logs how the scores are distributed, on rank 0.
+def log_scores(trainer: Trainer, scores: CLDScores, history: LossTrajectories | RunningHistory) -> None:
+    """Logs how the scores are distributed, on rank 0; to TensorBoard also as a histogram and in figures.
 
     Args:
         trainer: The Trainer of the fit.
         scores: The scores.
+        history: What they were made from.
     """
     pool = scores.values[scores.positions()]
     scored = pool[~pool.isnan()].double().numpy()
@@ -66,8 +71,39 @@ def log_scores(trainer: Trainer, scores: CLDScores) -> None:
     for logger in _loggers(trainer):
         with _watching(f"the scores could not be sent to {type(logger).__name__}"):
             _send(trainer, logger, scores.epochs[-1], metrics)
-            if _is_tensorboard(logger) and len(scored):
-                logger.experiment.add_histogram("cld/scores", scored, _step(trainer))
+    boards = [logger for logger in _loggers(trainer) if _is_tensorboard(logger)]
+    if not boards or len(scored) == 0:
+        return
+    for board in boards:
+        with _watching("the histogram of the scores could not be made"):
+            board.experiment.add_histogram("cld/scores", scored, _step(trainer))
+    for name, draw in _figures(scores, history).items():
+        with _watching(f"the figure {name} could not be drawn"):
+            figure = draw()
+            for board in boards:
+                board.experiment.add_figure(f"cld/{name}", figure, _step(trainer))
+
+
+def _figures(scores: CLDScores, history: LossTrajectories | RunningHistory) -> dict[str, Callable[[], Any]]:
+    """What draws each figure; none without matplotlib, which is optional.
+
+    None has images, since training may go on: reading the train set here could open files that its workers, forked
+    later, would share.
+    """
+    if find_spec("matplotlib") is None:
+        return {}
+    cut = SHARE if _ranks(history) else None
+    figures: dict[str, Callable[[], Any]] = {"scores_by_class": lambda: plotting.plot_scores(scores, fraction=cut)[0]}
+    if isinstance(history, LossTrajectories):
+        if _ranks(history):
+            figures["agreement"] = lambda: plotting.plot_agreement(history, fraction=SHARE)[0]
+        figures["trajectories"] = lambda: plotting.plot_trajectories(history, scores=scores)[0]
+    return figures
+
+
+def _ranks(history: LossTrajectories | RunningHistory) -> bool:
+    """Whether the scores are fit to choose the best tenth by; those from training steps are not."""
+    return not (isinstance(history, LossTrajectories) and history.from_steps)
 
 
 def _loggers(trainer: Trainer) -> list[Any]:

@@ -292,6 +292,13 @@ class LossTrajectories:
 
         Raises:
             ValueError: As `score`.
+
+        Example:
+            >>> import torch
+            >>> from lightning_cld import LossTrajectories
+            >>> falling = torch.tensor([[2.0], [1.0], [0.6], [0.5]])
+            >>> LossTrajectories(torch.cat([falling, -falling], dim=1), falling).values()
+            tensor([ 1., -1.])
         """
         return self._thinned(cutoff_epoch, 1)._cld()
 

@@ -169,6 +169,7 @@ def test_every_argument_of_the_callback_can_be_given(parsed, cutoff, loss_fn):
         "val_dataloader": None,
         "batch_size": 64,
         "history": "full",
+        "record": "sweep",
         "buffer_device": "cpu",
         "dirpath": "runs",
         "filename": "mine",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import random
@@ -18,10 +19,11 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
 from oracles import cld_oracle
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import Blobs, Classifier, fit
 
-from lightning_cld import CLDCallback, CLDScores, reporting
+from lightning_cld import CLDCallback, CLDScores, IndexedDataset, LossTrajectories, reporting
 from lightning_cld.reporting import log_scores
 from lightning_cld.settling import Settling
 
@@ -29,6 +31,7 @@ README = Path(__file__).parents[1] / "README.md"
 PER_CHECKPOINT = {"cld/epoch", "cld/train_loss", "cld/val_loss", "cld/seconds"}
 PER_SCORES = {f"cld/scores/{name}" for name in ("unscored", "negative", *reporting._QUANTILES)}
 EPOCHS = 8
+HISTORY = LossTrajectories(torch.rand(4, 2), torch.rand(4, 2))
 
 
 class Quick(Classifier):
@@ -190,7 +193,7 @@ def test_positions_outside_of_the_sampler_do_not_count(tmp_path):
     logger = CSVLogger(tmp_path)
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=7))
     trainer = SimpleNamespace(is_global_zero=True, loggers=[logger], fit_loop=loop)
-    log_scores(trainer, CLDScores(values, torch.tensor([0, 0, 0, -1]), [0, 1, 2, 3]))
+    log_scores(trainer, CLDScores(values, torch.tensor([0, 0, 0, -1]), [0, 1, 2, 3]), HISTORY)
     scores = logged(tmp_path)[1]
     assert scores["step"] == 7
     assert scores["cld/scores/unscored"] == pytest.approx(1 / 3)
@@ -201,7 +204,7 @@ def test_scores_of_which_there_are_none_are_logged_too(tmp_path):
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=7))
     loggers = [CSVLogger(tmp_path), TensorBoardLogger(tmp_path)]
     trainer = SimpleNamespace(is_global_zero=True, loggers=loggers, fit_loop=loop)
-    log_scores(trainer, CLDScores([math.nan, math.nan], epochs=[0, 1, 2, 3]))
+    log_scores(trainer, CLDScores([math.nan, math.nan], epochs=[0, 1, 2, 3]), HISTORY)
     assert logged(tmp_path)[1] == {"step": 7, "cld/epoch": 3, "cld/scores/unscored": 1}
 
 
@@ -243,6 +246,95 @@ def test_tensorboard_gets_a_histogram_of_the_scores(tmp_path):
     assert histogram.histogram_value.max == pytest.approx(values.max().item())
 
 
+FIGURES = {"cld/scores_by_class", "cld/agreement", "cld/trajectories"}
+
+
+@pytest.mark.parametrize(
+    ("watching", "figures"), [({}, FIGURES), ({"history": "running"}, {"cld/scores_by_class"})], ids=str
+)
+def test_tensorboard_gets_figures(tmp_path, watching, figures):
+    run(tmp_path, CLDCallback(dirpath=tmp_path, **watching), logger=TensorBoardLogger(tmp_path))
+    events = read_events(tmp_path)
+    assert set(events.Tags()["images"]) == figures
+    for tag in figures:
+        (image,) = events.Images(tag)
+        assert image.step == EPOCHS * 6
+        pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+        assert pixels.shape[:2] == (image.height, image.width)
+        assert 0.01 < (pixels < 128).any(axis=2).mean() < 0.9  # something is drawn on it
+
+
+class Stepping(Quick):
+    def training_step(self, batch, batch_idx):
+        losses = torch.nn.functional.cross_entropy(self(batch[0]), batch[1], reduction="none")
+        return {"loss": losses.mean(), "sample_losses": losses, "sample_index": batch[2]}
+
+
+def test_of_losses_from_training_steps_no_best_tenth_is_shown(tmp_path, recwarn):
+    data = Blobs(drop_last=True)
+    data.train_set = IndexedDataset(data.train_set)
+    cld = CLDCallback(dirpath=tmp_path, record="step")
+    loggers = [CSVLogger(tmp_path), TensorBoardLogger(tmp_path)]
+    run(tmp_path, cld, Stepping, logger=loggers, datamodule=data)
+    checkpoints, scores = logged(tmp_path)
+    assert all(metrics.keys() == PER_CHECKPOINT | {"step"} for metrics in checkpoints.values())
+    for row, metrics in enumerate(checkpoints.values()):
+        expected = cld.trajectories.train_losses[row].double().nanmean().item()
+        assert metrics["cld/train_loss"] == pytest.approx(expected, rel=1e-5)
+    assert scores.keys() == {"step", "cld/epoch"} | PER_SCORES
+    assert set(read_events(tmp_path).Tags()["images"]) == FIGURES - {"cld/agreement"}
+    assert not [warning for warning in recwarn if "CLD" in str(warning.message)]
+
+
+def test_two_boards_get_the_same_figures(tmp_path):
+    loggers = [TensorBoardLogger(tmp_path / name) for name in ("one", "two")]
+    run(tmp_path, CLDCallback(dirpath=tmp_path), logger=loggers)
+    one, two = (
+        {tag: read_events(tmp_path / name).Images(tag)[0].encoded_image_string for tag in FIGURES}
+        for name in ("one", "two")
+    )
+    assert one == two
+
+
+def test_without_matplotlib_there_are_no_figures(tmp_path, monkeypatch, recwarn):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(reporting, "find_spec", lambda name: None)
+    run(tmp_path, CLDCallback(dirpath=tmp_path), logger=TensorBoardLogger(tmp_path))
+    events = read_events(tmp_path)
+    assert events.Tags()["images"] == []
+    assert events.Tags()["histograms"] == ["cld/scores"]
+    assert not [warning for warning in recwarn if "CLD" in str(warning.message)]
+
+
+def test_a_figure_that_can_not_be_drawn_is_warned_about(tmp_path, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(reporting.plotting, "plot_agreement", fails)
+    with pytest.warns(UserWarning, match="CLD: the figure agreement could not be drawn: no ink"):
+        run(tmp_path, CLDCallback(dirpath=tmp_path), logger=TensorBoardLogger(tmp_path))
+    assert set(read_events(tmp_path).Tags()["images"]) == FIGURES - {"cld/agreement"}
+
+
+class Unreachable(TensorBoardLogger):
+    def log_metrics(self, metrics, step=None):
+        pass
+
+    def save(self):
+        pass
+
+    @property
+    def experiment(self):
+        raise OSError("the disk is full")
+
+
+def test_a_board_that_can_not_be_written_is_warned_about(tmp_path):
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=7))
+    trainer = SimpleNamespace(is_global_zero=True, loggers=[Unreachable(tmp_path)], fit_loop=loop)
+    with pytest.warns(UserWarning, match="CLD: the histogram of the scores could not be made: the disk is full"):
+        log_scores(trainer, CLDScores([0.5, 0.1], epochs=[0, 1, 2, 3]), HISTORY)
+
+
 def test_a_tensorboard_logger_of_the_other_package_is_known_too():
     loggers = pytest.importorskip("pytorch_lightning.loggers")
     assert not issubclass(loggers.TensorBoardLogger, TensorBoardLogger)
@@ -264,7 +356,7 @@ def test_other_ranks_log_nothing():
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(_batches_that_stepped=7))
     for rank_0 in (False, True):
         trainer = SimpleNamespace(is_global_zero=rank_0, loggers=[logger], fit_loop=loop)
-        log_scores(trainer, CLDScores([0.5, 0.1], epochs=[0, 1, 2, 3]))
+        log_scores(trainer, CLDScores([0.5, 0.1], epochs=[0, 1, 2, 3]), HISTORY)
         assert logger.got == rank_0
 
 
