@@ -104,6 +104,7 @@ def plot_scores(
             # Most samples of an easy class are near 1; the few others are the ones to see.
             ax.set_yscale("log")
             ax.set_ylim(bottom=0.7)
+        ax.locator_params(axis="x", nbins=5)
         ax.tick_params(labelsize=7)
     for ax in grid[len(shown) :]:
         ax.remove()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,12 @@ from lightning_cld.files import read_arrays, write_arrays
 from lightning_cld.fingerprint import Fingerprint
 from lightning_cld.functional import check_classes, is_integer
 from lightning_cld.selection import check_rule, select_drawn, select_top
-from lightning_cld.summary import summarise
+from lightning_cld.summary import account, laid_out
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    from lightning_cld.trajectories import LossTrajectories
 
 OUTSIDE = -1
 """The class of positions that the train loader's sampler never draws: unscored, and counted in no budget."""
@@ -235,9 +240,46 @@ class CLDScores:
                          - references reliable? Not known, needs the logged losses (history="full")
                          - alignment clear? Not known, needs enough scored samples for a tenth of each class
         """
+        return laid_out(self.account())
+
+    def account(self) -> list[tuple[str, str]]:
+        """What `summary` says: the name of each thing, and what is said of it.
+
+        Example:
+            >>> from lightning_cld import CLDScores
+            >>> CLDScores([0.5, -0.25, 1.0]).account()[0]
+            ('samples', '3')
+        """
         pool = self.positions()
         classes = None if self.classes is None else self.classes[pool]
-        return summarise(self.values[pool], classes, len(self), self.epochs, self.metadata)
+        return account(self.values[pool], classes, len(self), self.epochs, self.metadata)
+
+    def report(
+        self, path: str | Path, dataset: Dataset[Any] | None = None, trajectories: LossTrajectories | None = None
+    ) -> Path:
+        """Writes a page to look at: the summary, figures, and the samples with the highest and the lowest scores.
+
+        One HTML file that holds all it shows, for a browser, an attachment or a logger. Needs matplotlib
+        (`pip install "lightning-cld[plots]"`). Of many classes it shows those with the lowest mean scores.
+
+        Args:
+            path: Where to write it, atomically; missing parent directories are made.
+            dataset: The train dataset that the Trainer was given, best without augmentation: its images are shown,
+                and no others read.
+            trajectories: The losses that the scores were made from: then they are drawn, and how early the proxy could
+                have stopped.
+
+        Returns:
+            The path.
+
+        Raises:
+            ModuleNotFoundError: If matplotlib is not installed.
+            TypeError: If a sample of the dataset holds no image.
+            ValueError: If the dataset or the trajectories are not those of the scores.
+        """
+        from lightning_cld.report import write_report
+
+        return write_report(self, Path(path), dataset, trajectories)
 
     def positions(self) -> Tensor:
         """Positions in the train dataset that budgets count, sorted, int64: all, but those outside of the sampler.

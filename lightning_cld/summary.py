@@ -35,10 +35,10 @@ class _Finding(NamedTuple):
     missing: str
 
 
-def summarise(
+def account(
     values: Tensor, classes: Tensor | None, length: int, epochs: Sequence[int], metadata: Mapping[str, Any]
-) -> str:
-    """The account of scores: a line for each thing, its name in front.
+) -> list[tuple[str, str]]:
+    """What there is to say of scores: the name of each thing, and what is said of it, in lines.
 
     Args:
         values: Scores of the positions in use, `[P]`.
@@ -64,13 +64,18 @@ def summarise(
         listed = ": wrong labels may be among them, suspects() lists them" if negative else ""
         lines.append(("negative", f"{negative:,} ({negative / len(scored):.1%}){listed}"))
     if metadata.get("scored_by", "CLD") != "CLD":  # what follows is about CLD
-        return _laid_out([*lines, *_references(metadata)[0]])
+        return [*lines, *_references(metadata)[0]]
 
     findings = []
     for told, finding in (_settled(metadata), _references(metadata), _alignment(values, classes, epochs)):
         lines += told
         findings.append(finding)
-    return _laid_out([*lines, ("trust", _verdict(findings))])
+    return [*lines, ("trust", _verdict(findings))]
+
+
+def laid_out(lines: Sequence[tuple[str, str]]) -> str:
+    """The lines of `account` as text, names in front."""
+    return "\n".join(f"{name:<{len(_INDENT)}}{told}".replace("\n", f"\n{_INDENT}") for name, told in lines)
 
 
 def _settled(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], _Finding]:
@@ -160,11 +165,7 @@ def _verdict(findings: Sequence[_Finding]) -> str:
         word = f"as far as known: {fine}" if fine else "not known:"
     else:
         word = f"yes: {fine}"
-    return f"\n{_INDENT}- ".join([word, *poor, *unknown])
-
-
-def _laid_out(lines: Sequence[tuple[str, str]]) -> str:
-    return "\n".join(f"{name:<{len(_INDENT)}}{told}" for name, told in lines)
+    return "\n- ".join([word, *poor, *unknown])
 
 
 def _some(shown: Sequence[str]) -> str:

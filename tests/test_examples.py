@@ -76,7 +76,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 
 def test_every_example_is_here_and_in_the_readme():
-    names = {path.stem for path in EXAMPLES.glob("*.py")} - {"_common", "_small", "quickstart"}
+    names = {path.stem for path in EXAMPLES.glob("*.py")} - {"_common", "_small", "cli", "quickstart"}
     assert names == set(TABLES)
     readme = (ROOT / "README.md").read_text()
     for name in names:

@@ -48,6 +48,7 @@ def test_the_snippets_work_one_after_the_other(tmp_path, monkeypatch):
     assert len(blocks) >= 7
     for block in blocks:
         exec(block, names)  # that readers can run them is the test
+    assert Path("report.html").exists()
     assert len(names["small_set"]) == 9
     assert len(names["coreset"].indices) == len(names["baseline"].indices) == 9
 

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import subprocess
+from base64 import b64decode
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, TensorDataset
+
+from lightning_cld import CLDScores, LossTrajectories, baselines
+
+NAN = float("nan")
+EVIL = '<script>alert("1")</script> & <img src="http://example.org/x.png">'
+VOID = {"img", "meta", "br", "link", "input", "hr"}
+
+
+def timeline(classes, rows=9):
+    generator = np.random.default_rng(3)
+    falling = 2.0 * np.exp(-np.arange(rows) / 4.0)[:, None]
+    train, val = ((falling + generator.random((rows, len(part)))).astype(np.float32) for part in (classes, classes))
+    return LossTrajectories(train, val, classes, classes, metadata={"model": EVIL, EVIL: 7})
+
+
+CLASSES = torch.arange(90) % 3
+TIMELINE = timeline(CLASSES)
+IMAGES = TensorDataset(torch.rand(90, 1, 8, 8), CLASSES)
+
+
+class Page(HTMLParser):
+    """The elements of a page, checked to be closed in the order they were opened in."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.open, self.words = [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return "".join(self.words)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def pictures(page):
+    """The embedded images, by their alternative texts."""
+    found = []
+    for attributes in page.all("img"):
+        kind, _, content = attributes["src"].partition(",")
+        assert kind == "data:image/png;base64"
+        assert attributes["alt"]
+        found.append((attributes["alt"], np.asarray(Image.open(io.BytesIO(b64decode(content, validate=True))))))
+    return found
+
+
+def write(scores, path, *arguments):
+    assert scores.report(path, *arguments) == path
+    return Page(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """A page with everything on it."""
+    path = tmp_path_factory.mktemp("report") / "page.html"
+    write(TIMELINE.score(), path, IMAGES, TIMELINE)
+    return path
+
+
+def test_a_page_holds_all_it_shows(full):
+    text = full.read_text(encoding="utf-8")
+    page = Page(text)
+    assert text.startswith("<!DOCTYPE html>")
+    assert {"content": "width=device-width, initial-scale=1", "name": "viewport"} in page.all("meta")
+    assert not page.all("script") + page.all("link") + page.all("iframe") + page.all("a")
+    assert not [value for _, attributes in page.found for value in attributes.values() if value and "://" in value]
+    assert not re.findall(r"url\(|@import", text)
+    assert all(attributes["src"].startswith("data:image/png;base64,") for attributes in page.all("img"))
+
+
+def test_a_page_has_the_summary_the_figures_and_the_images(full):
+    page = Page(full.read_text(encoding="utf-8"))
+    scores = TIMELINE.score()
+    for name, told in scores.account():
+        assert name in page.words
+        assert told in page.text
+    found = pictures(page)
+    assert sum(alt.startswith("Histogram of the scores of class") for alt, _ in found) == 3
+    assert sum(alt.startswith("How far the scores of an earlier cutoff agree") for alt, _ in found) == 1
+    assert sum(alt.startswith("Loss, class") for alt, _ in found) == 3
+    suspects = min(24, len(scores.suspects()))
+    thumbnails = [(alt, picture) for alt, picture in found if alt.startswith("sample ")]
+    assert len(thumbnails) == suspects + 3 * 6 + 3 * (6 + 12)
+    assert {picture.shape for _, picture in thumbnails} == {(8, 8, 3)}
+    assert all(picture.std() > 0 for _, picture in found)
+
+
+def test_the_images_are_those_of_the_samples_they_name(tmp_path):
+    marked = TensorDataset((torch.arange(90.0)[:, None, None, None]).expand(90, 1, 4, 4), CLASSES)
+    scores = TIMELINE.score()
+    page = write(scores, tmp_path / "page.html", marked)
+    suspects = [(alt, picture[0, 0, 0]) for alt, picture in pictures(page) if ", class " in alt]
+    named = [re.fullmatch(r"sample (\d+), score ([+-][\d.]+), class (\d)", alt) for alt, _ in suspects]
+    positions = [int(match[1]) for match in named]
+    assert positions == scores.suspects()[:24].tolist()
+    assert [match[2] for match in named] == [f"{scores.values[position]:+.2f}" for position in positions]
+    assert [int(match[3]) for match in named] == CLASSES[positions].tolist()
+    assert np.argsort([value for _, value in suspects]).tolist() == np.argsort(positions).tolist()
+
+
+def test_what_comes_from_data_is_text(full):
+    text = full.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.words.count(EVIL) == 2  # a name and a value of the provenance
+    assert "<script" not in text
+
+
+def test_the_table_of_classes_tells_of_each(full):
+    text = full.read_text(encoding="utf-8")
+    (table,) = re.findall(r'<table class="numbers">(.*?)</table>', text, re.DOTALL)
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
+    assert rows[0][:5] == ["class", "samples", "unscored", "negative", "mean"]
+    scores = TIMELINE.score()
+    for label, row in enumerate(rows[1:]):
+        values = scores.values[label == CLASSES].double().numpy()
+        best = np.sort(values)[-3:]
+        reliability = scores.metadata["reference_reliability"][str(label)]
+        assert row == [
+            str(label),
+            "30",
+            "0",
+            str((values < 0).sum()),
+            f"{values.mean():+.3f}",
+            f"{best.mean():+.3f}",
+            "30",
+            f"{reliability:.3f}",
+        ]
+
+
+def test_without_dataset_and_trajectories_there_is_a_table_of_suspects(tmp_path):
+    scores = TIMELINE.score()
+    page = write(scores, tmp_path / "new" / "page.html")
+    assert "Trajectories" not in page.words
+    assert "Highest and lowest" not in page.words
+    assert [alt.split(",")[0] for alt, _ in pictures(page)] == [
+        f"Histogram of the scores of class {c}" for c in range(3)
+    ]
+    for position in scores.suspects()[:24].tolist():
+        assert f"{scores.values[position]:+.3f}" in page.words
+
+
+def test_of_many_classes_ten_are_shown_and_all_are_in_the_table(tmp_path):
+    classes = torch.arange(360) // 3
+    page = write(timeline(classes).score(), tmp_path / "page.html")
+    assert "Shown are the 10 classes with the lowest mean scores, of 120." in page.words
+    assert len(page.all("img")) == 10
+    assert "120 classes" in page.words
+    assert len(page.all("details")) == 1
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        CLDScores([NAN] * 9),
+        CLDScores([0.3, NAN, 0.2]),
+        CLDScores([0.1, -0.2, NAN, NAN], [0, 0, 5, 5]),
+        CLDScores([0.1, -0.2, 0.3, 0.4], [0, -1, 5, 5], metadata={"reference_reliability": None}),
+        TIMELINE.score(by=baselines.variability),
+    ],
+    ids=["unscored", "few", "unscored class", "outside", "other scores"],
+)
+def test_scores_of_every_kind_get_a_page(tmp_path, scores):
+    assert pictures(write(scores, tmp_path / "page.html"))
+
+
+def test_other_scores_get_no_suspects_and_no_agreement(tmp_path):
+    scores = TIMELINE.score(by=baselines.variability)
+    page = write(scores, tmp_path / "page.html", IMAGES, TIMELINE)
+    assert "Only CLD tells by its sign which labels may be wrong." in page.words
+    assert "When it could have stopped" not in page.words
+    assert "Trajectories" in page.words
+
+
+def test_another_dataset_or_run_is_refused_and_nothing_written(tmp_path):
+    path = tmp_path / "page.html"
+    with pytest.raises(ValueError, match="not of this dataset: it has other labels"):
+        TIMELINE.score().report(path, TensorDataset(IMAGES.tensors[0], CLASSES.flip(0)))
+    with pytest.raises(ValueError, match="not of these trajectories"):
+        TIMELINE.score().report(path, trajectories=timeline(CLASSES[:60]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_fails_leaves_the_old_page(tmp_path):
+    class Breaking(Dataset):
+        targets = CLASSES
+
+        def __len__(self):
+            return 90
+
+        def __getitem__(self, position):
+            raise OSError("unreadable")
+
+    path = tmp_path / "page.html"
+    path.write_text("old")
+    with pytest.raises(OSError, match="unreadable"):
+        TIMELINE.score().report(path, Breaking())
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+    TIMELINE.score().report(str(path))
+    assert path.read_text() != "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_browser_shows_it(full, tmp_path, width):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("there is no Chromium in PATH")
+    picture = tmp_path / "page.png"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={tmp_path / 'user'}"]
+    size = [f"--screenshot={picture}", f"--window-size={width},4000"]
+    subprocess.run([browser, *flags, *size, full.as_uri()], capture_output=True, timeout=120, check=True)
+    shown = np.asarray(Image.open(picture).convert("L"))
+    assert shown.shape[1] == width
+    used = (shown < 250).any(axis=0)
+    assert used[: width // 2].mean() > 0.5
+    assert not used[width - 5 :].any()  # nothing runs over the edge
+    assert (shown < 250).any(axis=1)[:3500].mean() > 0.5
