@@ -59,7 +59,8 @@ class CoresetDataModule(LightningDataModule):
         FileNotFoundError: If the scores file is not there.
         TypeError: If an argument has the wrong type, or not exactly one budget is given for scores, or any for
             positions.
-        ValueError: If the budget can't be met, or positions are negative or repeated.
+        ValueError: If the budget can't be met, positions are negative or repeated, or LightningCLI has mixed up the
+            hyperparameters of both datamodules.
 
     Example:
         >>> import torch
