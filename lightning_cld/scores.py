@@ -276,6 +276,15 @@ class CLDScores:
             ModuleNotFoundError: If matplotlib is not installed.
             TypeError: If a sample of the dataset holds no image.
             ValueError: If the dataset or the trajectories are not those of the scores.
+
+        Example:
+            >>> import tempfile
+            >>> from lightning_cld import CLDScores
+            >>> scores = CLDScores([0.9, -0.2, 0.4, 0.6], [0, 0, 1, 1])
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     page = scores.report(f"{folder}/report.html").read_text(encoding="utf-8")
+            >>> "<html" in page
+            True
         """
         from lightning_cld.report import write_report
 
