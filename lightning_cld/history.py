@@ -158,7 +158,7 @@ class RunningHistory:
             raise ValueError(
                 f"cutoff_epoch={cutoff_epoch} was not reached: the last checkpoint is after {self.epochs[-1]} epochs."
             )
-        origin = {**self.metadata, **provenance(self.val_classes, self.references)}
+        origin = {**self.metadata, **provenance(self.val_classes, self.references), "record": "sweep"}
         return CLDScores(self.values(), self.train_classes, self.epochs, self.fingerprint, origin)
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
+from PIL import Image  # which torchvision brings
 from torch import Tensor
 from torch.utils.data import Dataset
 

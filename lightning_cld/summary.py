@@ -88,6 +88,8 @@ def _settled(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], _Findi
     if isinstance(same, float):
         told.append(f"{same:.0%} of the best tenth was the same after {metadata.get('half_epoch')} epochs")
     lines = [("settled", "; ".join(told))] if told else []
+    # On digits and Fashion-MNIST, clean or with a fifth of the labels wrong, what was drawn at half the epochs had at
+    # least 94 % in common with what was drawn at the end, where that of the best tenth was 52 to 91 %.
     return lines, _Finding(
         same >= OVERLAP if isinstance(same, float) else None,
         "settled",
