@@ -38,6 +38,13 @@ def test_an_offset_that_all_losses_share_does_no_harm():
     assert_scores(cld_scores(train, val, *classes), cld_oracle(train, val, *classes))
 
 
+@pytest.mark.parametrize("slope", [1e2, 1e4, 1e6])
+def test_a_steady_fall_far_larger_than_what_varies_does_no_harm(slope):
+    train, val, *classes = case()
+    train = train.double() - slope * torch.arange(10)[:, None]
+    assert_scores(cld_scores(train, val, *classes), cld_oracle(train, val, *classes))
+
+
 @pytest.mark.parametrize("scale", [1e30, 1e-30])
 def test_huge_and_tiny_losses_score_like_others(scale):
     train, val, *classes = case()
@@ -231,31 +238,47 @@ def test_fewer_than_three_differences_in_all_raise():
 # How it is computed
 
 
-@pytest.mark.parametrize("elements", [1, 70, 2**19])
-def test_the_size_of_slices_is_of_no_account(monkeypatch, elements):
+@pytest.mark.parametrize("samples", [1, 7, 2**17])
+@pytest.mark.parametrize("elements", [1, 70, 2**17])
+def test_the_size_of_slices_is_of_no_account(monkeypatch, samples, elements):
     train, val, *classes = case()
-    train[2, 4], train[5, 7] = NAN, INF
+    train[2, 4], train[5, 7], train[:, 20:26] = NAN, INF, 1.0
+    monkeypatch.setattr(functional, "_SLICE_SAMPLES", samples)
     monkeypatch.setattr(functional, "_SLICE_ELEMENTS", elements)
     assert_scores(cld_scores(train, val, *classes), cld_oracle(train, val, *classes))
 
 
-def test_one_slice_with_enough_differences_is_enough(monkeypatch):
+@pytest.mark.parametrize("logged", [0, 3])
+def test_one_sample_with_enough_differences_is_enough(monkeypatch, logged):
     train, val, *classes = case()
-    train[:, 10:] = NAN
+    train[logged:, :29] = NAN
+    monkeypatch.setattr(functional, "_SLICE_SAMPLES", 10)
     monkeypatch.setattr(functional, "_SLICE_ELEMENTS", 100)
-    assert cld_scores(train, val, *classes).isfinite().sum() == 10
+    assert cld_scores(train, val, *classes).isfinite().nonzero().flatten().tolist() == [29]
+    train[5, 29] = NAN  # 7 of 9 differences are left
+    assert cld_scores(train, val, *classes).isfinite().nonzero().flatten().tolist() == [29]
 
 
 def test_samples_of_every_slice_are_scored_right():
-    rows, samples = 8, 150_000
-    width = functional._SLICE_ELEMENTS // rows
+    rows, samples = 8, 300_000
+    width = functional._SLICE_SAMPLES
     assert samples > 2 * width
     train, val, classes = losses(rows, samples), losses(rows, 12), torch.arange(samples) % 3
+    train[4, width // 2 : width] = NAN
     scores = cld_scores(train, val, classes, VAL_CLASSES)
-    watched = torch.tensor([0, 1, 7, width - 1, width, width + 1, 2 * width - 1, 2 * width, 123_456, samples - 1])
+    watched = [0, 1, 7, width // 2 - 1, width // 2, width - 1, width, width + 1, 2 * width - 1, 2 * width, samples - 1]
     expected = cld_oracle(train[:, watched], val, classes[watched], VAL_CLASSES)
     assert scores.shape == (samples,)
     assert_scores(scores[watched], expected)
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [3, 8, 41], [10**12, 5, 70], [29, 28, 27]])
+def test_distinct_classes_are_sorted_and_each_sample_finds_its_own(labels):
+    classes = torch.tensor(labels)[CLASSES]
+    distinct, places = functional.distinct(classes)
+    expected, inverse = np.unique(classes.numpy(), return_inverse=True)
+    assert distinct.tolist() == expected.tolist()
+    assert places.tolist() == inverse.tolist()
 
 
 MEMORY = """
@@ -275,7 +298,7 @@ print((peak() - before) / (train.numel() * train.element_size()))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory that Linux tells")
-def test_scoring_takes_less_memory_than_the_losses():
+def test_scoring_takes_little_memory_beside_the_losses():
     # VmHWM, as ru_maxrss of a child process starts at its parent's.
     command = [sys.executable, "-c", MEMORY, functional.__file__]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,11 +1,13 @@
-"""How fast are scores computed, and in how much memory? `cld_scores` against per-class numpy on the CPU.
+"""How fast are scores computed, and in how much memory? `cld_scores` against per-class numpy and torchmetrics.
 
     python examples/benchmarks/scoring.py
-    python examples/benchmarks/scoring.py --samples 10000 100000 1000000 --repeats 5
+    python examples/benchmarks/scoring.py --samples 1281167 --repeats 9
 
-The losses are drawn at random: only their number matters. Both take turns, each time is the median, and the ratio is
+The losses are drawn at random: only their number matters. All take turns, each time is the median, and the ratio is
 the median of the paired ratios. The extra memory is the process's peak during one call over what it held before, as a
-share of the train losses (Linux only). Nothing else should run meanwhile.
+share of the train losses (Linux only). torchmetrics is given the differences of all samples beside those of their
+classes, float32, for which memory is short beyond some millions of samples: there it is left out. Nothing else should
+run meanwhile.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 from _grid import markdown
 from torch import Tensor
+from torchmetrics.functional import pearson_corrcoef
 from tqdm import tqdm
 
 from lightning_cld import cld_scores
@@ -40,6 +43,13 @@ def per_class_numpy(
         norms = np.linalg.norm(difference, axis=0) * np.linalg.norm(reference)
         scores[members] = reference @ difference / norms
     return scores
+
+
+def with_torchmetrics(train_losses: Tensor, val_losses: Tensor, train_classes: Tensor, val_classes: Tensor) -> Tensor:
+    """The definition of CLD, by the correlation that torchmetrics computes for all columns at once."""
+    members = torch.nn.functional.one_hot(val_classes).float()
+    reference = (val_losses @ members / members.sum(dim=0)).diff(dim=0)
+    return pearson_corrcoef(train_losses.diff(dim=0), reference[:, train_classes])
 
 
 def make_losses(samples: int, checkpoints: int, classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -73,45 +83,44 @@ def _kibibytes(status: Path, name: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def measure(samples: int, checkpoints: int, classes: int, repeats: int) -> list[str]:
+def measure(samples: int, checkpoints: int, classes: int, repeats: int, most: int) -> list[str]:
     """One line of the table."""
     losses = make_losses(samples, checkpoints, classes)
     arrays = [tensor.numpy() for tensor in losses]
-    ours, theirs = cld_scores(*losses).numpy(), per_class_numpy(*arrays)
-    apart = float(np.abs(ours - theirs).max())
-    pairs = [
-        (seconds_of(lambda: cld_scores(*losses)), seconds_of(lambda: per_class_numpy(*arrays)))
-        for _ in tqdm(range(repeats), desc=f"{samples:,} samples")
-    ]
-    memory = extra_memory(lambda: cld_scores(*losses))
+    calls: list[Callable[[], Any]] = [lambda: cld_scores(*losses), lambda: per_class_numpy(*arrays)]
+    if samples <= most:
+        calls.append(lambda: with_torchmetrics(*losses))
+    memory = extra_memory(calls[0])  # first, while the process holds no memory that earlier calls gave back
+    results = [np.asarray(call()) for call in calls]  # which also warms all of them up
+    rounds = [[seconds_of(call) for call in calls] for _ in tqdm(range(repeats), desc=f"{samples:,} samples")]
     size = losses[0].numel() * losses[0].element_size()
-    return [
-        f"{samples:,} x {checkpoints} x {classes:,}",
-        f"{statistics.median(own for own, _ in pairs):.3f}",
-        f"{statistics.median(other for _, other in pairs):.3f}",
-        f"{statistics.median(other / own for own, other in pairs):.2f}",
-        "" if memory is None else f"{memory / size:.1%}",
-        f"{apart:.0e}",
-    ]
+    line = [f"{samples:,}", f"{statistics.median(seconds[0] for seconds in rounds):.4f}"]
+    line.append("" if memory is None else f"{memory / size:.1%}")
+    for other, result in enumerate(results[1:], start=1):
+        line.append(f"{statistics.median(seconds[other] for seconds in rounds):.3f}")
+        line.append(f"{statistics.median(seconds[other] / seconds[0] for seconds in rounds):.1f}")
+        line.append(f"{float(np.abs(results[0] - result).max()):.0e}")
+    return line + [""] * (9 - len(line))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Time and memory of cld_scores against per-class numpy.")
     add, known = parser.add_argument, "(default: %(default)s)"
-    add("--samples", type=int, nargs="+", default=[10_000, 100_000, 1_281_167], help=f"numbers of samples {known}")
+    sizes = [10_000, 100_000, 1_281_167, 10_000_000]
+    add("--samples", type=int, nargs="+", default=sizes, help=f"numbers of samples {known}")
     add("--checkpoints", type=int, default=91, help=known)
     add("--classes", type=int, default=1_000, help=known)
-    add("--repeats", type=int, default=5, help=f"pairs of calls {known}")
+    add("--repeats", type=int, default=5, help=f"rounds of calls {known}")
+    add("--torchmetrics-up-to", type=int, default=2_000_000, help=f"samples {known}")
     args = parser.parse_args(argv)
-    lines = [measure(samples, args.checkpoints, args.classes, args.repeats) for samples in args.samples]
-    head = [
-        "samples x checkpoints x classes",
-        "cld_scores, s",
-        "numpy, s",
-        "numpy / cld_scores",
-        "extra memory",
-        "apart",
+    lines = [
+        measure(samples, args.checkpoints, args.classes, args.repeats, args.torchmetrics_up_to)
+        for samples in args.samples
     ]
+    head = ["samples", "cld_scores, s", "extra memory"]
+    for other in ("numpy", "torchmetrics"):
+        head += [f"{other}, s", f"{other} / cld_scores", f"{other}: apart"]
+    print(f"{args.checkpoints} checkpoints, {args.classes:,} classes, {torch.get_num_threads()} threads")
     print(markdown(head, lines))
 
 
