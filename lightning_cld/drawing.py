@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.utils import make_grid  # type: ignore[import-untyped]
@@ -35,6 +37,14 @@ def axes_or_new(ax: Axes | None, width: float, height: float) -> tuple[Figure, A
         figure = new_figure(width, height)
         return figure, figure.subplots()
     return ax.figure, ax  # type: ignore[return-value]  # a subfigure has what a figure has
+
+
+def given_axes(ax: Axes | Sequence[Axes] | np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """The axes given, in that shape; or raises, saying `what` they should be."""
+    axes = np.atleast_1d(np.array(ax, dtype=object))
+    if axes.size != np.prod(shape):
+        raise ValueError(f"ax must hold {np.prod(shape)} axes, {what}, got {axes.size}. See classes.")
+    return axes.reshape(shape)
 
 
 def name_figure(figure: Figure, title: str, left_out: int) -> None:

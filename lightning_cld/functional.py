@@ -150,7 +150,7 @@ def class_reference(val_losses: Tensor, val_classes: Tensor, classes: Tensor) ->
     wanted = torch.isin(val_classes, classes)
     if not wanted.all():
         val_losses, val_classes = val_losses[:, wanted], val_classes[wanted]
-    groups = torch.searchsorted(classes, val_classes)
+    groups = torch.searchsorted(classes, val_classes.contiguous())
     reference = torch.empty(val_losses.shape[0] - 1, len(classes), dtype=torch.float64, device=val_losses.device)
     whole = torch.bincount(groups, minlength=len(classes)).double()
     holes = bool(val_losses.isnan().any())

@@ -22,6 +22,7 @@ from lightning_cld.drawing import (
     axes_or_new,
     draw_beside,
     draw_row,
+    given_axes,
     name_figure,
     new_figure,
 )
@@ -50,6 +51,7 @@ def plot_scores(
     size: int | None = None,
     per_class: int | None = None,
     classes: Sequence[int] | None = None,
+    ax: Axes | Sequence[Axes] | np.ndarray | None = None,
 ) -> tuple[Figure, np.ndarray]:
     """Histograms of the scores of each class, with the cut that a budget makes (rule "top").
 
@@ -59,6 +61,7 @@ def plot_scores(
         size: Budget.
         per_class: Budget.
         classes: The classes to draw; None draws up to ten, those with the lowest mean scores.
+        ax: Where to draw, axes for each class; None makes a new figure.
 
     Returns:
         The figure and its axes, one for each class, `[C]`.
@@ -66,7 +69,7 @@ def plot_scores(
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
         TypeError: As `CLDScores.select`.
-        ValueError: As `CLDScores.select`; or if there is no such class.
+        ValueError: As `CLDScores.select`; or if there is no such class, or not as many axes as classes.
 
     Example:
         >>> from lightning_cld import CLDScores, plotting
@@ -82,40 +85,53 @@ def plot_scores(
     shown, left_out = shown_classes(scores, classes)
     pool = scores.values[scores.positions()].nan_to_num()
     ends = (-1.0, 1.0) if pool.abs().max() <= 1 else (float(pool.min()), float(pool.max()))  # not all scores are CLD
-    columns = min(len(shown), 5 if len(shown) > 4 else 2)
-    rows = -(-len(shown) // columns)
-    figure = new_figure(2.2 * max(columns, 2) + 0.4, 1.8 * rows + 0.7)
-    grid = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
-    for ax, label in zip(grid, shown, strict=False):
+    if ax is None:
+        columns = min(len(shown), 5 if len(shown) > 4 else 2)
+        rows = -(-len(shown) // columns)
+        figure = new_figure(2.2 * max(columns, 2) + 0.4, 1.8 * rows + 0.7)
+        grid = figure.subplots(rows, columns, sharex=True, squeeze=False).flatten()
+        for unused in grid[len(shown) :]:
+            unused.remove()
+        axes = grid[: len(shown)]
+        figure.supxlabel("score", fontsize=9)
+        figure.supylabel("samples", fontsize=9)
+        name_figure(figure, "Scores" + (", the coreset in blue" if cut else ""), left_out)
+    else:
+        axes = given_axes(ax, (len(shown),), "one for each class")
+        figure = axes[0].figure
+        for axis in axes:
+            axis.set_xlabel("score", fontsize=9)
+            axis.set_ylabel("samples", fontsize=9)
+    for axis, label in zip(axes, shown, strict=True):
         own = positions_of(scores, label)
         kept = own[chosen[own]]
         for part, colour in ((own, REST), (kept, BEST)):
             values = scores.values[part]
-            ax.hist(values[~values.isnan()].numpy(), bins=np.linspace(*ends, 41), color=colour)
+            axis.hist(values[~values.isnan()].numpy(), bins=np.linspace(*ends, 41), color=colour)
         told = f"{len(own):,} samples"
         if cut:
             told = f"{len(kept):,} of {len(own):,}"
             if len(kept):
                 least = float(scores.values[kept].min())
-                ax.axvline(least, color=BEST, linestyle="--", linewidth=1)
+                axis.axvline(least, color=BEST, linestyle="--", linewidth=1)
                 told += f", from {least:+.3f}"
-        ax.set_title(told if scores.classes is None else f"class {label}\n{told}", fontsize=8)
+        axis.set_title(told if scores.classes is None else f"class {label}\n{told}", fontsize=8)
         if not scores.values[own].isnan().all():
             # Most samples of an easy class are near 1; the few others are the ones to see.
-            ax.set_yscale("log")
-            ax.set_ylim(bottom=0.7)
-        ax.locator_params(axis="x", nbins=5)
-        ax.tick_params(labelsize=7)
-    for ax in grid[len(shown) :]:
-        ax.remove()
-    figure.supxlabel("score", fontsize=9)
-    figure.supylabel("samples", fontsize=9)
-    name_figure(figure, "Scores" + (", the coreset in blue" if cut else ""), left_out)
-    return figure, grid[: len(shown)]
+            axis.set_yscale("log")
+            axis.set_ylim(bottom=0.7)
+        axis.locator_params(axis="x", nbins=5)
+        axis.tick_params(labelsize=7)
+    return figure, axes
 
 
 def plot_extremes(
-    scores: CLDScores, dataset: Dataset[Any], *, samples: int = 6, classes: Sequence[int] | None = None
+    scores: CLDScores,
+    dataset: Dataset[Any],
+    *,
+    samples: int = 6,
+    classes: Sequence[int] | None = None,
+    ax: Sequence[Axes] | np.ndarray | None = None,
 ) -> tuple[Figure, np.ndarray]:
     """The images with the highest and the lowest scores of each class: look among the lowest for wrong labels.
 
@@ -127,6 +143,7 @@ def plot_extremes(
         dataset: The train dataset that the Trainer was given, best without augmentation.
         samples: Images on either side of each class.
         classes: The classes to draw; None draws up to ten, those with the lowest mean scores.
+        ax: Where to draw, two axes for each class; None makes a new figure.
 
     Returns:
         The figure and its axes, `[C, 2]`: of each class the highest and the lowest.
@@ -134,24 +151,28 @@ def plot_extremes(
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
         TypeError: If a sample holds no image, or an argument has the wrong type.
-        ValueError: If the dataset is not the one that was scored, or there is no such class.
+        ValueError: If the dataset is not the one that was scored, or there is no such class, or not two axes for each.
     """
     samples = check_count("samples", samples)
     check_dataset(scores, dataset)
     shown, left_out = shown_classes(scores, classes)
-    figure = new_figure(1.2 * samples + 1, 0.95 * len(shown) + 0.8)
-    grid = figure.subplots(len(shown), 2, squeeze=False)
+    if ax is None:
+        figure = new_figure(1.2 * samples + 1, 0.95 * len(shown) + 0.8)
+        grid = figure.subplots(len(shown), 2, squeeze=False)
+        name_figure(figure, "", left_out)
+    else:
+        grid = given_axes(ax, (len(shown), 2), "two for each class")
+        figure = grid[0, 0].figure
     for axes, label in zip(grid, shown, strict=True):
         parts = extremes(scores, label, samples)
         positions = torch.cat(parts).tolist()
         images = read_images(dataset, positions) if positions else torch.empty(0)
-        for ax, part, pictures in zip(axes, parts, (images[: len(parts[0])], images[len(parts[0]) :]), strict=True):
-            draw_row(ax, pictures, part, scores, samples)
+        for axis, part, pictures in zip(axes, parts, (images[: len(parts[0])], images[len(parts[0]) :]), strict=True):
+            draw_row(axis, pictures, part, scores, samples)
         if scores.classes is not None:
             axes[0].set_ylabel(f"class {label}", fontsize=8)
-    for ax, title, colour in zip(grid[0], ("highest scores", "lowest scores"), (BEST, WORST), strict=True):
-        ax.set_title(title, fontsize=9, color=colour)
-    name_figure(figure, "", left_out)
+    for axis, title, colour in zip(grid[0], ("highest scores", "lowest scores"), (BEST, WORST), strict=True):
+        axis.set_title(title, fontsize=9, color=colour)
     return figure, grid
 
 

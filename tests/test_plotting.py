@@ -67,6 +67,28 @@ def test_axes_that_are_given_are_drawn_on(kind):
     assert len(mine[0].lines) == 0 < len(ax.lines)
 
 
+@pytest.mark.parametrize(("kind", "columns"), [("scores", 1), ("extremes", 2)])
+def test_axes_that_are_given_for_each_class_are_drawn_on(kind, columns):
+    mine = Figure().subplots(3, columns)
+    figure, axes = EVERY_KIND[kind](ax=mine[1:].flatten(), classes=[2, 0])
+    assert figure is mine.flat[0].figure
+    assert axes.flatten().tolist() == mine[1:].flatten().tolist()
+    assert all(ax.patches or ax.images for ax in axes.flatten())
+    assert not any(ax.patches or ax.images for ax in np.atleast_1d(mine[0]))
+    assert figure.get_suptitle() == ""
+
+
+def test_one_class_is_drawn_on_single_axes():
+    ax = Figure().subplots()
+    assert plotting.plot_scores(SCORES, classes=[1], ax=ax)[1].tolist() == [ax]
+
+
+@pytest.mark.parametrize(("kind", "told"), [("scores", "2 axes, one"), ("extremes", "4 axes, two")])
+def test_too_few_axes_raise(kind, told):
+    with pytest.raises(ValueError, match=f"ax must hold {told} for each class, got 3"):
+        EVERY_KIND[kind](ax=Figure().subplots(1, 3), classes=[2, 0])
+
+
 WITHOUT_MATPLOTLIB = """
 import sys
 from importlib import metadata
