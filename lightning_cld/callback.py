@@ -45,9 +45,9 @@ class CLDCallback(Callback):
     Args:
         cutoff_epoch: Score once this many epochs are complete, and log nothing after; None scores at the end. "auto"
             scores once the coreset has settled: once that of a tenth has had 85 % of its samples in common with that at
-            half the epochs so far, at three checkpoints in a row (the constants of `lightning_cld.settling`); at the
-            end if it never does. The scores' metadata tell the epoch, or None, as `settled_epoch`. It needs
-            `history="full"`, to compare with what came before again when it is resumed.
+            half the epochs so far, at three checkpoints in a row (`OVERLAP` of `lightning_cld.diagnostics`, `PATIENCE`
+            of `lightning_cld.settling`); at the end if it never does. The scores' metadata tell the epoch, or None, as
+            `settled_epoch`. It needs `history="full"`, to compare with what came before again when it is resumed.
         stop_at_cutoff: End training at `cutoff_epoch`.
         every_n_epochs: Log after every n-th epoch; `cutoff_epoch` must be a multiple of it.
         loss_fn: A function of (outputs, targets), or loss module, that returns one loss per sample. Targets that

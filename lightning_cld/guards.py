@@ -10,11 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 _SEED = 0
+
+
+def is_a(value: object, *names: str) -> bool:
+    """Whether a value is of one of Lightning's classes of these names, or derived from it.
+
+    By name, since it may be that of the package pytorch_lightning as well as that of lightning.pytorch.
+    """
+    return not {kind.__name__ for kind in type(value).__mro__}.isdisjoint(names)
 
 
 @contextmanager
@@ -132,7 +139,7 @@ def in_lockstep(trainer: Trainer, what: str) -> Iterator[None]:
 
     A rank that fails elsewhere within an outer `agreed` meets the others there.
     """
-    with agreed(trainer, what) if isinstance(trainer.strategy, ModelParallelStrategy) else nullcontext():
+    with agreed(trainer, what) if is_a(trainer.strategy, "ModelParallelStrategy") else nullcontext():
         yield
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 
+from lightning_cld.guards import is_a
+
 _INTERVAL = 0.5
 """Seconds between two refreshes, at the least: rich takes two milliseconds to draw."""
 
@@ -32,7 +34,7 @@ def progress(trainer: Trainer, what: str, *, nested: bool = True) -> Iterator[Ca
     if bar is None:
         yield _show_nothing
         return
-    line = _RichLine(bar, what, trainer) if _is_a("RichProgressBar", bar) else _TqdmLine(bar, what, nested)
+    line = _RichLine(bar, what, trainer) if is_a(bar, "RichProgressBar") else _TqdmLine(bar, what, nested)
     try:
         yield line.show
     finally:
@@ -42,14 +44,9 @@ def progress(trainer: Trainer, what: str, *, nested: bool = True) -> Iterator[Ca
 def find_bar(trainer: Trainer) -> Callback | None:
     """The Trainer's progress bar, if `progress` can show something in it."""
     bar: Any = trainer.progress_bar_callback
-    known = bar is not None and (_is_a("TQDMProgressBar", bar) or _is_a("RichProgressBar", bar))
+    known = is_a(bar, "TQDMProgressBar", "RichProgressBar")
     # The bars of Lightning disable themselves on all ranks but 0; one is not set up yet when this is asked early.
     return bar if known and bar.is_enabled and trainer.is_global_zero else None
-
-
-def _is_a(name: str, bar: Callback) -> bool:
-    # By name, since it may come from the package pytorch_lightning as well.
-    return name in (kind.__name__ for kind in type(bar).__mro__)
 
 
 def _show_nothing(done: int, total: int) -> None:

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_cld.functional import check_class_pair, listed
-from lightning_cld.guards import agreed
+from lightning_cld.guards import agreed, is_a
 from lightning_cld.history import RunningHistory
 from lightning_cld.losses import LossFunction, check_loss_fn, make_step
 from lightning_cld.scores import OUTSIDE
@@ -225,7 +224,7 @@ class Recorder:
 def _check_strategy(trainer: Trainer) -> None:
     """Raises unless the module can be evaluated by itself, each process on its own share of the samples."""
     name = type(trainer.strategy).__name__
-    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+    if is_a(trainer.strategy, "FSDPStrategy", "DeepSpeedStrategy"):
         raise TypeError(
             f"CLD does not support {name}, under which a module can't be evaluated outside of its wrapper. "
             "Train the proxy on one device, with DDP, or with ModelParallelStrategy."

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_cld import plotting
 from lightning_cld.diagnostics import SHARE
+from lightning_cld.guards import is_a
 from lightning_cld.history import RunningHistory
 from lightning_cld.recorder import Checkpoint
 from lightning_cld.scores import CLDScores
@@ -71,7 +72,7 @@ def log_scores(trainer: Trainer, scores: CLDScores, history: LossTrajectories | 
     for logger in _loggers(trainer):
         with _watching(f"the scores could not be sent to {type(logger).__name__}"):
             _send(trainer, logger, scores.epochs[-1], metrics)
-    boards = [logger for logger in _loggers(trainer) if _is_tensorboard(logger)]
+    boards = [logger for logger in _loggers(trainer) if is_a(logger, "TensorBoardLogger")]
     if not boards or len(scored) == 0:
         return
     for board in boards:
@@ -131,8 +132,3 @@ def _step(trainer: Trainer) -> int:
     # Private, but the x axis of everything that the Trainer itself logs. It is `global_step` unless a batch takes
     # several optimizer steps, or, with manual optimization, none that are counted.
     return trainer.fit_loop.epoch_loop._batches_that_stepped
-
-
-def _is_tensorboard(logger: Any) -> bool:
-    # By name, since it may come from the package pytorch_lightning as well.
-    return "TensorBoardLogger" in (kind.__name__ for kind in type(logger).__mro__)

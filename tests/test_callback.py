@@ -2,6 +2,7 @@ import copy
 import logging
 import pickle
 import warnings
+from importlib import import_module
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -11,7 +12,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.strategies import FSDPStrategy
 from oracles import assert_scores, cld_oracle
 from scipy.stats import pearsonr
 from torch import nn
@@ -1129,8 +1129,10 @@ def test_a_trainer_without_a_datamodule(tmp_path):
     assert len(cld.scores) == 90
 
 
-def test_strategies_that_wrap_the_module_are_refused(tmp_path):
-    # FSDPStrategy itself can't be set up without a GPU.
-    trainer = Mock(strategy=Mock(spec=FSDPStrategy))
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
+def test_strategies_that_wrap_the_module_are_refused(package, name):
+    strategy = getattr(import_module(f"{package}.strategies"), name)
+    trainer = Mock(strategy=object.__new__(strategy))  # it can't be set up without a GPU
     with pytest.raises(TypeError, match="one device, with DDP"):
         CLDCallback()._recorder.start(trainer, Classifier())

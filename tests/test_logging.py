@@ -24,6 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toys import Blobs, Classifier, fit
 
 from lightning_cld import CLDCallback, CLDScores, IndexedDataset, LossTrajectories, reporting
+from lightning_cld.guards import is_a
 from lightning_cld.reporting import log_scores
 from lightning_cld.settling import Settling
 
@@ -338,8 +339,8 @@ def test_a_board_that_can_not_be_written_is_warned_about(tmp_path):
 def test_a_tensorboard_logger_of_the_other_package_is_known_too():
     loggers = pytest.importorskip("pytorch_lightning.loggers")
     assert not issubclass(loggers.TensorBoardLogger, TensorBoardLogger)
-    assert reporting._is_tensorboard(loggers.TensorBoardLogger("unused"))
-    assert not reporting._is_tensorboard(loggers.CSVLogger("unused"))
+    assert is_a(loggers.TensorBoardLogger("unused"), "TensorBoardLogger")
+    assert not is_a(loggers.CSVLogger("unused"), "TensorBoardLogger")
 
 
 def test_without_a_logger_nothing_is_computed_for_one(tmp_path, monkeypatch):
