@@ -42,7 +42,9 @@ def test_the_snippets_work_one_after_the_other(tmp_path, monkeypatch):
         "val_losses": generator.random((5, 6)),
         "train_classes": np.arange(20) % 2,
         "val_classes": np.arange(6) % 2,
-        "images": TensorDataset(torch.rand(20, 3, 8, 8), torch.arange(20) % 2),
+        "images": TensorDataset(
+            torch.rand(len(data.train_set), 3, 8, 8), data.train_set.dataset.tensors[1][data.train_set.indices]
+        ),
     }
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) >= 7
