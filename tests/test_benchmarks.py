@@ -32,6 +32,7 @@ import accuracy
 import early
 import grid_runs
 import label_noise
+import overhead
 import path as curves
 import report
 import scoring
@@ -565,8 +566,20 @@ def test_a_published_mean_is_that_of_its_rows():
     assert shown in line
 
 
-def test_scoring_compares_two_ways_that_agree(capsys):
+def test_scoring_compares_three_ways_that_agree(capsys):
     scoring.main(["--samples", "300", "--checkpoints", "6", "--classes", "3", "--repeats", "1"])
     line = capsys.readouterr().out.splitlines()[-1]
-    assert line.startswith("| 300 x 6 x 3 |")
-    assert float(line.split("|")[-2]) < 1e-6
+    cells = line.split("|")[1:-1]
+    assert cells[0].strip() == "300"
+    assert float(cells[5]) < 1e-6
+    assert float(cells[8]) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_overhead_times_sweeps_and_settling(capsys):
+    overhead.main(["--case", "resnet18", "--samples", "36", "--rounds", "1", "--skip-fits"])
+    *_, table, settling = capsys.readouterr().out.strip().split("\n\n")
+    ratios = [float(line.split("|")[5]) for line in table.splitlines()[2:]]
+    assert len(ratios) == 6
+    assert min(ratios) > 0
+    assert settling.startswith('cutoff_epoch="auto": 0.0')

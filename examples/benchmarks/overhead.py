@@ -28,8 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.models import resnet18
 from tqdm import tqdm
 
-from lightning_cld import CLDCallback, proportional_holdout
+from lightning_cld import CLDCallback, LossTrajectories, proportional_holdout
 from lightning_cld.losses import make_step
+from lightning_cld.settling import Settling
 from lightning_cld.sweep import Sweep
 
 EPOCHS = 9  # of every fit; sweeping every 3rd of fewer would give too few checkpoints
@@ -191,6 +192,18 @@ def compare_sweeps(case: str, splits: Splits, rounds: int, plain_epoch: float | 
     return lines
 
 
+def time_settling(splits: Splits, rounds: int) -> float:
+    """Seconds that `cutoff_epoch="auto"` takes at a checkpoint, for random losses: only their number matters."""
+    generator = torch.Generator().manual_seed(0)
+    classes = splits.train.targets, splits.val.targets
+    rows = [[torch.rand(1, len(part), generator=generator) for part in classes] for _ in range(8 + rounds)]
+    losses, settling, seconds = LossTrajectories(*rows[0], *classes), Settling(), []
+    for epoch, (train, val) in enumerate(rows[1:], start=1):
+        losses.record(epoch, train[0], val[0])
+        seconds.append(seconds_of(lambda: settling.look(losses)))
+    return statistics.median(seconds[-rounds:])
+
+
 def seconds_of(call: Callable[[], None]) -> float:
     started = time.perf_counter()
     call()
@@ -215,7 +228,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines, plain_epoch = compare_fits(args.case, splits, args.rounds)
         print(markdown(["fit", "seconds", "fit / plain fit", "epoch / plain epoch"], lines), "\n")
     head = ["reading", "workers", "batch size", "sweep, s", "sweep / bare loop", "sweep / plain epoch"]
-    print(markdown(head, compare_sweeps(args.case, splits, args.rounds, plain_epoch)))
+    sweeps = compare_sweeps(args.case, splits, args.rounds, plain_epoch)
+    print(markdown(head, sweeps), "\n")
+    settling = time_settling(splits, args.rounds)
+    print(
+        f'cutoff_epoch="auto": {settling:.4f} s a checkpoint, {settling / float(sweeps[0][3]):.1%} of the first sweep'
+    )
 
 
 if __name__ == "__main__":
