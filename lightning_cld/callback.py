@@ -426,6 +426,9 @@ class CLDCallback(Callback):
         if self.cutoff_epoch == "auto":
             recorded.metadata["settled_epoch"] = self._settled
         if isinstance(recorded, RunningHistory):
+            half = self._settling.overlaps.half
+            if half is not None:  # looked at for a logger, checkpoint after checkpoint
+                recorded.metadata.update(half_epoch=self._settling.half_epoch, half_overlap=round(half, 4))
             return None
         path = self._file(f"{self.filename.removesuffix('-scores')}-trajectories")
         try:

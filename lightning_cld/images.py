@@ -50,9 +50,9 @@ def check_dataset(scores: CLDScores, dataset: Dataset[Any]) -> None:
 def read_images(dataset: Dataset[Any], positions: Sequence[int]) -> Tensor:
     """The images of the samples at `positions`, and of no others.
 
-    A sample is an image, or holds one: the first in a tuple or list, or in a mapping. An image is a PIL image or a
-    tensor or array of `[C, H, W]`, `[H, W, C]` or `[H, W]` with 1, 3 or 4 channels (the last of 4 is dropped), of any
-    dtype and range: together they are stretched from black, the lowest value among them, to white, the highest, which
+    A sample is an image, or holds one, in a tuple, a list or a mapping: the first PIL image; else the first tensor or
+    array of `[C, H, W]` or `[H, W, C]` with 1, 3 or 4 channels (the last of 4 is dropped); else the first of `[H, W]`.
+    Of any dtype and range: together they are stretched from black, the lowest value among them, to white, the highest, which
     undoes a normalisation well enough to look at. Larger ones than `SIDE` are scaled down; where sizes differ the
     smaller ones get a white border. The global random states are left as they are.
 
@@ -85,12 +85,15 @@ def read_images(dataset: Dataset[Any], positions: Sequence[int]) -> Tensor:
 
 def _image_of(sample: Any, position: int) -> Tensor:
     """Float32 `[3, H, W]`, no larger than `SIDE`."""
-    image = next(_images_in(sample), None)
-    if image is None:
+    found = list(_images_in(sample))
+    if not found:
         raise TypeError(
             f"Sample {position} holds no image that can be drawn: there is no PIL image in it, nor a tensor or array "
-            "[C, H, W], [H, W, C] or [H, W] with 1, 3 or 4 channels. Give a dataset with the same samples as images."
+            "[C, H, W], [H, W, C] or [H, W] with 1, 3 or 4 channels. If your data are not images, leave the dataset "
+            "out; else give one with the same samples as images."
         )
+    # A flat one may be a mask, or a row of numbers.
+    image = min(found, key=lambda kind_and_image: kind_and_image[0])[1]
     image = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
     image = image.float().nan_to_num()
     scale = SIDE / max(image.shape[1:])
@@ -100,12 +103,13 @@ def _image_of(sample: Any, position: int) -> Tensor:
     return F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
 
 
-def _images_in(sample: Any) -> Iterator[Tensor]:
-    """All that look like images in a sample, `[C, H, W]`."""
+def _images_in(sample: Any) -> Iterator[tuple[int, Tensor]]:
+    """All that look like images in a sample, `[C, H, W]`, each with a number: the smaller, the surer it is one."""
     if isinstance(sample, Mapping):
         sample = list(sample.values())
     for part in sample if isinstance(sample, (tuple, list)) else [sample]:
         channels_last = not isinstance(part, Tensor)
+        certain = isinstance(part, Image.Image)
         if isinstance(part, Image.Image):
             part = np.array(part if part.mode in ("I", "I;16", "F") else part.convert("RGB"))
         if isinstance(part, np.ndarray) and part.dtype.kind in "biuf":
@@ -113,11 +117,11 @@ def _images_in(sample: Any) -> Iterator[Tensor]:
         if not isinstance(part, Tensor) or part.is_complex() or part.ndim not in (2, 3) or 0 in part.shape:
             continue
         if part.ndim == 2:
-            yield part[None]
+            yield 0 if certain else 2, part[None]
             continue
         for axis in (-1, 0) if channels_last else (0, -1):
             if part.shape[axis] in (1, 3, 4):
-                yield part.movedim(axis, 0)
+                yield 0 if certain else 1, part.movedim(axis, 0)
                 break
 
 

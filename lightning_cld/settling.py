@@ -36,6 +36,7 @@ class Settling:
 
     Attributes:
         overlaps: Those of the newest checkpoint.
+        half_epoch: The earlier checkpoint that the newest is compared with; None if there is none.
 
     Example:
         >>> import torch
@@ -49,6 +50,7 @@ class Settling:
 
     def __init__(self) -> None:
         self.overlaps = Overlaps(None, None)
+        self.half_epoch: int | None = None
         self._rows = 0
         self._history: RunningHistory | None = None
         self._chosen: dict[int, Tensor] = {}
@@ -86,12 +88,13 @@ class Settling:
                 self._compare(history.epochs[row], self._history, history.train_classes)
 
     def _compare(self, epoch: int, history: RunningHistory, classes: Tensor | None) -> None:
-        self.overlaps = Overlaps(None, None)
+        self.overlaps, self.half_epoch = Overlaps(None, None), None
         try:
             chosen = best_tenth(history.values(), classes).int()  # to take less memory
         except ValueError:  # too few checkpoints yet, or a reference or too many samples that diverged
             return
-        previous, half = max(self._chosen, default=None), half_of(self._chosen, epoch)
+        previous, self.half_epoch = max(self._chosen, default=None), half_of(self._chosen, epoch)
+        half = self.half_epoch
         self.overlaps = Overlaps(
             *(None if earlier is None else overlap(chosen, self._chosen[earlier]) for earlier in (previous, half))
         )

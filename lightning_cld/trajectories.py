@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -332,10 +331,12 @@ class LossTrajectories:
         }
         half = half_of(self.epochs, self.epochs[-1])
         if half is not None:
-            with suppress(ValueError):  # too few checkpoints by then, or too few (scored) samples for a tenth
+            try:
                 earlier = best_tenth(self.values(half), self.train_classes)
                 same = overlap(best_tenth(values, self.train_classes), earlier)
                 found |= {"half_epoch": half, "half_overlap": round(same, 4)}
+            except ValueError as error:  # too few checkpoints by then, or too few (scored) samples for a tenth
+                found |= {"half_problem": f"with the checkpoints up to epoch {half} or with all, {error}"}
         return found
 
     def _values_of(self, by: Callable[[LossTrajectories], Tensor]) -> Tensor:

@@ -53,6 +53,8 @@ CHW = torch.from_numpy(COLOURED).permute(2, 0, 1)
         [7, CHW, 3],
         {"label": torch.tensor(3), "pixel_values": CHW},
         {"image": COLOURED, "id": "name"},
+        {"attention_mask": torch.ones(1, 7), "pixel_values": CHW},
+        (torch.rand(3, 4, 4), torch.rand(4, 4), Image.fromarray(COLOURED)),
     ],
     ids=str,
 )

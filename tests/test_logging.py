@@ -129,11 +129,13 @@ def test_each_checkpoint_is_logged(tmp_path, history):
     assert min(halves) < 1
 
 
-def test_the_last_overlap_is_what_the_summary_tells(tmp_path):
-    cld = CLDCallback(dirpath=tmp_path)
+@pytest.mark.parametrize("history", ["full", "running"])
+def test_the_last_overlap_is_what_the_summary_tells(tmp_path, history):
+    cld = CLDCallback(dirpath=tmp_path, history=history)
     run(tmp_path, cld, logger=CSVLogger(tmp_path))
     last = logged(tmp_path)[0][EPOCHS]["cld/overlap_half"]
     assert cld.scores.metadata["half_overlap"] == pytest.approx(last, abs=1e-4)
+    assert cld.scores.metadata["half_epoch"] == EPOCHS // 2
 
 
 def test_a_run_that_settles_logs_what_settled_it(tmp_path, monkeypatch):

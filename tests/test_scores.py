@@ -224,8 +224,8 @@ def test_a_summary_of_sound_scores_says_so():
         "references": "20 or more validation samples a class",
         "reliability": "correlation of 0.95 or more between halves of them",
         # Of classes 0 and 3 the best two each: 0.969, 0.908 and 1, 0.938; by chance in 30 differences 0.32.
-        "alignment": "+0.95 in the best tenth, +0.40 in all, +0.32 in a tenth by chance; lowest in class 0 (+0.94), 3 "
-        "(+0.97)",
+        "alignment": "+0.95 in the best tenth, +0.40 in all, +0.32 in a tenth by chance; lowest in class 0 (+0.94, "
+        "all of it +0.38), 3 (+0.97, all of it +0.42)",
         "trust": "yes: settled, references reliable, alignment clear",
     }
 
@@ -243,25 +243,25 @@ def test_a_reliability_is_never_told_to_be_more_than_it_is():
             {"metadata": {"reference_sizes": {"0": 9, "3": 30}}},
             "references",
             "0 (9): classes with fewer than 10",
-            "with care:- references of 1 class are thin or unreliable: hold out more",
+            "with care:- the references of class 0 are thin or unreliable: hold out more",
         ),
         (
             {"metadata": {"reference_reliability": {"0": 0.89, "3": 0.5}, "reference_sizes": {"0": 9, "3": 30}}},
             "reliability",
             "3 (0.50), 0 (0.89): classes whose halves correlate by less than 0.9; hold out more",
-            "with care:- references of 2 classes are thin or unreliable: hold out more",
+            "with care:- the references of classes 0, 3 are thin or unreliable: hold out more",
         ),
         (
             {"values": torch.linspace(-1, 0.3, 40)},
             "alignment",
             "+0.25 in the best tenth, -0.35 in all, +0.32 in a tenth by chance; lowest in class 0 (",
-            "with care:- the best of 2 classes are aligned no better than by chance: train",
+            "with care:- the best tenth of classes 0, 3 is aligned no better than by chance: train",
         ),
         (
             {"epochs": range(4)},
             "alignment",
             "+0.95 in the best tenth, +0.40 in all, +0.98 in a tenth by chance",
-            "with care:- the best of 2 classes are aligned no better than by chance: train",
+            "with care:- the best tenth of classes 0, 3 is aligned no better than by chance: train",
         ),
     ],
     ids=["not settled", "thin", "unreliable", "weak", "too few checkpoints"],
@@ -275,8 +275,12 @@ def test_a_summary_says_what_not_to_trust_and_what_to_do(changes, name, line, tr
 @pytest.mark.parametrize(
     ("metadata", "missing"),
     [
-        ({"half_overlap": None}, 'settled? Not known, needs the losses of at least 6 epochs (history="full")'),
-        ({"reference_reliability": None}, 'references reliable? Not known, needs the logged losses (history="full")'),
+        ({"half_overlap": None}, "settled? Not known: it takes 6 epochs or more"),
+        ({"half_overlap": None, "half_problem": "class 3: 2 asked"}, "settled? Not known: class 3: 2 asked"),
+        (
+            {"reference_reliability": None},
+            'references reliable? Not known: it takes the logged losses (history="full")',
+        ),
         ({"reference_reliability": {"0": None, "3": 0.95}}, "references reliable? Not known"),
     ],
 )
@@ -289,7 +293,7 @@ def test_a_summary_says_what_it_does_not_know(metadata, missing):
 def test_a_summary_of_bare_scores_trusts_nothing():
     trust = told(CLDScores([0.1] * 4))["trust"]
     assert trust.startswith("not known:- settled?")
-    assert trust.endswith("alignment clear? Not known, needs enough scored samples for a tenth of each class")
+    assert trust.endswith("alignment clear? Not known: too few samples of a class are scored for a tenth of it")
 
 
 def test_a_summary_of_running_moments_says_what_they_do_not_tell(tmp_path):
@@ -297,7 +301,38 @@ def test_a_summary_of_running_moments_says_what_they_do_not_tell(tmp_path):
     fit(tmp_path, cld, max_epochs=6)
     found = told(CLDScores.load(tmp_path / "cld-scores.npz"))
     assert not {"settled", "reliability"} & set(found)
-    assert 'settled? Not known, needs the losses of at least 6 epochs (history="full")' in found["trust"]
+    assert 'settled? Not known: it takes 6 epochs or more, and with history="running" a logger' in found["trust"]
+
+
+@pytest.mark.parametrize("unscored", [0.1, 0.2])
+def test_a_summary_warns_of_classes_that_are_largely_unscored(unscored):
+    values = sound().values.clone()
+    values[1 : round(40 * unscored) : 2] = NAN  # of class 3
+    found = told(sound(values=values))
+    if unscored == 0.1:
+        assert found["unscored"] == "2 (a loss was not finite, not logged or never changed)"
+        assert found["trust"].startswith("yes: ")
+    else:
+        assert found["unscored"].endswith("never changed); most in class 3 (20%)")
+        assert found["trust"].startswith(
+            "with care:- more than 10% of the samples of class 3 are unscored, and so in no"
+        )
+
+
+def test_a_summary_tells_why_nothing_is_known_of_settling():
+    generator = torch.Generator().manual_seed(0)
+    val = torch.rand(9, 20, generator=generator)
+    train = torch.rand(9, 40, generator=generator)
+    train[0:4, :38] = torch.nan  # too few scored by the half
+    found = told(LossTrajectories(train, val).score())
+    assert "settled" not in found
+    assert "settled? Not known: with the checkpoints up to epoch 4 or with all, " in found["trust"]
+    assert "scored samples" in found["trust"]
+
+
+def test_a_summary_of_scores_from_steps_does_not_judge_their_order():
+    assert "settled" not in told(sound(metadata={"record": "step", "half_overlap": 0.3}))
+    assert told(sound(metadata={"record": "step", "half_overlap": 0.3}))["trust"].startswith("yes: ")
 
 
 def test_a_summary_of_other_scores_says_nothing_that_is_only_true_of_cld():
