@@ -52,8 +52,8 @@ def read_images(dataset: Dataset[Any], positions: Sequence[int]) -> Tensor:
 
     A sample is an image, or holds one, in a tuple, a list or a mapping: the first PIL image; else the first tensor or
     array of `[C, H, W]` or `[H, W, C]` with 1, 3 or 4 channels (the last of 4 is dropped); else the first of `[H, W]`.
-    Of any dtype and range: together they are stretched from black, the lowest value among them, to white, the highest, which
-    undoes a normalisation well enough to look at. Larger ones than `SIDE` are scaled down; where sizes differ the
+    Of any dtype and range: together they are stretched from black, the lowest value among them, to white, the highest,
+    which undoes a normalisation well enough to look at. Larger ones than `SIDE` are scaled down; where sizes differ the
     smaller ones get a white border. The global random states are left as they are.
 
     Args:
