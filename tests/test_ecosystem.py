@@ -96,7 +96,11 @@ GROUPS: dict[str, Callable[[], list[Callback]]] = {
     "stopped early": lambda: [EarlyStopping("val_loss", patience=4, min_delta=10.0)],
 }
 if WeightAveraging is not None:
-    GROUPS["weight averaging"] = lambda: [WeightAveraging(), EarlyStopping("val_loss", patience=50)]
+    GROUPS["both averages"] = lambda: [
+        StochasticWeightAveraging(0.05, swa_epoch_start=3),
+        WeightAveraging(),
+        EarlyStopping("val_loss", patience=50),
+    ]
 
 
 @pytest.mark.parametrize("group", GROUPS)

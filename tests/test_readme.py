@@ -57,4 +57,9 @@ def test_the_snippets_work_one_after_the_other(tmp_path, monkeypatch):
     cifar = names["Cifar"]()
     cifar.setup("fit")
     assert len(cifar.plain_train_set) == len(cifar.train_set)
-    assert isinstance(names["HuggingFaceStyle"](), L.LightningModule)
+    for loader in (cifar.train_dataloader(), cifar.cld_train_dataloader(), cifar.val_dataloader()):
+        assert next(iter(loader))[0].shape[1:] == (3, 32, 32)
+    style = names["HuggingFaceStyle"]()
+    style.forward = lambda pixels: pixels.flatten(1)[:, :5]
+    losses, classes = style.cld_step({"pixel_values": torch.rand(2, 3, 4, 4), "labels": torch.tensor([4, 1])})
+    assert (losses.shape, classes.tolist()) == ((2,), [4, 1])
