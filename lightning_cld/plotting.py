@@ -84,7 +84,10 @@ def plot_scores(
         chosen[scores.select(fraction=fraction, size=size, per_class=per_class)] = True
     shown, left_out = shown_classes(scores, classes)
     pool = scores.values[scores.positions()].nan_to_num()
-    ends = (-1.0, 1.0) if pool.abs().max() <= 1 else (float(pool.min()), float(pool.max()))  # not all scores are CLD
+    ends = (-1.0, 1.0)
+    if pool.abs().max() > 1:  # not all scores are CLD
+        low, high = float(pool.min()), float(pool.max())
+        ends = (low, high + ((high - low) / 40 or 1))  # with room for a bar from the highest score on
     if ax is None:
         columns = min(len(shown), 5 if len(shown) > 4 else 2)
         rows = -(-len(shown) // columns)
@@ -105,21 +108,26 @@ def plot_scores(
     for axis, label in zip(axes, shown, strict=True):
         own = positions_of(scores, label)
         kept = own[chosen[own]]
+        edges = np.linspace(*ends, 41)
+        if len(kept):
+            edges = np.union1d(edges, float(scores.values[kept].min()))  # so that no bar crosses the cut
         for part, colour in ((own, REST), (kept, BEST)):
             values = scores.values[part]
-            axis.hist(values[~values.isnan()].numpy(), bins=np.linspace(*ends, 41), color=colour)
+            # Its edge shows a bar that is narrower than a pixel, as that of the coreset is where the cut is close to 1.
+            axis.hist(values[~values.isnan()].numpy(), bins=edges, facecolor=colour, edgecolor=colour, linewidth=0.8)
         told = f"{len(own):,} samples"
         if cut:
             told = f"{len(kept):,} of {len(own):,}"
             if len(kept):
                 least = float(scores.values[kept].min())
-                axis.axvline(least, color=BEST, linestyle="--", linewidth=1)
+                axis.axvline(least, color=BEST, linestyle="--", linewidth=1, zorder=0)
                 told += f", from {least:+.3f}"
         axis.set_title(told if scores.classes is None else f"class {label}\n{told}", fontsize=8)
         if not scores.values[own].isnan().all():
             # Most samples of an easy class are near 1; the few others are the ones to see.
             axis.set_yscale("log")
-            axis.set_ylim(bottom=0.7)
+            axis.set_ylim(0.7, max(12, axis.get_ylim()[1]))  # two powers of ten, to read heights by
+            axis.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
         axis.locator_params(axis="x", nbins=5)
         axis.tick_params(labelsize=7)
     return figure, axes

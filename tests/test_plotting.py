@@ -126,8 +126,12 @@ def test_without_matplotlib_all_but_the_figures_work_and_these_name_the_extra():
 # Scores
 
 
+def bars(ax, colour):
+    return [bar for bar in ax.patches if matplotlib.colors.to_hex(bar.get_facecolor()) == colour]
+
+
 def heights(ax, colour):
-    return [bar.get_height() for bar in ax.patches if matplotlib.colors.to_hex(bar.get_facecolor()) == colour]
+    return [bar.get_height() for bar in bars(ax, colour)]
 
 
 def test_histograms_count_the_samples_of_a_class_and_the_coreset():
@@ -138,8 +142,10 @@ def test_histograms_count_the_samples_of_a_class_and_the_coreset():
     for label, ax in enumerate(axes):
         own = values[(label == CLASSES) & ~values.isnan()].numpy()
         best = np.sort(own)[-4:]
-        assert heights(ax, plotting.REST) == np.histogram(own, 40, (-1, 1))[0].tolist()
-        assert heights(ax, plotting.BEST) == np.histogram(best, 40, (-1, 1))[0].tolist()
+        edges = sorted([*np.linspace(-1, 1, 41), best.min()])
+        assert heights(ax, plotting.REST) == np.histogram(own, edges)[0].tolist()
+        assert heights(ax, plotting.BEST) == np.histogram(best, edges)[0].tolist()
+        assert min(bar.get_x() for bar in bars(ax, plotting.BEST) if bar.get_height()) == best.min()
         assert ax.lines[0].get_xdata()[0] == pytest.approx(best.min())
         assert ax.get_title() == f"class {label}\n4 of 20, from {best.min():+.3f}"
 
@@ -182,6 +188,24 @@ def test_other_scores_than_correlations_are_drawn_too():
     _, (ax,) = plotting.plot_scores(CLDScores(values), size=6)
     assert sum(heights(ax, plotting.REST)) == 60
     assert sum(heights(ax, plotting.BEST)) == 6
+
+
+@pytest.mark.parametrize("values", [[2.0, 3.0, 4.0], [2.0, 2.0, 2.0]], ids=["apart", "equal"])
+def test_a_coreset_of_the_highest_score_alone_has_its_bar_right_of_the_cut(values):
+    _, (ax,) = plotting.plot_scores(CLDScores(values), size=1)
+    (bar,) = (bar for bar in bars(ax, plotting.BEST) if bar.get_height())
+    assert (bar.get_x(), bar.get_width() > 0) == (max(values), True)
+
+
+@pytest.mark.parametrize("most", [1, 7, 60, 30_000])
+def test_counts_are_labelled_by_whole_numbers_at_powers_of_ten(most):
+    figure, (ax,) = plotting.plot_scores(CLDScores([-0.9] + [0.5] * most))
+    figure.draw_without_rendering()
+    lowest, highest = ax.get_ylim()
+    shown = [label.get_text() for label in ax.get_yticklabels() if lowest <= label.get_position()[1] <= highest]
+    assert shown == [f"{10**power:,}" for power in range(len(shown))]
+    assert len(shown) >= 2
+    assert not any(label.get_text() for label in ax.get_yticklabels(minor=True))
 
 
 def test_a_class_without_any_score_is_drawn_empty():
