@@ -23,8 +23,11 @@ from lightning_cld.drawing import (
     draw_beside,
     draw_row,
     given_axes,
+    handle,
+    legend_below,
     name_figure,
     new_figure,
+    shade,
 )
 from lightning_cld.images import check_dataset, read_images
 from lightning_cld.scores import CLDScores
@@ -195,7 +198,8 @@ def plot_trajectories(
 ) -> tuple[Figure, Axes]:
     """The losses of a class's best- and worst-scored samples over the checkpoints, and its mean validation loss.
 
-    The mean validation loss is what the class reference is the difference of.
+    The mean validation loss is what the class reference is the difference of. The more extreme a score, the stronger
+    its line.
 
     Args:
         trajectories: The logged losses.
@@ -228,26 +232,27 @@ def plot_trajectories(
     if dataset is not None:
         check_dataset(scores, dataset)
     label = by_mean_score(scores)[0] if of_class is None else shown_classes(scores, [of_class])[0][0]
-    figure, ax = axes_or_new(ax, 7.2, 4)
+    best, worst = extremes(scores, label, samples)
+    figure, ax = axes_or_new(ax, 7.2, 3 + 0.5 * max(1, len(best)))
     val = trajectories.val_losses.cpu().double()
     own = slice(None) if trajectories.val_classes is None else trajectories.val_classes == label
-    ax.plot(trajectories.epochs, val[:, own].nanmean(dim=1).numpy(), color=REFERENCE, linewidth=2.5, label="reference")
-    best, worst = extremes(scores, label, samples)
-    for part, colour, style in ((best, BEST, "-"), (worst, WORST, "--")):
+    mean = val[:, own].nanmean(dim=1).numpy()
+    columns = [ax.plot(trajectories.epochs, mean, color=REFERENCE, linewidth=2.5, label="reference")]
+    for part, colour, style, name in ((best, BEST, "-", "highest scores"), (worst, WORST, "--", "lowest scores")):
+        columns.append([handle(name, colour, "" if dataset is None else style)])
         for place, (position, score) in enumerate(zip(part.tolist(), scores.values[part].tolist(), strict=True)):
-            ax.plot(
+            columns[-1] += ax.plot(
                 trajectories.epochs,
                 trajectories.train_losses[:, position].cpu().numpy(),
                 style,
                 color=colour,
-                alpha=1 - 0.6 * place / samples,
+                alpha=shade(place, samples),
                 label=f"#{position}  {score:+.2f}",
             )
-    if dataset is None:
-        ax.legend(fontsize=8, frameon=False, title="position  score", loc="upper left", bbox_to_anchor=(1, 1))
-    else:
-        draw_beside(ax, dataset, scores, best, worst)
-        ax.legend(ax.lines[:1], ["reference"], fontsize=8, frameon=False)
+    if dataset is not None:
+        draw_beside(ax, dataset, scores, best, worst, samples)
+        columns = [column[:1] for column in columns]
+    legend_below(ax, columns)
     ax.set_title("Loss" if scores.classes is None else f"Loss, class {label}", fontsize=10)
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("completed epochs")
@@ -288,18 +293,22 @@ def plot_agreement(
         [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
     """
     epochs, correlations, overlaps = agreement(trajectories, fraction)
-    figure, ax = axes_or_new(ax, 6, 3.6)
-    ax.plot(epochs, correlations, "o-", color=REFERENCE, markersize=3, label="rank correlation within the class")
-    ax.plot(epochs, overlaps, "s-", color=BEST, markersize=3, label=f"overlap of the coreset of {fraction:.0%}")
-    ax.axhline(OVERLAP, color=BEST, linewidth=1, linestyle=":")
-    stays = next((e for place, e in enumerate(epochs) if all(o >= OVERLAP for o in overlaps[place:])), epochs[-1])
-    if stays < epochs[-1]:
-        ax.axvline(stays, color=BEST, linewidth=1, linestyle=":", label=f"{OVERLAP:.0%} or more from epoch {stays} on")
+    figure, ax = axes_or_new(ax, 6, 4.2)
+    told = "rank correlation within the class"
+    named = ax.plot(epochs, correlations, "o-", color=REFERENCE, markersize=3, label=told)
+    if overlaps:
+        told = f"overlap of the coreset of {fraction:.0%}"
+        named += ax.plot(epochs, overlaps, "s-", color=BEST, markersize=3, label=told)
+        ax.axhline(OVERLAP, color=BEST, linewidth=1, linestyle=":")
+        stays = next((e for place, e in enumerate(epochs) if all(o >= OVERLAP for o in overlaps[place:])), epochs[-1])
+        if stays < epochs[-1]:
+            told = f"{OVERLAP:.0%} or more from epoch {stays} on"
+            named.append(ax.axvline(stays, color=BEST, linewidth=1, linestyle=":", label=told))
     ax.set_title(f"Agreement with the scores after {epochs[-1]} epochs", fontsize=10)
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("cutoff epoch")
     ax.set_ylabel("agreement")
     ax.set_ylim(top=1.03)
     ax.grid(alpha=0.25)
-    ax.legend(fontsize=8, framealpha=1, edgecolor="none", loc="lower right")
+    legend_below(ax, [named])
     return figure, ax

@@ -312,9 +312,47 @@ def test_losses_that_are_missing_or_not_finite_are_left_out():
 
 def test_the_images_of_the_lines_stand_beside_them():
     figure, ax = plotting.plot_trajectories(TIMELINE, 2, samples=2, dataset=IMAGES)
-    assert len(ax.artists) == 4
+    frames = [(artist.patch.get_linestyle(), artist.patch.get_edgecolor()) for artist in ax.artists]
+    assert frames == [
+        (line.get_linestyle(), matplotlib.colors.to_rgba(line.get_color(), line.get_alpha())) for line in ax.lines[1:]
+    ]
+    assert len(set(frames)) == 4
+    assert [(text.get_text(), text.get_color()) for text in ax.texts] == [
+        ("highest", plotting.BEST),
+        ("lowest", plotting.WORST),
+    ]
     right_of_axes = png(figure)[:, int(0.8 * 60 * figure.get_figwidth()) :, :3]
     assert (right_of_axes < 0.5).mean() > 0.05
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts() if text.get_text().strip()]
+
+
+def test_a_legend_tells_the_highest_from_the_lowest():
+    _, ax = plotting.plot_trajectories(TIMELINE, 2, samples=1, dataset=IMAGES)
+    assert legend(ax) == ["reference", "highest scores", "lowest scores"]
+    _, ax = plotting.plot_trajectories(TIMELINE, 2, samples=1)
+    best, worst = (line.get_label() for line in ax.lines[1:])
+    assert legend(ax) == ["reference", "highest scores", best, "lowest scores", worst]
+
+
+@pytest.mark.parametrize("kind", ["trajectories", "trajectories with images", "agreement"])
+def test_a_legend_stands_below_the_axes_and_hides_nothing(kind):
+    figure, ax = EVERY_KIND[kind]()
+    figure.draw_without_rendering()
+    box = ax.get_legend().get_window_extent()
+    assert box.y1 < ax.xaxis.label.get_window_extent().y0
+    assert box.y0 >= 0
+
+
+@pytest.mark.parametrize("samples", [3, 8])
+def test_the_images_beside_the_lines_do_not_overlap(samples):
+    figure, ax = plotting.plot_trajectories(TIMELINE, 2, samples=samples, dataset=IMAGES)
+    figure.draw_without_rendering()
+    tops = [text.get_window_extent().y0 for text in ax.texts[:1]]
+    boxes = [artist.patch.get_window_extent() for artist in ax.artists[:samples]]
+    assert all(above > box.y1 for above, box in zip([*tops, *(box.y0 for box in boxes)], boxes, strict=False))
 
 
 def test_scores_and_trajectories_of_two_runs_are_refused():
@@ -344,6 +382,7 @@ def test_agreement_marks_the_epoch_from_which_the_coreset_stays(monkeypatch):
     assert ax.lines[1].get_ydata().tolist() == [0.9, 0.8, 0.86, 0.9, 1.0]
     assert ax.lines[3].get_xdata()[0] == 5
     assert ax.lines[3].get_label() == "85% or more from epoch 5 on"
+    assert legend(ax) == [ax.lines[place].get_label() for place in (0, 1, 3)]
 
 
 def test_agreement_that_comes_only_at_the_end_is_not_marked(monkeypatch):
