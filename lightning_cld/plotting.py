@@ -268,7 +268,8 @@ def plot_agreement(
     Two lines: Spearman's rank correlation within the class (`lightning_cld.diagnostics.rank_agreement`), and the share
     of the coreset that is already in the coreset of the cutoff. A mark stands at the first cutoff from which that
     share stays at 85 % (`lightning_cld.diagnostics.OVERLAP`) or more. Both lines end at 1, since they compare with the
-    last checkpoint; where they still rise steeply there, more epochs would change the coreset.
+    last checkpoint; where they still rise steeply there, more epochs would change the coreset. Of losses of training
+    steps (`CLDCallback(record="step")`) only the correlation is drawn, since their scores choose no coreset.
 
     Args:
         trajectories: The logged losses.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from contextlib import suppress
+from os import PathLike
 
 import torch
 from torch import Tensor
@@ -80,7 +82,7 @@ def agreement(trajectories: LossTrajectories, fraction: float) -> tuple[list[int
 
     Returns:
         The cutoff epochs; the rank correlation within the class at each (NaN where nothing can be scored); and the
-        overlap of the coresets.
+        overlap of the coresets, empty where the losses are from training steps: such scores choose no coreset.
 
     Raises:
         TypeError: If `fraction` is not a number.
@@ -90,20 +92,21 @@ def agreement(trajectories: LossTrajectories, fraction: float) -> tuple[list[int
     classes = trajectories.train_classes
     used = torch.arange(len(final)) if classes is None else torch.nonzero(classes >= 0).flatten()
     of_used = None if classes is None else classes[used]
-    chosen = select_top(final[used], of_used, fraction=fraction)
+    chosen = None if trajectories.from_steps else select_top(final[used], of_used, fraction=fraction)
     due = trajectories.epochs[MIN_CHECKPOINTS - 1 :]
     spaced = torch.linspace(0, len(due) - 1, min(len(due), MOST_CUTOFFS)).round().long().tolist()
     epochs = [due[place] for place in spaced]
     correlations, overlaps = [], []
     for epoch in epochs:
-        try:
+        correlation = same = float("nan")
+        with suppress(ValueError):  # too few differences were logged by then, or too few of a class's samples scored
             values = trajectories.values(epoch)
-            correlations.append(rank_agreement(values, final, classes))
-            overlaps.append(overlap(chosen, select_top(values[used], of_used, fraction=fraction)))
-        except ValueError:  # too few differences were logged by then, or too few of a class's samples scored
-            correlations += [float("nan")] * (len(overlaps) + 1 - len(correlations))
-            overlaps.append(float("nan"))
-    return epochs, correlations, overlaps
+            correlation = rank_agreement(values, final, classes)
+            if chosen is not None:
+                same = overlap(chosen, select_top(values[used], of_used, fraction=fraction))
+        correlations.append(correlation)
+        overlaps.append(same)
+    return epochs, correlations, [] if chosen is None else overlaps
 
 
 def check_same_train_set(scores: CLDScores, trajectories: LossTrajectories) -> None:

@@ -391,6 +391,14 @@ def test_agreement_that_comes_only_at_the_end_is_not_marked(monkeypatch):
     assert len(ax.lines) == 3
 
 
+def test_agreement_of_training_steps_is_the_correlation_alone():
+    train, val = TIMELINE.train_losses, TIMELINE.val_losses
+    _, ax = plotting.plot_agreement(LossTrajectories(train, val, CLASSES, VAL_CLASSES, from_steps=True))
+    (line,) = ax.lines
+    assert legend(ax) == [line.get_label()] == ["rank correlation within the class"]
+    assert line.get_ydata()[-1] == pytest.approx(1)
+
+
 @pytest.mark.parametrize(("fraction", "error"), [("0.1", TypeError), (0, ValueError), (0.001, ValueError)])
 def test_fractions_that_are_none_raise(fraction, error):
     with pytest.raises(error, match="fraction"):
