@@ -7,7 +7,7 @@ that no window opens and no backend is chosen. Save them with `figure.savefig(pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from lightning_cld.selection import check_count
 from lightning_cld.shown import (
     agreement,
     by_mean_score,
+    check_kind,
     check_same_train_set,
     extremes,
     positions_of,
@@ -71,7 +72,7 @@ def plot_scores(
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
-        TypeError: As `CLDScores.select`.
+        TypeError: As `CLDScores.select`; or if an argument has the wrong type.
         ValueError: As `CLDScores.select`; or if there is no such class, or not as many axes as classes.
 
     Example:
@@ -81,6 +82,7 @@ def plot_scores(
         >>> [ax.get_title().splitlines() for ax in axes]
         [['class 0', '1 of 2, from +0.900'], ['class 1', '1 of 2, from +0.600']]
     """
+    check_kind("scores", scores, CLDScores)
     cut = any(budget is not None for budget in (fraction, size, per_class))
     chosen = torch.zeros(len(scores), dtype=torch.bool)
     if cut:
@@ -164,6 +166,7 @@ def plot_extremes(
         TypeError: If a sample holds no image, or an argument has the wrong type.
         ValueError: If the dataset is not the one that was scored, or there is no such class, or not two axes for each.
     """
+    check_kind("scores", scores, CLDScores)
     samples = check_count("samples", samples)
     check_dataset(scores, dataset)
     shown, left_out = shown_classes(scores, classes)
@@ -226,6 +229,11 @@ def plot_trajectories(
         >>> [line.get_label() for line in ax.lines]
         ['reference', '#0  +1.00', '#1  -1.00']
     """
+    check_kind("trajectories", trajectories, LossTrajectories)
+    if scores is not None:
+        check_kind("scores", scores, CLDScores)
+    if of_class is not None and not isinstance(of_class, SupportsIndex):
+        raise TypeError(f"of_class must be one class, a whole number, got {of_class!r}.")
     samples = check_count("samples", samples)
     scores = trajectories.score() if scores is None else scores
     check_same_train_set(scores, trajectories)
@@ -281,7 +289,7 @@ def plot_agreement(
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
-        TypeError: If `fraction` is not a number.
+        TypeError: If an argument has the wrong type.
         ValueError: If the losses give no scores, or no coreset of that size.
 
     Example:
@@ -293,6 +301,7 @@ def plot_agreement(
         >>> ax.lines[0].get_xdata().tolist()
         [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
     """
+    check_kind("trajectories", trajectories, LossTrajectories)
     epochs, correlations, overlaps = agreement(trajectories, fraction)
     figure, ax = axes_or_new(ax, 6, 4.2)
     told = "rank correlation within the class"

@@ -23,6 +23,23 @@ MOST_CUTOFFS = 20
 """Cutoffs at which agreement is computed, evenly spaced over the checkpoints: each is a scoring of its own."""
 
 
+def check_kind(name: str, value: object, kind: type[CLDScores] | type[LossTrajectories]) -> None:
+    """Raises unless `value` is of that kind.
+
+    Raises:
+        TypeError: If it is not; the error says how to get what is wanted.
+    """
+    if isinstance(value, kind):
+        return
+    if isinstance(value, (str, PathLike)):
+        remedy = f"Load the file first: {kind.__name__}.load(path)."
+    elif kind is CLDScores:
+        remedy = "A callback has them as .scores; LossTrajectories.score() makes them."
+    else:
+        remedy = 'They are the logged losses that scores are made from; CLDCallback(history="full") has .trajectories.'
+    raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__}. {remedy}")
+
+
 def by_mean_score(scores: CLDScores) -> list[int]:
     """The classes, that with the lowest mean score first; one without any score last. One class is class 0."""
     pool = scores.positions()
@@ -39,13 +56,18 @@ def shown_classes(scores: CLDScores, classes: Sequence[int] | None) -> tuple[lis
     """The classes to show, and how many are left out: those named, else up to `MOST_CLASSES`.
 
     Raises:
-        TypeError: If a class is not a whole number.
+        TypeError: If they are not a sequence of whole numbers.
         ValueError: If none is named, or one that there is not.
     """
     known = by_mean_score(scores)
     if classes is None:
         return sorted(known[:MOST_CLASSES]), max(0, len(known) - MOST_CLASSES)
-    named = [operator.index(label) for label in classes]
+    try:
+        named = [operator.index(label) for label in classes]
+    except TypeError as error:
+        raise TypeError(
+            f"classes must be a sequence of whole numbers, such as [3], got {classes!r}: {error}."
+        ) from None
     missing = sorted(set(named) - set(known))
     if missing or not named:
         asked = listed(missing, "class", "classes") if missing else "no class"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -408,3 +409,27 @@ def test_fractions_that_are_none_raise(fraction, error):
 def test_too_few_checkpoints_raise():
     with pytest.raises(ValueError, match="at least 4 checkpoints"):
         plotting.plot_agreement(timeline(rows=3))
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plotting.plot_scores("a.npz"), "scores must be CLDScores, got str. Load .* CLDScores.load"),
+        (lambda: plotting.plot_scores(TIMELINE), "scores must be CLDScores, got LossTrajectories. .*score"),
+        (lambda: plotting.plot_scores(SCORES, classes=3), r"classes must be a sequence .* such as \[3\], got 3"),
+        (lambda: plotting.plot_scores(SCORES, classes="3"), r"classes must be a sequence .*, got '3'"),
+        (lambda: plotting.plot_extremes(TIMELINE, IMAGES), "scores must be CLDScores, got LossTrajectories"),
+        (lambda: plotting.plot_extremes(SCORES, IMAGES, classes=3), "classes must be a sequence"),
+        (lambda: plotting.plot_trajectories(SCORES), "trajectories must be LossTrajectories, got CLDScores. They are"),
+        (lambda: plotting.plot_trajectories(Path("a")), "trajectories must be .*Path. Load .* LossTrajectories.load"),
+        (lambda: plotting.plot_trajectories(TIMELINE, scores=TIMELINE), "scores must be CLDScores"),
+        (lambda: plotting.plot_trajectories(TIMELINE, [1]), r"of_class must be one class, .*got \[1\]"),
+        (lambda: plotting.plot_agreement(SCORES), "trajectories must be LossTrajectories, got CLDScores"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(draw, message):
+    with pytest.raises(TypeError, match=message):
+        draw()
