@@ -165,6 +165,16 @@ def plot_extremes(
         ModuleNotFoundError: If matplotlib is not installed.
         TypeError: If a sample holds no image, or an argument has the wrong type.
         ValueError: If the dataset is not the one that was scored, or there is no such class, or not two axes for each.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from lightning_cld import CLDScores, plotting
+        >>> scores = CLDScores([0.9, -0.2, 0.4, 0.6], [0, 0, 1, 1])
+        >>> images = TensorDataset(torch.rand(4, 1, 8, 8), torch.tensor([0, 0, 1, 1]))
+        >>> figure, axes = plotting.plot_extremes(scores, images, samples=1)
+        >>> [ax.get_title() for ax in axes[0]]
+        ['highest scores', 'lowest scores']
     """
     check_kind("scores", scores, CLDScores)
     samples = check_count("samples", samples)
