@@ -16,6 +16,7 @@ from lightning_cld.scores import CLDScores
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 BEST, WORST, REFERENCE, REST = "#0072b2", "#d55e00", "#222222", "#bbbbbb"  # told apart by the colour-blind too
 
@@ -53,33 +54,88 @@ def name_figure(figure: Figure, title: str, left_out: int) -> None:
     figure.suptitle(": ".join(part for part in (title, more) if part), fontsize=10)
 
 
-def draw_beside(ax: Axes, dataset: Dataset[Any], scores: CLDScores, best: Tensor, worst: Tensor) -> None:
-    """Draws the images of the best and of the worst in two columns on the right of the axes."""
+def shade(place: int, samples: int) -> float:
+    """How opaque a sample is drawn: the most extreme one fully, the others less and less."""
+    return 1 - 0.6 * place / samples
+
+
+def handle(label: str, colour: str, style: Any) -> Line2D:
+    """What stands in a legend for something that has no line of its own there."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, linestyle=style, label=label)
+
+
+def legend_below(ax: Axes, columns: Sequence[Sequence[Line2D]]) -> None:
+    """A legend below the axes and their label, where it hides nothing."""
+    from matplotlib.transforms import ScaledTranslation
+
+    rows = max(map(len, columns))
+    gap = handle(" ", REST, "")  # a legend fills one column after the other
+    ax.legend(
+        handles=[line for column in columns for line in (*column, *[gap] * (rows - len(column)))],
+        ncols=len(columns),
+        fontsize=9,
+        labelcolor="linecolor",
+        frameon=False,
+        borderaxespad=0,
+        columnspacing=1.2,
+        handlelength=1.7,
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=ax.transAxes + ScaledTranslation(0, -0.5, ax.figure.dpi_scale_trans),
+    )
+
+
+def draw_beside(ax: Axes, dataset: Dataset[Any], scores: CLDScores, best: Tensor, worst: Tensor, samples: int) -> None:
+    """Draws the images of the best and of the worst in two columns on the right, in frames that match their lines."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage, TextArea, VPacker
 
     rows = max(len(best), len(worst))
     if rows == 0:  # no sample of the class is scored
         return
     images = read_images(dataset, [*best.tolist(), *worst.tolist()]).permute(0, 2, 3, 1).numpy()
-    points = min(44, 150 / rows)  # the height of an image on paper
-    for column, (part, pictures, colour) in enumerate(
-        ((best, images[: len(best)], BEST), (worst, images[len(best) :], WORST))
+    room = 72 * ax.bbox.height / ax.figure.dpi / rows  # before the layout, which takes some of it for labels
+    points = max(10, min(44, 0.85 * room - 28))
+    for column, (name, part, pictures, colour, style) in enumerate(
+        (
+            ("highest", best, images[: len(best)], BEST, "-"),
+            ("lowest", worst, images[len(best) :], WORST, "--"),
+        )
     ):
+        across = 34 + 60 * column  # points right of the axes
+        ax.annotate(
+            name,
+            (1, 1),
+            (across, 4),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+            color=colour,
+            annotation_clip=False,
+        )
         for row, (position, picture) in enumerate(zip(part.tolist(), pictures, strict=True)):
             told = TextArea(
                 caption(position, scores),
                 textprops={"fontsize": 7, "color": colour, "multialignment": "center"},
             )
             image = OffsetImage(picture, zoom=points / max(picture.shape[:2]), interpolation="nearest")
-            place = (1.02 + 0.15 * column, 1 - (row + 0.5) / rows)
             packed = VPacker(children=[image, told], align="center", pad=0, sep=1)
             ax.add_artist(
                 AnnotationBbox(
                     packed,
-                    place,
+                    (1, 1 - (row + 0.5) / rows),
+                    (across, 0),
                     xycoords="axes fraction",
-                    box_alignment=(0, 0.5),
-                    frameon=False,
+                    boxcoords="offset points",
+                    pad=0.25,
+                    bboxprops={
+                        "edgecolor": colour,
+                        "facecolor": "none",
+                        "linestyle": style,
+                        "alpha": shade(row, samples),
+                    },
                     annotation_clip=False,
                 )
             )

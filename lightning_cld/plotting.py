@@ -7,7 +7,7 @@ that no window opens and no backend is chosen. Save them with `figure.savefig(pa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -23,8 +23,11 @@ from lightning_cld.drawing import (
     draw_beside,
     draw_row,
     given_axes,
+    handle,
+    legend_below,
     name_figure,
     new_figure,
+    shade,
 )
 from lightning_cld.images import check_dataset, read_images
 from lightning_cld.scores import CLDScores
@@ -32,6 +35,7 @@ from lightning_cld.selection import check_count
 from lightning_cld.shown import (
     agreement,
     by_mean_score,
+    check_kind,
     check_same_train_set,
     extremes,
     positions_of,
@@ -68,7 +72,7 @@ def plot_scores(
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
-        TypeError: As `CLDScores.select`.
+        TypeError: As `CLDScores.select`; or if an argument has the wrong type.
         ValueError: As `CLDScores.select`; or if there is no such class, or not as many axes as classes.
 
     Example:
@@ -78,13 +82,17 @@ def plot_scores(
         >>> [ax.get_title().splitlines() for ax in axes]
         [['class 0', '1 of 2, from +0.900'], ['class 1', '1 of 2, from +0.600']]
     """
+    check_kind("scores", scores, CLDScores)
     cut = any(budget is not None for budget in (fraction, size, per_class))
     chosen = torch.zeros(len(scores), dtype=torch.bool)
     if cut:
         chosen[scores.select(fraction=fraction, size=size, per_class=per_class)] = True
     shown, left_out = shown_classes(scores, classes)
     pool = scores.values[scores.positions()].nan_to_num()
-    ends = (-1.0, 1.0) if pool.abs().max() <= 1 else (float(pool.min()), float(pool.max()))  # not all scores are CLD
+    ends = (-1.0, 1.0)
+    if pool.abs().max() > 1:  # not all scores are CLD
+        low, high = float(pool.min()), float(pool.max())
+        ends = (low, high + ((high - low) / 40 or 1))  # with room for a bar from the highest score on
     if ax is None:
         columns = min(len(shown), 5 if len(shown) > 4 else 2)
         rows = -(-len(shown) // columns)
@@ -105,21 +113,26 @@ def plot_scores(
     for axis, label in zip(axes, shown, strict=True):
         own = positions_of(scores, label)
         kept = own[chosen[own]]
+        edges = np.linspace(*ends, 41)
+        if len(kept):
+            edges = np.union1d(edges, float(scores.values[kept].min()))  # so that no bar crosses the cut
         for part, colour in ((own, REST), (kept, BEST)):
             values = scores.values[part]
-            axis.hist(values[~values.isnan()].numpy(), bins=np.linspace(*ends, 41), color=colour)
+            # Its edge shows a bar that is narrower than a pixel, as that of the coreset is where the cut is close to 1.
+            axis.hist(values[~values.isnan()].numpy(), bins=edges, facecolor=colour, edgecolor=colour, linewidth=0.8)
         told = f"{len(own):,} samples"
         if cut:
             told = f"{len(kept):,} of {len(own):,}"
             if len(kept):
                 least = float(scores.values[kept].min())
-                axis.axvline(least, color=BEST, linestyle="--", linewidth=1)
+                axis.axvline(least, color=BEST, linestyle="--", linewidth=1, zorder=0)
                 told += f", from {least:+.3f}"
         axis.set_title(told if scores.classes is None else f"class {label}\n{told}", fontsize=8)
         if not scores.values[own].isnan().all():
             # Most samples of an easy class are near 1; the few others are the ones to see.
             axis.set_yscale("log")
-            axis.set_ylim(bottom=0.7)
+            axis.set_ylim(0.7, max(12, axis.get_ylim()[1]))  # two powers of ten, to read heights by
+            axis.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
         axis.locator_params(axis="x", nbins=5)
         axis.tick_params(labelsize=7)
     return figure, axes
@@ -152,7 +165,18 @@ def plot_extremes(
         ModuleNotFoundError: If matplotlib is not installed.
         TypeError: If a sample holds no image, or an argument has the wrong type.
         ValueError: If the dataset is not the one that was scored, or there is no such class, or not two axes for each.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import TensorDataset
+        >>> from lightning_cld import CLDScores, plotting
+        >>> scores = CLDScores([0.9, -0.2, 0.4, 0.6], [0, 0, 1, 1])
+        >>> images = TensorDataset(torch.rand(4, 1, 8, 8), torch.tensor([0, 0, 1, 1]))
+        >>> figure, axes = plotting.plot_extremes(scores, images, samples=1)
+        >>> [ax.get_title() for ax in axes[0]]
+        ['highest scores', 'lowest scores']
     """
+    check_kind("scores", scores, CLDScores)
     samples = check_count("samples", samples)
     check_dataset(scores, dataset)
     shown, left_out = shown_classes(scores, classes)
@@ -187,7 +211,8 @@ def plot_trajectories(
 ) -> tuple[Figure, Axes]:
     """The losses of a class's best- and worst-scored samples over the checkpoints, and its mean validation loss.
 
-    The mean validation loss is what the class reference is the difference of.
+    The mean validation loss is what the class reference is the difference of. The more extreme a score, the stronger
+    its line.
 
     Args:
         trajectories: The logged losses.
@@ -214,32 +239,38 @@ def plot_trajectories(
         >>> [line.get_label() for line in ax.lines]
         ['reference', '#0  +1.00', '#1  -1.00']
     """
+    check_kind("trajectories", trajectories, LossTrajectories)
+    if scores is not None:
+        check_kind("scores", scores, CLDScores)
+    if of_class is not None and not isinstance(of_class, SupportsIndex):
+        raise TypeError(f"of_class must be one class, a whole number, got {of_class!r}.")
     samples = check_count("samples", samples)
     scores = trajectories.score() if scores is None else scores
     check_same_train_set(scores, trajectories)
     if dataset is not None:
         check_dataset(scores, dataset)
     label = by_mean_score(scores)[0] if of_class is None else shown_classes(scores, [of_class])[0][0]
-    figure, ax = axes_or_new(ax, 7.2, 4)
+    best, worst = extremes(scores, label, samples)
+    figure, ax = axes_or_new(ax, 7.2, 3 + 0.5 * max(1, len(best)))
     val = trajectories.val_losses.cpu().double()
     own = slice(None) if trajectories.val_classes is None else trajectories.val_classes == label
-    ax.plot(trajectories.epochs, val[:, own].nanmean(dim=1).numpy(), color=REFERENCE, linewidth=2.5, label="reference")
-    best, worst = extremes(scores, label, samples)
-    for part, colour, style in ((best, BEST, "-"), (worst, WORST, "--")):
+    mean = val[:, own].nanmean(dim=1).numpy()
+    columns = [ax.plot(trajectories.epochs, mean, color=REFERENCE, linewidth=2.5, label="reference")]
+    for part, colour, style, name in ((best, BEST, "-", "highest scores"), (worst, WORST, "--", "lowest scores")):
+        columns.append([handle(name, colour, "" if dataset is None else style)])
         for place, (position, score) in enumerate(zip(part.tolist(), scores.values[part].tolist(), strict=True)):
-            ax.plot(
+            columns[-1] += ax.plot(
                 trajectories.epochs,
                 trajectories.train_losses[:, position].cpu().numpy(),
                 style,
                 color=colour,
-                alpha=1 - 0.6 * place / samples,
+                alpha=shade(place, samples),
                 label=f"#{position}  {score:+.2f}",
             )
-    if dataset is None:
-        ax.legend(fontsize=8, frameon=False, title="position  score", loc="upper left", bbox_to_anchor=(1, 1))
-    else:
-        draw_beside(ax, dataset, scores, best, worst)
-        ax.legend(ax.lines[:1], ["reference"], fontsize=8, frameon=False)
+    if dataset is not None:
+        draw_beside(ax, dataset, scores, best, worst, samples)
+        columns = [column[:1] for column in columns]
+    legend_below(ax, columns)
     ax.set_title("Loss" if scores.classes is None else f"Loss, class {label}", fontsize=10)
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("completed epochs")
@@ -255,7 +286,8 @@ def plot_agreement(
     Two lines: Spearman's rank correlation within the class (`lightning_cld.diagnostics.rank_agreement`), and the share
     of the coreset that is already in the coreset of the cutoff. A mark stands at the first cutoff from which that
     share stays at 85 % (`lightning_cld.diagnostics.OVERLAP`) or more. Both lines end at 1, since they compare with the
-    last checkpoint; where they still rise steeply there, more epochs would change the coreset.
+    last checkpoint; where they still rise steeply there, more epochs would change the coreset. Of losses of training
+    steps (`CLDCallback(record="step")`) only the correlation is drawn, since their scores choose no coreset.
 
     Args:
         trajectories: The logged losses.
@@ -267,7 +299,7 @@ def plot_agreement(
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
-        TypeError: If `fraction` is not a number.
+        TypeError: If an argument has the wrong type.
         ValueError: If the losses give no scores, or no coreset of that size.
 
     Example:
@@ -279,19 +311,24 @@ def plot_agreement(
         >>> ax.lines[0].get_xdata().tolist()
         [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
     """
+    check_kind("trajectories", trajectories, LossTrajectories)
     epochs, correlations, overlaps = agreement(trajectories, fraction)
-    figure, ax = axes_or_new(ax, 6, 3.6)
-    ax.plot(epochs, correlations, "o-", color=REFERENCE, markersize=3, label="rank correlation within the class")
-    ax.plot(epochs, overlaps, "s-", color=BEST, markersize=3, label=f"overlap of the coreset of {fraction:.0%}")
-    ax.axhline(OVERLAP, color=BEST, linewidth=1, linestyle=":")
-    stays = next((e for place, e in enumerate(epochs) if all(o >= OVERLAP for o in overlaps[place:])), epochs[-1])
-    if stays < epochs[-1]:
-        ax.axvline(stays, color=BEST, linewidth=1, linestyle=":", label=f"{OVERLAP:.0%} or more from epoch {stays} on")
+    figure, ax = axes_or_new(ax, 6, 4.2)
+    told = "rank correlation within the class"
+    named = ax.plot(epochs, correlations, "o-", color=REFERENCE, markersize=3, label=told)
+    if overlaps:
+        told = f"overlap of the coreset of {fraction:.0%}"
+        named += ax.plot(epochs, overlaps, "s-", color=BEST, markersize=3, label=told)
+        ax.axhline(OVERLAP, color=BEST, linewidth=1, linestyle=":")
+        stays = next((e for place, e in enumerate(epochs) if all(o >= OVERLAP for o in overlaps[place:])), epochs[-1])
+        if stays < epochs[-1]:
+            told = f"{OVERLAP:.0%} or more from epoch {stays} on"
+            named.append(ax.axvline(stays, color=BEST, linewidth=1, linestyle=":", label=told))
     ax.set_title(f"Agreement with the scores after {epochs[-1]} epochs", fontsize=10)
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("cutoff epoch")
     ax.set_ylabel("agreement")
     ax.set_ylim(top=1.03)
     ax.grid(alpha=0.25)
-    ax.legend(fontsize=8, framealpha=1, edgecolor="none", loc="lower right")
+    legend_below(ax, [named])
     return figure, ax

@@ -16,11 +16,19 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_cld.diagnostics import SHARE, alignment
+from lightning_cld.drawing import BEST, WORST
 from lightning_cld.files import replacing
 from lightning_cld.images import check_dataset, read_images
 from lightning_cld.plotting import plot_agreement, plot_scores, plot_trajectories
 from lightning_cld.scores import CLDScores
-from lightning_cld.shown import by_mean_score, check_same_train_set, extremes, positions_of, shown_classes
+from lightning_cld.shown import (
+    by_mean_score,
+    check_kind,
+    check_same_train_set,
+    extremes,
+    positions_of,
+    shown_classes,
+)
 from lightning_cld.trajectories import LossTrajectories
 
 if TYPE_CHECKING:
@@ -50,14 +58,21 @@ p, td, figcaption {{ overflow-wrap: anywhere; }} th {{ overflow-wrap: break-word
 figure {{ margin: 0; }}
 table {{ border-collapse: collapse; }}
 td, th {{ text-align: left; vertical-align: top; padding: .15rem .9rem .15rem 0; white-space: pre-wrap; }}
-table.account tr:last-child td {{ font-weight: 600; }}
+table.trusted tr:last-child td {{ font-weight: 600; }}
 table.numbers td, table.numbers th {{ text-align: right; white-space: nowrap; overflow-wrap: normal; }}
+.narrow {{ display: none; }}
+@media (max-width: 36rem) {{
+  .narrow {{ display: block; }}
+  table.numbers td, table.numbers th {{ font-size: .8rem; padding-right: .5rem; }}
+}}
 .scroll {{ overflow-x: auto; }}
 .row {{ display: flex; flex-wrap: wrap; gap: .6rem; }}
 .row.small > figure {{ width: 4.2rem; font-size: .75rem; line-height: 1.25; text-align: center; }}
 .row.small img {{ width: 100%; image-rendering: pixelated; }}
 .row.large > figure {{ width: 20rem; max-width: 100%; }}
-.wide {{ max-width: 40rem; margin: 1rem 0 .4rem; }}
+.pair {{ display: flex; align-items: center; gap: .6rem; margin: .4rem 0; }}
+.pair > b {{ flex: 0 0 4.6rem; }} .best {{ color: {best}; }} .worst {{ color: {worst}; }}
+.wide {{ max-width: 32rem; margin: 1rem 0 .4rem; }}
 .note {{ color: #555; }}
 </style>
 </head>
@@ -73,14 +88,20 @@ def write_report(
     scores: CLDScores, path: Path, dataset: Dataset[Any] | None, trajectories: LossTrajectories | None
 ) -> Path:
     """Writes the page; see `CLDScores.report`."""
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{path} is a directory. Give the name of a file in it, such as {path / 'report.html'}."
+        )
     if dataset is not None:
         check_dataset(scores, dataset)
     if trajectories is not None:
+        check_kind("trajectories", trajectories, LossTrajectories)
         check_same_train_set(scores, trajectories)
     shown, left_out = shown_classes(scores, None)
     note = f"Shown are the {len(shown)} classes with the lowest mean scores, of {len(shown) + left_out}."
+    account = scores.account()
     parts = [
-        _section("Summary", _table(scores.account(), kind="account")),
+        _section("Summary", _table(account, kind="trusted" if account[-1][0] == "trust" else "")),
         _section("Suspects", _suspects(scores, dataset)),
         _section("Scores by class", *([_p(note)] if left_out else []), _histograms(scores, shown)),
         *([] if trajectories is None else _of_trajectories(scores, trajectories, dataset)),
@@ -91,7 +112,7 @@ def write_report(
     parts += [_section("All classes", _all_classes(scores)), _section("Provenance", _provenance(scores))]
     title = f"{scores.metadata.get('scored_by', 'CLD')} scores of {len(scores.positions()):,} samples"
     with replacing(path) as file:
-        file.write(_PAGE.format(title=escape(title), body="\n".join(parts)).encode())
+        file.write(_PAGE.format(title=escape(title), body="\n".join(parts), best=BEST, worst=WORST).encode())
     return path
 
 
@@ -107,8 +128,9 @@ def _suspects(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
         return _p("No sample has a score of zero or less.")
     first = suspects[:_SUSPECTS]
     told = _p(
-        f"{len(suspects):,} samples have a score of zero or less: their loss rises while that of their class falls. "
-        f"Wrong labels may be among them. The lowest {len(first)}:"
+        f"{len(suspects):,} samples have a score of zero or less. Below zero, the loss of a sample tends to rise when "
+        "that of its class falls; around zero, it goes its own way. Wrong labels may be among them. The lowest "
+        f"{len(first)}:"
     )
     if dataset is not None:
         return told + _thumbnails(scores, dataset, first, named=scores.classes is not None)
@@ -118,7 +140,8 @@ def _suspects(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
 
 
 def _histograms(scores: CLDScores, shown: Sequence[int]) -> str:
-    fraction = SHARE if _has_tenth(scores) else None
+    missing = _why_no_tenth(scores)
+    fraction = None if missing else SHARE
     figures = []
     for label in shown:
         figure, (ax,) = plot_scores(scores, fraction=fraction, classes=[label])
@@ -126,26 +149,38 @@ def _histograms(scores: CLDScores, shown: Sequence[int]) -> str:
         figure.set_size_inches(3.6, 2.3)
         told = ax.get_title().replace("\n", ", ")
         figures.append(_drawn(figure, f"Histogram of the scores of {told}"))
-    coreset = f" Blue: the coreset of {SHARE:.0%}; the dashed line is its lowest score." if fraction else ""
-    return _p(f"Logarithmic counts.{coreset}") + f'<div class="row large">{"".join(figures)}</div>'
+    coreset = f"No coreset of {SHARE:.0%} is marked: {missing}."
+    if not missing:
+        coreset = f"Blue: the coreset of {SHARE:.0%}; the dashed line is its lowest score."
+    return _p(f"Logarithmic counts. {coreset}") + f'<div class="row large">{"".join(figures)}</div>'
 
 
 def _of_trajectories(scores: CLDScores, trajectories: LossTrajectories, dataset: Dataset[Any] | None) -> list[str]:
     found = []
-    if scores.metadata.get("scored_by", "CLD") == "CLD" and _has_tenth(scores):
-        figure, _ = plot_agreement(trajectories, fraction=SHARE)
+    if scores.metadata.get("scored_by", "CLD") == "CLD":
+        missing = _why_no_tenth(scores)
         told = (
             "How far the scores of an earlier cutoff agree with those of the last checkpoint: where the line of the "
             "coreset is high and flat, the proxy could have stopped."
         )
-        found.append(_section("When it could have stopped", _drawn(figure, told, wide=True)))
+        shown = (
+            _p(f"Not known, there is no coreset of {SHARE:.0%} to compare: {missing}.")
+            if missing
+            else _drawn(plot_agreement(trajectories, fraction=SHARE)[0], told, wide=True)
+        )
+        found.append(_section("When it could have stopped", shown))
     drawn = []
     for label in by_mean_score(scores)[:_DRAWN]:
         figure, ax = plot_trajectories(trajectories, label, scores=scores)
-        told = f"{ax.get_title()}: the best-scored samples in blue, the worst-scored in orange and dashed."
+        told = f"{ax.get_title()}: the highest scores in blue, the lowest in orange and dashed."
         drawn.append(_drawn(figure, told, wide=True))
         if dataset is not None:
-            drawn.append(_thumbnails(scores, dataset, torch.cat(extremes(scores, label, 3))))
+            for name, kind, part in zip(
+                ("highest", "lowest"), ("best", "worst"), extremes(scores, label, 3), strict=True
+            ):
+                if len(part):
+                    images = _thumbnails(scores, dataset, part)
+                    drawn.append(f'<div class="pair"><b class="{kind}">{name}</b>{images}</div>')
     note = "The classes with the lowest mean scores. The reference is the mean validation loss of the class."
     return [*found, _section("Trajectories", _p(note), *drawn)]
 
@@ -167,7 +202,7 @@ def _all_classes(scores: CLDScores) -> str:
     sizes, reliability = (found if isinstance(found, Mapping) else {} for found in known)
     labels = sorted(by_mean_score(scores))
     kept = {}
-    if _has_tenth(scores):
+    if not _why_no_tenth(scores):
         found = alignment(scores.values, scores.classes)
         kept = dict(zip(found.classes.tolist(), found.kept_of_class.tolist(), strict=True))
     rows = []
@@ -178,32 +213,42 @@ def _all_classes(scores: CLDScores) -> str:
             (
                 str(label),
                 f"{len(values):,}",
-                f"{int(values.isnan().sum()):,}",
-                f"{int((values < 0).sum()):,}",
                 f"{values.nanmean():+.3f}",
                 f"{kept[label]:+.3f}" if label in kept else "",
-                str(sizes.get(str(label), "")),
                 "" if correlation is None else f"{correlation:.3f}",
+                str(sizes.get(str(label), "")),
+                f"{int((values < 0).sum()):,}",
+                f"{int(values.isnan().sum()):,}",
             )
         )
-    names = ("class", "samples", "unscored", "negative", "mean", "mean of best tenth", "validation", "reliability")
-    table = f'<div class="scroll">{_table(rows, names, "numbers")}</div>'
+    names = ("class", "samples", "mean", "best tenth", "reliability", "validation", "negative", "unscored")
+    told = _p("Mean score of all and of the best tenth; reliability and size of the validation samples.")
+    hint = '<p class="note narrow">Scroll sideways for more columns &rarr;</p>'
+    table = f'{told}{hint}<div class="scroll">{_table(rows, names, "numbers")}</div>'
     return table if len(rows) <= 20 else f"<details><summary>{len(rows)} classes</summary>{table}</details>"
 
 
 def _provenance(scores: CLDScores) -> str:
     of_classes = ("reference_sizes", "reference_reliability")  # which the table of classes has
     kept = {name: value for name, value in scores.metadata.items() if name not in of_classes}
-    return _table([(name, value if isinstance(value, str) else json.dumps(value)) for name, value in kept.items()])
+    return _table([(name, _plain(value)) for name, value in kept.items()])
 
 
-def _has_tenth(scores: CLDScores) -> bool:
-    """Whether there are enough scored samples for a coreset of a tenth."""
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_plain(of_name)}" for name, of_name in value.items())
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _why_no_tenth(scores: CLDScores) -> str:
+    """Why there is no coreset of a tenth; empty if there is one."""
     try:
         scores.select(fraction=SHARE)
     except ValueError:
-        return False
-    return True
+        if scores.metadata.get("record") == "step" and scores.metadata.get("scored_by") == "CLD":
+            return "scores from the losses of training steps are not fit to choose the best by"
+        return "there are too few scored samples, of a class or in all"
+    return ""
 
 
 # Their parts. Whatever text comes from data is escaped here.
@@ -228,7 +273,7 @@ def _table(rows: Iterable[Sequence[str]], names: Sequence[str] = (), kind: str =
 
 def _drawn(figure: Figure, told: str, *, wide: bool = False) -> str:
     if wide:
-        figure.set_size_inches(5.6, 3.4)  # so that its letters can be read on a telephone
+        figure.set_size_inches(4.2, 3.8)  # so that its letters can be read on a telephone
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130)
     caption = f"<figcaption>{escape(told)}</figcaption>" if wide else ""

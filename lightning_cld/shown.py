@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from contextlib import suppress
+from os import PathLike
 
 import torch
 from torch import Tensor
@@ -19,6 +21,23 @@ MOST_CLASSES = 10
 
 MOST_CUTOFFS = 20
 """Cutoffs at which agreement is computed, evenly spaced over the checkpoints: each is a scoring of its own."""
+
+
+def check_kind(name: str, value: object, kind: type[CLDScores] | type[LossTrajectories]) -> None:
+    """Raises unless `value` is of that kind.
+
+    Raises:
+        TypeError: If it is not; the error says how to get what is wanted.
+    """
+    if isinstance(value, kind):
+        return
+    if isinstance(value, (str, PathLike)):
+        remedy = f"Load the file first: {kind.__name__}.load(path)."
+    elif kind is CLDScores:
+        remedy = "A callback has them as .scores; LossTrajectories.score() makes them."
+    else:
+        remedy = 'They are the logged losses that scores are made from; CLDCallback(history="full") has .trajectories.'
+    raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__}. {remedy}")
 
 
 def by_mean_score(scores: CLDScores) -> list[int]:
@@ -37,13 +56,18 @@ def shown_classes(scores: CLDScores, classes: Sequence[int] | None) -> tuple[lis
     """The classes to show, and how many are left out: those named, else up to `MOST_CLASSES`.
 
     Raises:
-        TypeError: If a class is not a whole number.
+        TypeError: If they are not a sequence of whole numbers.
         ValueError: If none is named, or one that there is not.
     """
     known = by_mean_score(scores)
     if classes is None:
         return sorted(known[:MOST_CLASSES]), max(0, len(known) - MOST_CLASSES)
-    named = [operator.index(label) for label in classes]
+    try:
+        named = [operator.index(label) for label in classes]
+    except TypeError as error:
+        raise TypeError(
+            f"classes must be a sequence of whole numbers, such as [3], got {classes!r}: {error}."
+        ) from None
     missing = sorted(set(named) - set(known))
     if missing or not named:
         asked = listed(missing, "class", "classes") if missing else "no class"
@@ -80,7 +104,7 @@ def agreement(trajectories: LossTrajectories, fraction: float) -> tuple[list[int
 
     Returns:
         The cutoff epochs; the rank correlation within the class at each (NaN where nothing can be scored); and the
-        overlap of the coresets.
+        overlap of the coresets, empty where the losses are from training steps: such scores choose no coreset.
 
     Raises:
         TypeError: If `fraction` is not a number.
@@ -90,20 +114,21 @@ def agreement(trajectories: LossTrajectories, fraction: float) -> tuple[list[int
     classes = trajectories.train_classes
     used = torch.arange(len(final)) if classes is None else torch.nonzero(classes >= 0).flatten()
     of_used = None if classes is None else classes[used]
-    chosen = select_top(final[used], of_used, fraction=fraction)
+    chosen = None if trajectories.from_steps else select_top(final[used], of_used, fraction=fraction)
     due = trajectories.epochs[MIN_CHECKPOINTS - 1 :]
     spaced = torch.linspace(0, len(due) - 1, min(len(due), MOST_CUTOFFS)).round().long().tolist()
     epochs = [due[place] for place in spaced]
     correlations, overlaps = [], []
     for epoch in epochs:
-        try:
+        correlation = same = float("nan")
+        with suppress(ValueError):  # too few differences were logged by then, or too few of a class's samples scored
             values = trajectories.values(epoch)
-            correlations.append(rank_agreement(values, final, classes))
-            overlaps.append(overlap(chosen, select_top(values[used], of_used, fraction=fraction)))
-        except ValueError:  # too few differences were logged by then, or too few of a class's samples scored
-            correlations += [float("nan")] * (len(overlaps) + 1 - len(correlations))
-            overlaps.append(float("nan"))
-    return epochs, correlations, overlaps
+            correlation = rank_agreement(values, final, classes)
+            if chosen is not None:
+                same = overlap(chosen, select_top(values[used], of_used, fraction=fraction))
+        correlations.append(correlation)
+        overlaps.append(same)
+    return epochs, correlations, [] if chosen is None else overlaps
 
 
 def check_same_train_set(scores: CLDScores, trajectories: LossTrajectories) -> None:

@@ -9,6 +9,7 @@ import re
 import pytest
 
 import lightning_cld
+from lightning_cld import plotting
 
 EXAMPLES = {
     test.name: "".join(example.source for example in test.examples if doctest.SKIP not in example.options)
@@ -18,9 +19,8 @@ EXAMPLES = {
 
 
 def public_functions():
-    """Those exported, and all public ones of the modules exported."""
-    for name in lightning_cld.__all__:
-        value = getattr(lightning_cld, name)
+    """Those exported, all public ones of the modules exported, and of the figures, which need an extra."""
+    for value in (plotting, *map(lightning_cld.__dict__.get, lightning_cld.__all__)):
         if inspect.ismodule(value):
             yield from (
                 function

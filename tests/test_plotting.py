@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -126,8 +127,12 @@ def test_without_matplotlib_all_but_the_figures_work_and_these_name_the_extra():
 # Scores
 
 
+def bars(ax, colour):
+    return [bar for bar in ax.patches if matplotlib.colors.to_hex(bar.get_facecolor()) == colour]
+
+
 def heights(ax, colour):
-    return [bar.get_height() for bar in ax.patches if matplotlib.colors.to_hex(bar.get_facecolor()) == colour]
+    return [bar.get_height() for bar in bars(ax, colour)]
 
 
 def test_histograms_count_the_samples_of_a_class_and_the_coreset():
@@ -138,8 +143,10 @@ def test_histograms_count_the_samples_of_a_class_and_the_coreset():
     for label, ax in enumerate(axes):
         own = values[(label == CLASSES) & ~values.isnan()].numpy()
         best = np.sort(own)[-4:]
-        assert heights(ax, plotting.REST) == np.histogram(own, 40, (-1, 1))[0].tolist()
-        assert heights(ax, plotting.BEST) == np.histogram(best, 40, (-1, 1))[0].tolist()
+        edges = sorted([*np.linspace(-1, 1, 41), best.min()])
+        assert heights(ax, plotting.REST) == np.histogram(own, edges)[0].tolist()
+        assert heights(ax, plotting.BEST) == np.histogram(best, edges)[0].tolist()
+        assert min(bar.get_x() for bar in bars(ax, plotting.BEST) if bar.get_height()) == best.min()
         assert ax.lines[0].get_xdata()[0] == pytest.approx(best.min())
         assert ax.get_title() == f"class {label}\n4 of 20, from {best.min():+.3f}"
 
@@ -182,6 +189,24 @@ def test_other_scores_than_correlations_are_drawn_too():
     _, (ax,) = plotting.plot_scores(CLDScores(values), size=6)
     assert sum(heights(ax, plotting.REST)) == 60
     assert sum(heights(ax, plotting.BEST)) == 6
+
+
+@pytest.mark.parametrize("values", [[2.0, 3.0, 4.0], [2.0, 2.0, 2.0]], ids=["apart", "equal"])
+def test_a_coreset_of_the_highest_score_alone_has_its_bar_right_of_the_cut(values):
+    _, (ax,) = plotting.plot_scores(CLDScores(values), size=1)
+    (bar,) = (bar for bar in bars(ax, plotting.BEST) if bar.get_height())
+    assert (bar.get_x(), bar.get_width() > 0) == (max(values), True)
+
+
+@pytest.mark.parametrize("most", [1, 7, 60, 30_000])
+def test_counts_are_labelled_by_whole_numbers_at_powers_of_ten(most):
+    figure, (ax,) = plotting.plot_scores(CLDScores([-0.9] + [0.5] * most))
+    figure.draw_without_rendering()
+    lowest, highest = ax.get_ylim()
+    shown = [label.get_text() for label in ax.get_yticklabels() if lowest <= label.get_position()[1] <= highest]
+    assert shown == [f"{10**power:,}" for power in range(len(shown))]
+    assert len(shown) >= 2
+    assert not any(label.get_text() for label in ax.get_yticklabels(minor=True))
 
 
 def test_a_class_without_any_score_is_drawn_empty():
@@ -288,9 +313,47 @@ def test_losses_that_are_missing_or_not_finite_are_left_out():
 
 def test_the_images_of_the_lines_stand_beside_them():
     figure, ax = plotting.plot_trajectories(TIMELINE, 2, samples=2, dataset=IMAGES)
-    assert len(ax.artists) == 4
+    frames = [(artist.patch.get_linestyle(), artist.patch.get_edgecolor()) for artist in ax.artists]
+    assert frames == [
+        (line.get_linestyle(), matplotlib.colors.to_rgba(line.get_color(), line.get_alpha())) for line in ax.lines[1:]
+    ]
+    assert len(set(frames)) == 4
+    assert [(text.get_text(), text.get_color()) for text in ax.texts] == [
+        ("highest", plotting.BEST),
+        ("lowest", plotting.WORST),
+    ]
     right_of_axes = png(figure)[:, int(0.8 * 60 * figure.get_figwidth()) :, :3]
     assert (right_of_axes < 0.5).mean() > 0.05
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts() if text.get_text().strip()]
+
+
+def test_a_legend_tells_the_highest_from_the_lowest():
+    _, ax = plotting.plot_trajectories(TIMELINE, 2, samples=1, dataset=IMAGES)
+    assert legend(ax) == ["reference", "highest scores", "lowest scores"]
+    _, ax = plotting.plot_trajectories(TIMELINE, 2, samples=1)
+    best, worst = (line.get_label() for line in ax.lines[1:])
+    assert legend(ax) == ["reference", "highest scores", best, "lowest scores", worst]
+
+
+@pytest.mark.parametrize("kind", ["trajectories", "trajectories with images", "agreement"])
+def test_a_legend_stands_below_the_axes_and_hides_nothing(kind):
+    figure, ax = EVERY_KIND[kind]()
+    figure.draw_without_rendering()
+    box = ax.get_legend().get_window_extent()
+    assert box.y1 < ax.xaxis.label.get_window_extent().y0
+    assert box.y0 >= 0
+
+
+@pytest.mark.parametrize("samples", [3, 8])
+def test_the_images_beside_the_lines_do_not_overlap(samples):
+    figure, ax = plotting.plot_trajectories(TIMELINE, 2, samples=samples, dataset=IMAGES)
+    figure.draw_without_rendering()
+    tops = [text.get_window_extent().y0 for text in ax.texts[:1]]
+    boxes = [artist.patch.get_window_extent() for artist in ax.artists[:samples]]
+    assert all(above > box.y1 for above, box in zip([*tops, *(box.y0 for box in boxes)], boxes, strict=False))
 
 
 def test_scores_and_trajectories_of_two_runs_are_refused():
@@ -320,12 +383,21 @@ def test_agreement_marks_the_epoch_from_which_the_coreset_stays(monkeypatch):
     assert ax.lines[1].get_ydata().tolist() == [0.9, 0.8, 0.86, 0.9, 1.0]
     assert ax.lines[3].get_xdata()[0] == 5
     assert ax.lines[3].get_label() == "85% or more from epoch 5 on"
+    assert legend(ax) == [ax.lines[place].get_label() for place in (0, 1, 3)]
 
 
 def test_agreement_that_comes_only_at_the_end_is_not_marked(monkeypatch):
     monkeypatch.setattr(plotting, "agreement", lambda *_: ([3, 4, 5], [0.5, 0.6, 1.0], [0.1, NAN, 1.0]))
     _, ax = plotting.plot_agreement(TIMELINE)
     assert len(ax.lines) == 3
+
+
+def test_agreement_of_training_steps_is_the_correlation_alone():
+    train, val = TIMELINE.train_losses, TIMELINE.val_losses
+    _, ax = plotting.plot_agreement(LossTrajectories(train, val, CLASSES, VAL_CLASSES, from_steps=True))
+    (line,) = ax.lines
+    assert legend(ax) == [line.get_label()] == ["rank correlation within the class"]
+    assert line.get_ydata()[-1] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(("fraction", "error"), [("0.1", TypeError), (0, ValueError), (0.001, ValueError)])
@@ -337,3 +409,27 @@ def test_fractions_that_are_none_raise(fraction, error):
 def test_too_few_checkpoints_raise():
     with pytest.raises(ValueError, match="at least 4 checkpoints"):
         plotting.plot_agreement(timeline(rows=3))
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: plotting.plot_scores("a.npz"), "scores must be CLDScores, got str. Load .* CLDScores.load"),
+        (lambda: plotting.plot_scores(TIMELINE), "scores must be CLDScores, got LossTrajectories. .*score"),
+        (lambda: plotting.plot_scores(SCORES, classes=3), r"classes must be a sequence .* such as \[3\], got 3"),
+        (lambda: plotting.plot_scores(SCORES, classes="3"), r"classes must be a sequence .*, got '3'"),
+        (lambda: plotting.plot_extremes(TIMELINE, IMAGES), "scores must be CLDScores, got LossTrajectories"),
+        (lambda: plotting.plot_extremes(SCORES, IMAGES, classes=3), "classes must be a sequence"),
+        (lambda: plotting.plot_trajectories(SCORES), "trajectories must be LossTrajectories, got CLDScores. They are"),
+        (lambda: plotting.plot_trajectories(Path("a")), "trajectories must be .*Path. Load .* LossTrajectories.load"),
+        (lambda: plotting.plot_trajectories(TIMELINE, scores=TIMELINE), "scores must be CLDScores"),
+        (lambda: plotting.plot_trajectories(TIMELINE, [1]), r"of_class must be one class, .*got \[1\]"),
+        (lambda: plotting.plot_agreement(SCORES), "trajectories must be LossTrajectories, got CLDScores"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(draw, message):
+    with pytest.raises(TypeError, match=message):
+        draw()

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from lightning_cld import CLDScores, LossTrajectories, baselines
+from lightning_cld.shown import by_mean_score, extremes
 
 NAN = float("nan")
 EVIL = '<script>alert("1")</script> & <img src="http://example.org/x.png">'
@@ -138,7 +139,8 @@ def test_the_table_of_classes_tells_of_each(full):
     text = full.read_text(encoding="utf-8")
     (table,) = re.findall(r'<table class="numbers">(.*?)</table>', text, re.DOTALL)
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
-    assert rows[0][:5] == ["class", "samples", "unscored", "negative", "mean"]
+    names = ["class", "samples", "mean", "best tenth", "reliability", "validation", "negative", "unscored"]
+    assert rows[0] == names
     scores = TIMELINE.score()
     for label, row in enumerate(rows[1:]):
         values = scores.values[label == CLASSES].double().numpy()
@@ -147,13 +149,36 @@ def test_the_table_of_classes_tells_of_each(full):
         assert row == [
             str(label),
             "30",
-            "0",
-            str((values < 0).sum()),
             f"{values.mean():+.3f}",
             f"{best.mean():+.3f}",
-            "30",
             f"{reliability:.3f}",
+            "30",
+            str((values < 0).sum()),
+            "0",
         ]
+
+
+def test_the_images_of_a_figure_of_trajectories_are_two_rows_with_their_names(full):
+    text = full.read_text(encoding="utf-8")
+    rows = re.findall(r'<div class="pair"><b class="(\w+)">(\w+)</b>(.*?)</div>', text)
+    assert [row[:2] for row in rows] == [("best", "highest"), ("worst", "lowest")] * 3
+    scores = TIMELINE.score()
+    shown = [[int(position) for position in re.findall(r'alt="sample (\d+),', images)] for *_, images in rows]
+    expected = [part.tolist() for label in by_mean_score(scores) for part in extremes(scores, label, 3)]
+    assert shown == expected
+
+
+def test_versions_are_told_in_words(full):
+    page = Page(full.read_text(encoding="utf-8"))
+    versions = TIMELINE.score().metadata["versions"]
+    assert ", ".join(f"{name} {version}" for name, version in versions.items()) in page.words
+
+
+def test_only_what_is_said_of_trust_is_bold(tmp_path, full):
+    other = tmp_path / "page.html"
+    write(TIMELINE.score(by=baselines.variability), other)
+    bold = [bool(re.search('<table class="trusted">', path.read_text(encoding="utf-8"))) for path in (full, other)]
+    assert bold == [True, False]
 
 
 def test_without_dataset_and_trajectories_there_is_a_table_of_suspects(tmp_path):
@@ -198,6 +223,43 @@ def test_other_scores_get_no_suspects_and_no_agreement(tmp_path):
     assert "Only CLD tells by its sign which labels may be wrong." in page.words
     assert "When it could have stopped" not in page.words
     assert "Trajectories" in page.words
+
+
+def from_steps():
+    return LossTrajectories(TIMELINE.train_losses, TIMELINE.val_losses, CLASSES, CLASSES, from_steps=True)
+
+
+def unscored():
+    train = TIMELINE.train_losses.clone()
+    train[:, CLASSES == 1] = NAN
+    return LossTrajectories(train, TIMELINE.val_losses, CLASSES, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (from_steps, "scores from the losses of training steps are not fit to choose the best by."),
+        (unscored, "there are too few scored samples, of a class or in all."),
+    ],
+)
+def test_a_page_without_a_coreset_says_why(tmp_path, make, why):
+    trajectories = make()
+    page = write(trajectories.score(), tmp_path / "page.html", None, trajectories)
+    assert f"Logarithmic counts. No coreset of 10% is marked: {why}" in page.words
+    assert f"Not known, there is no coreset of 10% to compare: {why}" in page.words
+    assert not [alt for alt, _ in pictures(page) if alt.startswith("How far")]
+
+
+def test_a_directory_or_the_wrong_kind_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(CLDScores, "account", None)
+    with pytest.raises(
+        IsADirectoryError, match=r"is a directory\. Give the name of a file in it, such as .*report\.html"
+    ):
+        TIMELINE.score().report(tmp_path)
+    for wrong in ("losses.npz", TIMELINE.score()):
+        with pytest.raises(TypeError, match=r"trajectories must be LossTrajectories, got (str|CLDScores)"):
+            TIMELINE.score().report(tmp_path / "page.html", trajectories=wrong)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_dataset_or_run_is_refused_and_nothing_written(tmp_path):

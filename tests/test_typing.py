@@ -13,8 +13,12 @@ pytest.importorskip("mypy", reason="mypy is not needed to use or to test the res
 
 SNIPPET = """
 from functools import partial
+from pathlib import Path
 
 import lightning as L
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import CrossEntropyLoss
 from typing_extensions import assert_type
@@ -27,6 +31,7 @@ from lightning_cld import (
     LossTrajectories,
     baselines,
     cld_scores,
+    plotting,
     proportional_holdout,
     select_top,
     trajectories_from_checkpoints,
@@ -46,6 +51,9 @@ def use(data: L.LightningDataModule, model: L.LightningModule, losses: Tensor) -
     assert_type(select_top(cld_scores(losses, losses), size=2), Tensor)
     assert_type(proportional_holdout(losses, 0.1, seed=0), tuple[Tensor, Tensor])
     assert_type(CLDMetric().compute(), Tensor)
+    assert_type(plotting.plot_scores(cld.scores, fraction=0.1, classes=[3]), tuple[Figure, np.ndarray])
+    assert_type(plotting.plot_agreement(cld.trajectories), tuple[Figure, Axes])
+    assert_type(cld.scores.report("report.html", trajectories=cld.trajectories), Path)
 
     CLDCallback(cutof_epoch=3)  # type: ignore[call-arg]
     CLDCallback(cutoff_epoch="soon")  # type: ignore[arg-type]
@@ -56,6 +64,9 @@ def use(data: L.LightningDataModule, model: L.LightningModule, losses: Tensor) -
     CoresetDataModule(data, [1], rule="best")  # type: ignore[arg-type]
     cld.scores.selekt(fraction=0.1)  # type: ignore[attr-defined]
     baselines.variability(losses)  # type: ignore[arg-type]
+    plotting.plot_scores(cld.scores, classes=3)  # type: ignore[arg-type]
+    plotting.plot_agreement(cld.scores)  # type: ignore[arg-type]
+    cld.scores.report("report.html", trajectories="losses.npz")  # type: ignore[arg-type]
 """
 
 
