@@ -154,7 +154,7 @@ class CLDScores:
     def suspects(self, max_score: float = 0.0) -> Tensor:
         """Positions of samples whose label may be wrong: their scores are at most `max_score`, the lowest first.
 
-        Below zero, a sample's loss rises while that of its class falls. Unscored samples are not listed.
+        Below zero, a sample's loss tends to rise when that of its class falls. Unscored samples are not listed.
 
         Args:
             max_score: The highest score to list, in [-1, 1].
@@ -274,7 +274,8 @@ class CLDScores:
 
         Raises:
             ModuleNotFoundError: If matplotlib is not installed.
-            TypeError: If a sample of the dataset holds no image.
+            TypeError: If a sample of the dataset holds no image, or an argument has the wrong type.
+            IsADirectoryError: If `path` is a directory.
             ValueError: If the dataset or the trajectories are not those of the scores.
 
         Example:

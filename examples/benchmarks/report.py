@@ -58,6 +58,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "transfer": lambda: transfer.table(_rows("transfer")),
     "validation": lambda: validation.table(_rows("validation")),
     "path": lambda: path.table(_rows("path")),
+    **{f"CNN, {float(n):.0%}": _accuracy("fashion_mnist", n, OTHERS) for n in ("0.0", "0.2", "0.4")},
     **{f"MLP, {float(n):.0%}": _accuracy("fashion_mnist_mlp", n, OTHERS) for n in ("0.0", "0.2", "0.4")},
     **{f"tried, MLP, {float(n):.0%}": _accuracy("fashion_mnist_mlp", n, RULES + TRIED) for n in ("0.0", "0.2", "0.4")},
     **{f"tried, digits, {float(n):.0%}": _accuracy("digits", n, RULES + TRIED) for n in ("0.0", "0.2", "0.4")},
@@ -65,7 +66,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar100": _accuracy("cifar100", "0.0", RULES),
     **{
         f"quality, {dataset}, {noise:.0%}": _quality(dataset, noise)
-        for dataset, noise in (("fashion-mnist", 0.0), ("fashion-mnist", 0.2), ("cifar100", 0.0))
+        for dataset, noise in (
+            ("fashion-mnist", 0.0),
+            ("fashion-mnist", 0.2),
+            ("cifar100", 0.0),
+            ("digits", 0.0),
+            ("digits", 0.2),
+        )
     },
     "epochs": lambda: accuracy.compact_table(_rows("fashion_mnist_epochs"), (*RULES, "CLD, first third")),
 }
