@@ -54,7 +54,7 @@ def test_huge_and_tiny_losses_score_like_others(scale):
     assert_scores(cld_scores(train, val, *classes), expected)
 
 
-@pytest.mark.parametrize("scale", [1e200, 1e-200])
+@pytest.mark.parametrize("scale", [1e200, 1e-160, 1e-200])
 def test_float64_losses_whose_squares_leave_the_range_score_like_others(scale):
     train, val, *classes = case()
     expected = cld_oracle(train, val, *classes)
