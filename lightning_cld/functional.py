@@ -73,6 +73,7 @@ def cld_scores(
     """
     check_losses(train_losses, "train_losses")
     check_losses(val_losses, "val_losses")
+    train_losses, val_losses = train_losses.detach(), val_losses.detach()
     steps, samples = train_losses.shape
     if val_losses.shape[0] != steps:
         raise ValueError(

@@ -144,6 +144,13 @@ def test_the_losses_given_are_left_as_they_are():
     assert torch.equal(val, before[1])
 
 
+def test_losses_that_still_have_their_graph_are_scored_without_it():
+    train, val, *classes = case()
+    scores = cld_scores(train.requires_grad_(), val.requires_grad_(), *classes)
+    assert not scores.requires_grad
+    assert_scores(scores, cld_oracle(train.detach(), val.detach(), *classes))
+
+
 # What is not scored
 
 
