@@ -236,9 +236,9 @@ class CLDScores:
             scores       min -0.250  10 % -0.100  25 % +0.125  median +0.500  75 % +0.750  90 % +0.900  max +1.000
             negative     1 (33.3%): wrong labels may be among them, suspects() lists them
             trust        not known:
-                         - settled? Not known, needs the losses of at least 6 epochs (history="full")
-                         - references reliable? Not known, needs the logged losses (history="full")
-                         - alignment clear? Not known, needs enough scored samples for a tenth of each class
+                         - settled? Not known: it takes 6 epochs or more
+                         - references reliable? Not known: it takes the losses (history="full"), two or more a class
+                         - alignment clear? Not known: too few samples of a class are scored for a tenth of it
         """
         return laid_out(self.account())
 

@@ -156,7 +156,7 @@ def _references(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], _Fi
         False if poor else (True if known and len(known) == len(reliability or ()) else None),
         "references reliable",
         f"the references of {_classes_named(poor)} are thin or unreliable: hold out more validation samples",
-        'it takes the logged losses (history="full") and two or more validation samples a class',
+        'it takes the losses (history="full"), two or more a class',
     )
 
 

@@ -251,7 +251,7 @@ def test_the_configurations_in_the_readme(parsed):
     assert "my_project.Cifar" in target
     Path("target.yaml").write_text(target.replace("my_project.Cifar", "test_cli.Rows"))
     cld.scores_path.parent.mkdir(parents=True)
-    CLDScores(torch.rand(60), torch.arange(60) % 2).save(cld.scores_path)
+    CLDScores(torch.rand(60), torch.arange(60) % 2, uncertainty=torch.rand(60)).save(cld.scores_path)
     assert len(parsed("--config=target.yaml").datamodule.indices) == 6
 
 

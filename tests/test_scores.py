@@ -279,7 +279,7 @@ def test_a_summary_says_what_not_to_trust_and_what_to_do(changes, name, line, tr
         ({"half_overlap": None, "half_problem": "class 3: 2 asked"}, "settled? Not known: class 3: 2 asked"),
         (
             {"reference_reliability": None},
-            'references reliable? Not known: it takes the logged losses (history="full")',
+            'references reliable? Not known: it takes the losses (history="full")',
         ),
         ({"reference_reliability": {"0": None, "3": 0.95}}, "references reliable? Not known"),
     ],
