@@ -224,7 +224,7 @@ def _instead_of_training(
         loop.teardown()  # lets the workers go that it has started; the loaders stay
         work()
 
-    loop.run = run  # type: ignore[method-assign]
+    loop.run = run  # type: ignore[method-assign]  # the loop of this run only: it trains nothing
     bar = find_bar(trainer)
     meanwhile = {
         "fit_loop": loop,

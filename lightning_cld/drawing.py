@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.utils import make_grid  # type: ignore[import-untyped]
+from torchvision.utils import make_grid  # type: ignore[import-untyped]  # torchvision ships no types
 
 from lightning_cld.images import read_images
 from lightning_cld.scores import CLDScores

@@ -118,7 +118,7 @@ def _watching(what_failed: str) -> Iterator[None]:
     with isolate_rng():  # which restores nothing if its body raises
         try:
             yield
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001  # watching must not end a training that runs
             rank_zero_warn(f"CLD: {what_failed}: {error}")
 
 

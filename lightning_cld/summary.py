@@ -125,7 +125,11 @@ def _settled(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], _Findi
         "depends on the order of the best",
         metadata.get("half_problem")
         or f"it takes {2 * (MIN_CHECKPOINTS - 1)} epochs or more"
-        + (', and with history="running" a logger' if metadata.get("history") == "running" else ""),
+        + (
+            ', and with history="running" a logger and a fit in one piece'
+            if metadata.get("history") == "running"
+            else ""
+        ),
     )
 
 
