@@ -34,6 +34,7 @@ import grid_runs
 import label_noise
 import overhead
 import path as curves
+import quality
 import report
 import scoring
 import transfer
@@ -481,6 +482,7 @@ TINY = ["--dataset", "digits", "--seeds", "1", "--epochs", "9", "--steps", "40"]
         (validation, ["--noise", "0"], 9),
         (curves, ["--noise", "0"], 6),
         (transfer, ["--noise", "0", "--fractions", "0.5", "--targets", "cnn8"], 3),
+        (quality, ["--fractions", "0.5", "--modes", "every epoch", "step", "running"], 6),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -489,6 +491,9 @@ def test_every_script_runs_and_prints_its_table(tmp_path, capsys, script, argume
     figure = ["--figure", str(tmp_path / "path.png")] if script is curves else []
     script.main([*TINY, *arguments, "--csv", str(results), "--work", str(tmp_path / "work"), *figure])
     assert len(_grid.read_rows(results)) == rows
+    if script is not label_noise:  # each of its cells is a proxy; elsewhere two workers would train one that both miss
+        first = _grid.read_rows(tmp_path / "work" / "out_proxies.csv")
+        assert len(first) == len(list((tmp_path / "work").glob("*/proxy.json")))
     printed = capsys.readouterr().out
     assert "| --- |" in printed
     assert "nan" not in printed

@@ -11,12 +11,14 @@ import json
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from _grid import run_cells
 from torch import Tensor
 from torchmetrics.functional import spearman_corrcoef
 
@@ -187,9 +189,14 @@ def proxy_cell(args: argparse.Namespace, *, seed: int, noise: float, **others: A
     return {**cell, "noise_kind": "symmetric", "val_noise": 0.0, "imbalance": 1.0, "seed": seed, **others}
 
 
-def run_proxy_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Trains one proxy, so that the targets find it finished."""
-    proxy = run_proxy(Case.of(cell), settings)
+def train_proxies(cells: Sequence[dict[str, Any]], args: argparse.Namespace, settings: Settings) -> None:
+    """Trains the proxies before anything needs them: two workers would train one that both miss."""
+    csv = args.work / f"{args.csv.stem}_proxies.csv"
+    run_cells(csv, cells, functools.partial(_train_proxy, settings=settings), jobs=args.jobs)
+
+
+def _train_proxy(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    proxy = run_proxy(Case.of(cell), settings, cell.get("record", "sweep"))
     return {"fit_seconds": round(proxy.fit_seconds, 1), "sweep_seconds": round(proxy.sweep_seconds, 1)}
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from _figures import draw_accuracy, draw_compute
 from _grid import Row, markdown, mean_and_spread, run_cells
 from _methods import EVERYTHING, METHODS
-from _runs import Case, Settings, add_common_arguments, complete, proxy_cell, run_proxy, run_proxy_cell, train_target
+from _runs import Case, Settings, add_common_arguments, complete, proxy_cell, run_proxy, train_proxies, train_target
 
 DEFAULT_METHODS = [
     "random",
@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     settings = complete(args)
     proxies, targets = make_cells(args)
-    run_cells(args.work / "proxies.csv", proxies, partial(run_proxy_cell, settings=settings), jobs=args.jobs)
+    train_proxies(proxies, args, settings)
     rows = run_cells(args.csv, targets, partial(run_cell, settings=settings), jobs=args.jobs)
     for noise in args.noise:
         print(f"\n{args.dataset}, {noise:.0%} of the train labels wrong, equal {args.budget}\n")

@@ -15,7 +15,17 @@ from functools import partial
 from typing import Any
 
 from _grid import Row, markdown, mean_and_spread, run_cells
-from _runs import Case, Settings, add_common_arguments, complete, overlap, proxy_cell, rank_correlation, run_proxy
+from _runs import (
+    Case,
+    Settings,
+    add_common_arguments,
+    complete,
+    overlap,
+    proxy_cell,
+    rank_correlation,
+    run_proxy,
+    train_proxies,
+)
 
 PARTS = {
     "first third": (1 / 3, 1),
@@ -66,10 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--noise", type=float, nargs="+", default=[0.0, 0.2, 0.4], help=f"shares of train labels made wrong {known}")
     args = parser.parse_args(argv)
     settings = complete(args)
-    cells = [
-        proxy_cell(args, seed=seed, noise=noise, part=part)
-        for seed, noise, part in itertools.product(range(args.seeds), args.noise, PARTS)
-    ]
+    proxies = [proxy_cell(args, seed=seed, noise=n) for seed, n in itertools.product(range(args.seeds), args.noise)]
+    cells = [{**proxy, "part": part} for proxy, part in itertools.product(proxies, PARTS)]
+    train_proxies(proxies, args, settings)
     rows = run_cells(args.csv, cells, partial(run_cell, settings=settings), jobs=args.jobs)
     print(f"\n{args.dataset}, {args.network}, {args.epochs} epochs, {args.seeds} seed(s)\n")
     print(table(rows))

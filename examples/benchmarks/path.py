@@ -19,7 +19,17 @@ import lightning as L
 import torch
 from _grid import Row, markdown, mean_and_spread, run_cells
 from _methods import EVERYTHING, METHODS
-from _runs import RESULTS, Case, Settings, add_common_arguments, complete, proxy_cell, run_proxy, train_target
+from _runs import (
+    RESULTS,
+    Case,
+    Settings,
+    add_common_arguments,
+    complete,
+    proxy_cell,
+    run_proxy,
+    train_proxies,
+    train_target,
+)
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
@@ -123,11 +133,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--figure", default=str(RESULTS / "path.png"), help=f"where to save the figure {known}")
     args = parser.parse_args(argv)
     settings = complete(args)
-    cells = [
-        proxy_cell(args, seed=seed, noise=noise, method=method)
-        for seed, noise in itertools.product(range(args.seeds), args.noise)
-        for method in (EVERYTHING, ANOTHER_ORDER, "CLD", "CLD, drawn", "random", "lowest CLD")
-    ]
+    proxies = [proxy_cell(args, seed=seed, noise=n) for seed, n in itertools.product(range(args.seeds), args.noise)]
+    methods = (EVERYTHING, ANOTHER_ORDER, "CLD", "CLD, drawn", "random", "lowest CLD")
+    cells = [{**proxy, "method": method} for proxy, method in itertools.product(proxies, methods)]
+    train_proxies(proxies, args, settings)
     rows = run_cells(args.csv, cells, partial(run_cell, settings=settings), jobs=args.jobs)
     print(f"\n{args.dataset}, {args.network}, {args.seeds} seed(s), {FRACTION:.0%} kept, equal steps\n")
     print(table(rows))

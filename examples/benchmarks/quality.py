@@ -25,6 +25,7 @@ from _runs import (
     proxy_cell,
     rank_correlation,
     run_proxy,
+    train_proxies,
     train_target,
 )
 
@@ -135,6 +136,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not (mode == "running" and rule == "draw")  # which it has no losses for
         for fraction in args.fractions
     ]
+    records = ["sweep", "step"] if "step" in args.modes else ["sweep"]
+    proxies = [
+        proxy_cell(args, seed=seed, noise=args.noise, record=record)
+        for seed, record in itertools.product(range(args.seeds), records)
+    ]
+    train_proxies(proxies, args, settings)
     rows = run_cells(args.csv, cells, partial(run_cell, settings=settings), jobs=args.jobs)
     print(f"\n{args.dataset}, {args.network}, {args.epochs} epochs, {args.seeds} seed(s)\n")
     print(table(rows))

@@ -25,7 +25,7 @@ from _runs import (
     overlap,
     proxy_cell,
     run_proxy,
-    run_proxy_cell,
+    train_proxies,
     train_target,
 )
 
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 {**cell, "method": "CLD", "network": target},
                 {**cell, "method": "random"},
             ]
-    run_cells(args.work / "transfer_proxies.csv", proxies, partial(run_proxy_cell, settings=settings), jobs=args.jobs)
+    train_proxies(proxies, args, settings)
     rows = run_cells(args.csv, cells, partial(run_cell, settings=settings), jobs=args.jobs)
     print(f"\n{args.dataset}, small proxy {args.network}, {args.seeds} seed(s), equal steps\n")
     print(table(rows))

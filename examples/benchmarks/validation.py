@@ -25,7 +25,7 @@ from _runs import (
     proxy_cell,
     rank_correlation,
     run_proxy,
-    run_proxy_cell,
+    train_proxies,
     train_target,
 )
 from torch import Tensor
@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             {**(mislabelled if reference.endswith("wrong labels") else proxy), "reference": reference}
             for reference in (*REFERENCES, RANDOM)
         ]
-    run_cells(args.work / "validation_proxies.csv", proxies, partial(run_proxy_cell, settings=settings), jobs=args.jobs)
+    train_proxies(proxies, args, settings)
     rows = run_cells(args.csv, cells, partial(run_cell, settings=settings), jobs=args.jobs)
     print(f"\n{args.dataset}, {args.network}, {args.seeds} seed(s), {FRACTION:.0%} kept, equal steps\n")
     print(table(rows))
