@@ -116,9 +116,9 @@ class CLDScores:
             size: Budget, the number of samples.
             per_class: Budget, the number of samples of every class.
             rule: "top" takes the best-scored samples of each class, as the paper does. "draw" draws at random among
-                those with a positive score and prefers uncertain ones, the more so the more is kept
-                (`lightning_cld.selection.select_drawn`). On Fashion-MNIST and digits, clean or with 20 and 40 % of the
-                labels wrong, it was level with a random choice per class or ahead at every size, where "top" was
+                those above a threshold, 0 where no score is negative, and prefers uncertain ones, the more so the more
+                is kept (`lightning_cld.selection.select_drawn`). On Fashion-MNIST and digits, clean or with 20 and 40 %
+                of the labels wrong, it was level with a random choice per class or ahead at every size, where "top" was
                 behind on clean labels (`examples/benchmarks/RESULTS.md`).
             seed: Seed of the draw.
 

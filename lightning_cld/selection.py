@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_cld.functional import check_classes, kind_of, listed
 
 RULES = ("top", "draw")
-"""How a coreset is chosen from scores: the best, or a draw among the positive."""
+"""How a coreset is chosen from scores: the best, or a draw among those above a threshold."""
 
 
 def select_top(
@@ -91,16 +91,21 @@ def select_drawn(
     per_class: int | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Draws samples of each class at random among those with a positive score: CLD as a filter, not as a ranking.
+    """Draws samples of each class at random among those above a threshold: CLD as a filter, not as a ranking.
 
     Each next sample of a class is drawn, among those that are left, with a probability in proportion to its weight
     `score * uncertainty ** (share ** (1/4))`, where `share` is how much of the class is kept. So samples that go their
     own way are left out, uncertain ones are preferred where much is kept, and typical ones where little is. Where
-    budgets ask for more than have a positive weight, all of those are taken, and of the others the best-scored.
+    budgets ask for more than can be drawn, all of those are taken, and of the others the best-scored.
+
+    The threshold is 0 where no score is negative, as with clean labels. Negative scores tell of wrong ones, many of
+    which have low positive scores as well: it rises with the share of negative scores, up to Otsu's threshold between
+    the low and the high ones, for all classes together, where that share is a tenth or more.
 
     The rule is this library's own, not the paper's; what it was chosen by is in `examples/benchmarks/RESULTS.md`. That
     easy samples are worth more the less is kept is known from B. Sorscher et al., "Beyond Neural Scaling Laws: Beating
-    Power Law Scaling via Data Pruning", NeurIPS 2022.
+    Power Law Scaling via Data Pruning", NeurIPS 2022; the threshold is that of N. Otsu, "A Threshold Selection Method
+    from Gray-Level Histograms", IEEE Transactions on Systems, Man, and Cybernetics, 1979.
 
     Args:
         scores: A score for each sample, floating point, `[N]`.
@@ -122,8 +127,8 @@ def select_drawn(
     Example:
         >>> import torch
         >>> from lightning_cld.selection import select_drawn
-        >>> select_drawn(torch.tensor([0.9, 0.8, -0.3, 0.2]), torch.tensor([0.1, 0.0, 0.2, 0.1]), size=2)
-        tensor([0, 3])
+        >>> select_drawn(torch.tensor([0.9, 0.8, 0.7, 0.1, -0.3]), torch.tensor([0.1, 0.0, 0.1, 0.2, 0.2]), size=2)
+        tensor([0, 2])
     """
     check_rule("draw", seed)
     top = select_top(scores, classes, fraction=fraction, size=size, per_class=per_class).cpu()  # checks the arguments
@@ -144,9 +149,24 @@ def select_drawn(
     # 1977). Both are far from the thousand that puts the samples which are not drawn behind, in the order of scores.
     keys = weights.log() - (-draw.log()).log()
     behind = -1000.0 - torch.argsort(torch.argsort(-values, stable=True)).double()
-    priorities = torch.where(weights > 0, keys, behind).where(~values.isnan(), torch.nan)
+    drawable = (values > _threshold(values[~values.isnan()])) & (weights > 0)
+    priorities = torch.where(drawable, keys, behind).where(~values.isnan(), torch.nan)
     drawn = select_top(priorities, classes, fraction=fraction, size=size, per_class=per_class)
     return drawn.to(scores.device)
+
+
+def _threshold(scores: Tensor) -> float:
+    """What a score must exceed to be drawn; see `select_drawn`."""
+    negative = float((scores < 0).double().mean())
+    if negative == 0:
+        return 0.0
+    ordered = scores.sort().values
+    counts = torch.arange(1, len(ordered), dtype=torch.float64)
+    below = ordered.cumsum(0)[:-1]
+    # Otsu's threshold leaves the least variance on its two sides, and so the most between them.
+    between = below.square() / counts + (ordered.sum() - below).square() / (len(ordered) - counts)
+    otsu = float(ordered[between.argmax()]) if len(between) else 0.0
+    return max(0.0, otsu * min(1.0, 10 * negative))
 
 
 def _class_budgets(sizes: list[int], *, fraction: float | None, size: int | None, per_class: int | None) -> list[int]:

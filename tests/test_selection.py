@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lightning_cld.selection import proportional_holdout, select_drawn, select_top
@@ -327,7 +327,7 @@ def test_bad_holdouts_raise(classes, fraction, error, message):
         proportional_holdout(classes, fraction)
 
 
-# A draw by weight among the positive
+# A draw by weight among those above a threshold
 
 
 def inclusion(weights, size):
@@ -368,6 +368,32 @@ def test_each_class_has_the_exponent_of_its_own_share():
         assert abs(counts[first] / draws - expected) < 5 * (expected * (1 - expected) / draws) ** 0.5
 
 
+def threshold_of(scores):
+    """The threshold by its definition; None where two are equally good, so that rounding decides."""
+    negative = (scores < 0).mean()
+    splits = {
+        t: scores[scores <= t].var() * (scores <= t).sum() + scores[scores > t].var() * (scores > t).sum()
+        for t in set(scores) - {scores.max()}
+    }
+    if negative == 0 or not splits:
+        return 0.0
+    best = sorted(splits, key=splits.get)
+    if len(best) > 1 and splits[best[1]] - splits[best[0]] < 1e-9:
+        return None
+    return max(0.0, best[0] * min(1.0, 10 * negative))
+
+
+@pytest.mark.parametrize(("negative", "drawn"), [(0, True), (1, True), (3, False), (20, False)])
+def test_the_more_scores_are_negative_the_higher_is_the_threshold(negative, drawn):
+    # Otsu's threshold is 0.4, between the low and the high scores; 1 of 50 negative makes it 0.08, 3 of 52 0.23.
+    scores = torch.tensor([0.9, 0.8] * 20 + [0.4] + [0.1, 0.2] * 4 + [-0.3] * negative)
+    uncertainty = torch.where(scores < 0.5, 0.2, 1e-9)  # what may be drawn of the low ones is drawn first
+    low = {i for i in range(49) if scores[i] < 0.25}
+    chosen = set(select_drawn(scores, uncertainty, size=30, seed=1).tolist())
+    assert (low <= chosen) is drawn
+    assert (not low & chosen) is not drawn
+
+
 @quick
 @given(
     st.lists(
@@ -391,11 +417,13 @@ def test_of_each_class_the_drawn_come_first_and_then_the_best(samples, fraction,
         with pytest.raises(ValueError, match="scored samples than there are"):
             select_drawn(scores, uncertainty, classes, size=size, seed=seed)
         return
+    threshold = threshold_of(scores[~scores.isnan()].double().numpy())
+    assume(threshold is not None)
     chosen = set(select_drawn(scores, uncertainty, classes, size=size, seed=seed).tolist())
     assert Counter(classes[list(chosen)].tolist()) == Counter(classes[top].tolist())
     for label in set(classes.tolist()):
         members = [i for i in range(len(samples)) if classes[i] == label]
-        eligible = {i for i in members if scores[i] > 0 and uncertainty[i] > 0}
+        eligible = {i for i in members if scores[i] > threshold and uncertainty[i] > 0}
         kept = chosen & set(members)
         if len(kept) <= len(eligible):
             assert kept <= eligible

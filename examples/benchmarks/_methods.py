@@ -96,6 +96,16 @@ def _by_weight(weigh: Callable[[LossTrajectories, CLDScores], Tensor]) -> Priori
     return priorities
 
 
+def _above_zero(losses: LossTrajectories, fraction: float, seed: int) -> Tensor:
+    """The rule "draw" with a threshold of zero, whatever the share of negative scores."""
+    scores = losses.score()
+    positive = scores.values > 0
+    # Without negative scores the rule's own threshold is zero; what has no weight keeps its place behind the drawn.
+    values = torch.where(positive, scores.values, 1e-6 * (1 + scores.values))
+    known = CLDScores(values, scores.classes, uncertainty=scores.uncertainty.where(positive, 0.0))
+    return known.select(fraction=fraction, rule="draw", seed=2000 + seed)
+
+
 def _without_cld(losses: LossTrajectories, fraction: float, seed: int) -> Tensor:
     """The rule "draw" with every score at 1: what uncertainty alone is worth."""
     scores = losses.score()
@@ -125,6 +135,7 @@ METHODS: dict[str, Method] = {
     "drop 10 %": Method(_rule(_drop_share(0.1))),
     "drop 30 %": Method(_rule(_drop_share(0.3))),
     "drop Otsu": Method(_rule(_drop_otsu)),
+    "CLD, drawn above zero": Method(_above_zero),
     "CLD, drawn, but without CLD": Method(_without_cld),
     "draw by CLD": Method(_rule(_by_weight(lambda losses, scores: scores.values))),
     "draw by uncertainty": Method(_rule(_by_weight(lambda losses, scores: scores.uncertainty))),

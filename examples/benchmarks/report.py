@@ -28,7 +28,7 @@ _BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end of table -->
 
 
 RULES = ("random", "CLD", "CLD, drawn")
-TRIED = ("CLD, drawn, but without CLD", "drop negative", "drop Otsu")
+TRIED = ("CLD, drawn above zero", "CLD, drawn, but without CLD", "drop negative", "drop Otsu")
 PARTS = ("CLD", "CLD, first half", "CLD, first third", "CLD, every 2nd", "CLD, every 3rd")
 OTHERS = [method for method in METHODS if method not in (*TRIED, *PARTS[1:])]
 
@@ -53,17 +53,19 @@ TABLES: dict[str, Callable[[], str]] = {
     "rules": lambda: accuracy.compact_table(_rows("fashion_mnist"), RULES),
     "label noise": lambda: label_noise.table(_rows("label_noise")),
     "label noise, in short": lambda: label_noise.table(_rows("label_noise"), ("low CLD", "high mean loss")),
-    "robustness": lambda: accuracy.compact_table(_rows("robustness"), RULES),
+    "robustness": lambda: accuracy.compact_table(_rows("robustness"), (*RULES, "CLD, drawn above zero")),
     "early": lambda: early.table(_rows("early")),
     "transfer": lambda: transfer.table(_rows("transfer")),
+    "transfer, cifar100": lambda: transfer.table(_rows("transfer_cifar100")),
     "validation": lambda: validation.table(_rows("validation")),
     "path": lambda: path.table(_rows("path")),
+    "path, cifar100": lambda: path.table(_rows("path_cifar100")),
     **{f"CNN, {float(n):.0%}": _accuracy("fashion_mnist", n, OTHERS) for n in ("0.0", "0.2", "0.4")},
     **{f"MLP, {float(n):.0%}": _accuracy("fashion_mnist_mlp", n, OTHERS) for n in ("0.0", "0.2", "0.4")},
     **{f"tried, MLP, {float(n):.0%}": _accuracy("fashion_mnist_mlp", n, RULES + TRIED) for n in ("0.0", "0.2", "0.4")},
     **{f"tried, digits, {float(n):.0%}": _accuracy("digits", n, RULES + TRIED) for n in ("0.0", "0.2", "0.4")},
     **{f"early accuracy, {float(n):.0%}": _accuracy("fashion_mnist", n, ("random", *PARTS)) for n in ("0.0", "0.2")},
-    "cifar100": _accuracy("cifar100", "0.0", RULES),
+    "cifar100": _accuracy("cifar100", "0.0", (*RULES, "CLD, drawn above zero")),
     **{
         f"quality, {dataset}, {noise:.0%}": _quality(dataset, noise)
         for dataset, noise in (
@@ -95,6 +97,7 @@ def main() -> None:
     draw_accuracy(core, RESULTS / "fraction.png")
     draw_compute(_rows("fashion_mnist_epochs"), RESULTS / "compute.png")
     path.draw(_rows("path"), RESULTS / "path.png")
+    path.draw(_rows("path_cifar100"), RESULTS / "path_cifar100.png")
 
 
 if __name__ == "__main__":
