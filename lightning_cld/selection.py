@@ -98,9 +98,9 @@ def select_drawn(
     own way are left out, uncertain ones are preferred where much is kept, and typical ones where little is. Where
     budgets ask for more than can be drawn, all of those are taken, and of the others the best-scored.
 
-    The threshold is 0 where no score is negative, as with clean labels. Negative scores tell of wrong ones, many of
-    which have low positive scores as well: it rises with the share of negative scores, up to Otsu's threshold between
-    the low and the high ones, for all classes together, where that share is a tenth or more.
+    The threshold is `max(0, otsu * min(1, 10 * negative))`, for all classes together: `negative` is the share of
+    negative scores, few of which there are with clean labels, and `otsu` Otsu's threshold between low and high scores.
+    For negative scores tell of wrong labels, and many of those have low positive scores as well.
 
     The rule is this library's own, not the paper's; what it was chosen by is in `examples/benchmarks/RESULTS.md`. That
     easy samples are worth more the less is kept is known from B. Sorscher et al., "Beyond Neural Scaling Laws: Beating
