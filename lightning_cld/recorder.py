@@ -109,11 +109,14 @@ class Recorder:
         if trainer.train_dataloader is not self._found_for:  # reload_dataloaders_every_n_epochs
             self._find_data(trainer)
         step_row = None if self.step_losses is None else self.step_losses.row(trainer)
-        if step_row is not None and self.history is not None:
-            train_row, train_classes = step_row, self.history.train_classes
-        else:
+        if step_row is None or self.history is None:
             train_row, train_classes = self.train_sweep.run(trainer, module, self.step)
-        val_row, val_classes = self.val_sweep.run(trainer, module, self.step)
+            val_row, val_classes = self.val_sweep.run(trainer, module, self.step)
+        else:
+            train_row = step_row
+            val_row, val_classes = self.val_sweep.run(trainer, module, self.step)
+            # Without classes the history has at most marks of what the sampler draws, which are made again below.
+            train_classes = None if val_classes is None else self.history.train_classes
         val_row = val_row[self.val_sweep.positions.to(val_row.device)]
         train_classes, val_classes = self._check_classes(train_classes, val_classes)
         if epoch == 0 and val_row.isinf().any():

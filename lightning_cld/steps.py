@@ -170,16 +170,17 @@ class StepLosses:
 
 
 def check_indexed(dataset: Any) -> None:
-    """Raises if a dataset's samples say their position in some other set, as `Subset(IndexedDataset(...))` does."""
-    within = getattr(dataset, "dataset", None)
-    if isinstance(dataset, IndexedDataset) or within is None:
+    """Raises if samples say their position in some other set, as those of `Subset(IndexedDataset(...))` do."""
+    if isinstance(dataset, IndexedDataset):
         return
-    if isinstance(within, IndexedDataset):
-        raise ValueError(
-            f"The train set is a {type(dataset).__name__} of an IndexedDataset, so its samples say their positions in "
-            f"the set within. Wrap the whole: IndexedDataset({type(dataset).__name__}(...))."
-        )
-    check_indexed(within)
+    inner = getattr(dataset, "dataset", None)
+    for within in getattr(dataset, "datasets", [] if inner is None else [inner]):
+        if isinstance(within, IndexedDataset):
+            raise ValueError(
+                f"The train set is a {type(dataset).__name__} of an IndexedDataset, so its samples say their positions "
+                f"in the set within. Wrap the whole: IndexedDataset({type(dataset).__name__}(...))."
+            )
+        check_indexed(within)
 
 
 def at_epoch_ends(losses: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from oracles import cld_oracle, losses
 from torch.nn import functional as F
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, SubsetRandomSampler, TensorDataset
 
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, IndexedDataset, LossTrajectories
 from lightning_cld.fingerprint import dataset_labels
@@ -273,6 +273,28 @@ def test_positions_in_another_set_are_refused_before_the_first_step(tmp_path):
 
     with pytest.raises(ValueError, match=r"IndexedDataset\(Subset\(...\)\)"):
         stepped(tmp_path, datamodule=Within())
+
+
+def test_positions_in_a_part_of_the_set_are_refused_before_the_first_step(tmp_path):
+    class Parts(Blobs):
+        def __init__(self):
+            super().__init__()
+            parts = Subset(self.train_set, range(40)), Subset(self.train_set, range(40, 90))
+            self.train_set = ConcatDataset([IndexedDataset(part) for part in parts])
+
+    with pytest.raises(ValueError, match=r"IndexedDataset\(ConcatDataset\(...\)\)"):
+        stepped(tmp_path, datamodule=Parts())
+
+
+def test_without_classes_positions_outside_of_the_sampler_stay_apart(tmp_path):
+    class Alike(Stepping):
+        def cld_step(self, batch):
+            return F.cross_entropy(self(batch[0]), batch[1], reduction="none"), None
+
+    cld, module, _ = stepped(tmp_path, Alike, Indexed(shuffle=None, sampler=SubsetRandomSampler(range(60))))
+    assert_rows(cld, module)
+    assert cld.scores.values[60:].isnan().all()
+    assert not cld.scores.values[:60].isnan().any()
 
 
 @pytest.mark.parametrize(
