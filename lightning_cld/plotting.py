@@ -279,7 +279,7 @@ def plot_trajectories(
 
 
 def plot_agreement(
-    trajectories: LossTrajectories, *, fraction: float = 0.1, ax: Axes | None = None
+    trajectories: LossTrajectories, *, fraction: float = 0.1, cutoff_epoch: int | None = None, ax: Axes | None = None
 ) -> tuple[Figure, Axes]:
     """How far the scores of an early cutoff agree with those of all checkpoints: when the proxy could have stopped.
 
@@ -292,6 +292,8 @@ def plot_agreement(
     Args:
         trajectories: The logged losses.
         fraction: The share of the train set that the coresets keep.
+        cutoff_epoch: Compare with the scores of this cutoff; None: of all checkpoints. A run that diverged has no
+            others.
         ax: Where to draw; None makes a new figure.
 
     Returns:
@@ -312,7 +314,7 @@ def plot_agreement(
         [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
     """
     check_kind("trajectories", trajectories, LossTrajectories)
-    epochs, correlations, overlaps = agreement(trajectories, fraction)
+    epochs, correlations, overlaps = agreement(trajectories, fraction, cutoff_epoch)
     figure, ax = axes_or_new(ax, 6, 4.2)
     told = "rank correlation within the class"
     named = ax.plot(epochs, correlations, "o-", color=REFERENCE, markersize=3, label=told)

@@ -160,13 +160,15 @@ def _of_trajectories(scores: CLDScores, trajectories: LossTrajectories, dataset:
     if scores.metadata.get("scored_by", "CLD") == "CLD":
         missing = _why_no_tenth(scores)
         told = (
-            "How far the scores of an earlier cutoff agree with those of the last checkpoint: where the line of the "
-            "coreset is high and flat, the proxy could have stopped."
+            "How far the scores of an earlier cutoff agree with these: where the line of the coreset is high and flat, "
+            "the proxy could have stopped."
         )
         shown = (
             _p(f"Not known, there is no coreset of {SHARE:.0%} to compare: {missing}.")
             if missing
-            else _drawn(plot_agreement(trajectories, fraction=SHARE)[0], told, wide=True)
+            else _drawn(
+                plot_agreement(trajectories, fraction=SHARE, cutoff_epoch=scores.epochs[-1])[0], told, wide=True
+            )
         )
         found.append(_section("When it could have stopped", shown))
     drawn = []

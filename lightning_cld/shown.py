@@ -95,12 +95,15 @@ def extremes(scores: CLDScores, label: int, samples: int) -> tuple[Tensor, Tenso
     return ranked[:best], ranked[len(ranked) - worst :].flip(0)
 
 
-def agreement(trajectories: LossTrajectories, fraction: float) -> tuple[list[int], list[float], list[float]]:
-    """How far scores of early cutoffs agree with those of all checkpoints.
+def agreement(
+    trajectories: LossTrajectories, fraction: float, last: int | None = None
+) -> tuple[list[int], list[float], list[float]]:
+    """How far scores of early cutoffs agree with those of the last.
 
     Args:
         trajectories: The logged losses.
         fraction: The share of the train set that the compared coresets keep.
+        last: The last cutoff epoch; None: that of the last checkpoint.
 
     Returns:
         The cutoff epochs; the rank correlation within the class at each (NaN where nothing can be scored); and the
@@ -110,12 +113,12 @@ def agreement(trajectories: LossTrajectories, fraction: float) -> tuple[list[int
         TypeError: If `fraction` is not a number.
         ValueError: If the losses give no scores, or no coreset of that size.
     """
-    final = trajectories.values()
+    final = trajectories.values(last)
     classes = trajectories.train_classes
     used = torch.arange(len(final)) if classes is None else torch.nonzero(classes >= 0).flatten()
     of_used = None if classes is None else classes[used]
     chosen = None if trajectories.from_steps else select_top(final[used], of_used, fraction=fraction)
-    due = trajectories.epochs[MIN_CHECKPOINTS - 1 :]
+    due = [epoch for epoch in trajectories.epochs[MIN_CHECKPOINTS - 1 :] if last is None or epoch <= last]
     spaced = torch.linspace(0, len(due) - 1, min(len(due), MOST_CUTOFFS)).round().long().tolist()
     epochs = [due[place] for place in spaced]
     correlations, overlaps = [], []

@@ -225,6 +225,14 @@ def test_other_scores_get_no_suspects_and_no_agreement(tmp_path):
     assert "Trajectories" in page.words
 
 
+def test_a_run_that_diverged_after_the_cutoff_gets_its_page(tmp_path):
+    val = TIMELINE.val_losses.clone()
+    val[-1] = float("inf")
+    diverged = LossTrajectories(TIMELINE.train_losses, val, CLASSES, CLASSES)
+    page = write(diverged.score(cutoff_epoch=7), tmp_path / "page.html", IMAGES, diverged)
+    assert "When it could have stopped" in page.words
+
+
 def from_steps():
     return LossTrajectories(TIMELINE.train_losses, TIMELINE.val_losses, CLASSES, CLASSES, from_steps=True)
 
