@@ -109,7 +109,7 @@ class CLDScores:
     ) -> Tensor:
         """The coreset: sorted positions in the train dataset, int64; see `select_top` for budgets and errors.
 
-        `Subset(train_set, scores.select(fraction=0.1))` is the coreset as a dataset.
+        `Subset(train_set, scores.select(fraction=0.1).tolist())` is the coreset as a dataset.
 
         Args:
             fraction: Budget, the share of all samples.
