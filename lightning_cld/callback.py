@@ -239,8 +239,7 @@ class CLDCallback(Callback):
         if not self._fitting:
             rank_zero_info("CLD: fast_dev_run has too few epochs for scores, so nothing is logged.")
             return
-        if trainer.max_epochs == -1:
-            check_max_steps(trainer, pl_module, self.every_n_epochs, self._cutoff)
+        check_max_steps(trainer, pl_module, self.every_n_epochs, self._cutoff)
         self._recorder.start(trainer, pl_module)
         with agreed(trainer, "Making dirpath"):
             if self.dirpath is not None:  # found out now if it can't be

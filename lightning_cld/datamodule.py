@@ -95,7 +95,7 @@ class CoresetDataModule(LightningDataModule):
             raise TypeError(
                 f"datamodule must be a LightningDataModule of lightning.pytorch, got {type(datamodule).__name__}. For "
                 "plain datasets, or with the package pytorch_lightning (whose Trainer refuses this one), use "
-                "torch.utils.data.Subset(train_set, scores.select(fraction=...))."
+                "torch.utils.data.Subset(train_set, scores.select(fraction=...).tolist())."
             )
         if not is_overridden("train_dataloader", datamodule):
             raise TypeError(f"{type(datamodule).__name__} has no train_dataloader to narrow.")
@@ -111,6 +111,8 @@ class CoresetDataModule(LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = (
             datamodule.allow_zero_length_dataloader_with_multiple_devices
         )
+        # Private, but nothing else says whether the hyperparameters, which are the inner one's, are to be logged.
+        self._log_hyperparams = datamodule._log_hyperparams
         for hook in _DELEGATED:
             if is_overridden(hook, datamodule):
                 setattr(self, hook, getattr(datamodule, hook))
@@ -131,6 +133,7 @@ class CoresetDataModule(LightningDataModule):
                 given = given or {"rule": rule}
                 raise TypeError(f"Positions are the coreset as they are and take no budget or rule, got {given}.")
             self.indices = _check_indices(coreset)
+        self._passes_on = True
 
     @property
     def trainer(self) -> Trainer | None:
@@ -140,6 +143,14 @@ class CoresetDataModule(LightningDataModule):
     @trainer.setter
     def trainer(self, trainer: Trainer | None) -> None:
         self.datamodule.trainer = trainer
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What is the inner datamodule's is set there, or a tuner of the batch size would tune nothing.
+        own = "_passes_on" not in vars(self) or name in vars(self) or hasattr(type(self), name)
+        if own or not hasattr(self.datamodule, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.datamodule, name, value)
 
     def __getattr__(self, name: str) -> Any:
         # Called for what is not found here. The views of the full train set would not fit the narrowed one.
@@ -165,10 +176,10 @@ class CoresetDataModule(LightningDataModule):
         if self.scores is not None:
             served = fingerprint_of(loader, "train")
             problem = self.scores.fingerprint.mismatch(served)
-            if problem is None and not served.probe:
+            if problem is None and not self.scores.fingerprint.shares_labels(served):
                 rank_zero_warn(
-                    "The train set does not tell its labels, so that only its length was compared with that of the "
-                    "scores. Make sure that it has the same samples in the same order: seed what splits it."
+                    "The train set, or the one that was scored, does not tell its labels, so that only its length was "
+                    "compared. Make sure that it has the same samples in the same order: seed what splits it."
                 )
             if problem:
                 raise ValueError(

@@ -59,8 +59,12 @@ class Fingerprint:
         if self.labels and other.labels:
             differs = self.labels != other.labels
         else:
-            differs = bool(self.probe and other.probe and self.probe != other.probe)
+            differs = self.shares_labels(other) and self.probe != other.probe
         return "it has other labels, or the same in another order" if differs else None
+
+    def shares_labels(self, other: Fingerprint) -> bool:
+        """Whether `mismatch` compares more than lengths: both know all labels, or those at the same positions."""
+        return bool((self.labels and other.labels) or (self.probe and other.probe))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Fingerprint:
@@ -143,5 +147,6 @@ def _attribute(dataset: Dataset[Any], name: str) -> Any:
 
 def _hash(labels: Tensor) -> str:
     values = labels.cpu().numpy()
-    kind = "<f8" if labels.is_floating_point() else "<i8"
+    # Single precision, since an array of targets and the samples made of it often differ in theirs.
+    kind = "<f4" if labels.is_floating_point() else "<i8"
     return hashlib.sha256(str(values.shape).encode() + values.astype(kind).tobytes()).hexdigest()

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image  # which torchvision brings
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_cld.guards import preserved_rng
 from lightning_cld.loaders import fingerprint_of
@@ -33,17 +33,17 @@ def check_dataset(scores: CLDScores, dataset: Dataset[Any]) -> None:
             "dataset must be a map-style dataset, with a length and samples at positions: the train dataset that the "
             f"Trainer was given. Got {type(dataset).__name__}."
         )
-    served = fingerprint_of(DataLoader(dataset, collate_fn=_labels_only), "train")
+    served = fingerprint_of(DataLoader(dataset), "train")
     problem = scores.fingerprint.mismatch(served)
     if problem:
         raise ValueError(
             f"The scores are not of this dataset: {problem}. Give the train dataset that the Trainer was given, with "
             "the same split made again (random_split needs a seeded generator), or the same samples un-augmented."
         )
-    if not served.probe:
+    if not scores.fingerprint.shares_labels(served):
         rank_zero_warn(
-            "The dataset does not tell its labels, so that only its length was compared with that of the scores. Make "
-            "sure that it has the same samples in the same order."
+            "The dataset, or the one that was scored, does not tell its labels, so that only its length was compared. "
+            "Make sure that it has the same samples in the same order."
         )
 
 
@@ -128,15 +128,3 @@ def _images_in(sample: Any) -> Iterator[tuple[int, Tensor]]:
 def _framed(image: Tensor, height: int, width: int) -> Tensor:
     down, across = height - image.shape[1], width - image.shape[2]
     return F.pad(image, (across // 2, across - across // 2, down // 2, down - down // 2), value=255)
-
-
-def _labels_only(samples: list[Any]) -> Any:
-    """Collates what a dataset is recognised by, since images that are not tensors yet can't be."""
-    first = samples[0]
-    if isinstance(first, Mapping):
-        return {
-            name: default_collate([sample[name] for sample in samples]) for name in ("labels", "label") if name in first
-        }
-    if isinstance(first, (tuple, list)) and len(first) > 1:
-        return None, default_collate([sample[1] for sample in samples])
-    return None

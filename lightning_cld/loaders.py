@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -15,12 +16,15 @@ from torch.utils.data import (
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
+    default_collate,
 )
 
 from lightning_cld.fingerprint import Fingerprint, as_labels, dataset_labels, probe_positions
 from lightning_cld.guards import preserved_rng
 
 _WHOLE_SET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
+_POSITIONS = (list, tuple, range, Tensor, np.ndarray)
+"""A loader's sampler may be a plain sequence of positions."""
 
 
 def check_loader(loaders: Any, kind: str) -> DataLoader[Any]:
@@ -111,25 +115,33 @@ def sequential_loader(
 def sampled_positions(loader: DataLoader[Any]) -> Tensor:
     """Positions of the dataset that the loader's sampler can draw, sorted, int64.
 
-    All of them, but for a `SubsetRandomSampler`, whose other positions may be validation samples.
+    All of them, but for a `SubsetRandomSampler` or a sequence of positions, whose others may be validation samples.
     """
     sampler = _own_sampler(loader)
     if isinstance(sampler, SubsetRandomSampler):
-        positions: Tensor = torch.unique(torch.as_tensor(sampler.indices, dtype=torch.int64))
+        sampler = sampler.indices
+    if isinstance(sampler, _POSITIONS):
+        positions: Tensor = torch.unique(torch.as_tensor(sampler, dtype=torch.int64))
         return positions
     return torch.arange(len(loader.dataset))  # type: ignore[arg-type]  # map-style, as checked
 
 
 def unknown_sampler(loader: DataLoader[Any]) -> str | None:
-    """The name of a sampler of which it is unknown whether it draws all positions; None for torch's own."""
+    """The name of a sampler of which it is unknown which positions it draws; None for torch's own."""
     sampler = _own_sampler(loader)
-    known = isinstance(sampler, (*_WHOLE_SET_SAMPLERS, SubsetRandomSampler))
+    known = isinstance(sampler, (*_WHOLE_SET_SAMPLERS, SubsetRandomSampler, *_POSITIONS))
     return None if known else type(sampler).__name__
 
 
 def _own_sampler(loader: DataLoader[Any]) -> Any:
-    """The user's sampler, from within the wrapper that Lightning puts around it in a distributed run."""
-    sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
+    """The user's sampler, from within the wrapper that Lightning puts around it in a distributed run.
+
+    A batch sampler that does not say what it draws from stands for it.
+    """
+    batches = loader.batch_sampler
+    sampler: Any = getattr(batches, "sampler", batches)
+    if isinstance(batches, _POSITIONS):
+        sampler = [position for batch in batches for position in batch]
     wrapped = getattr(getattr(sampler, "dataset", None), "_sampler", None)
     return sampler if wrapped is None else wrapped
 
@@ -140,8 +152,9 @@ def fingerprint_of(loader: DataLoader[Any], kind: str) -> Fingerprint:
     if labels is not None:
         return Fingerprint.of_labels(labels)
     length = len(loader.dataset)  # type: ignore[arg-type]  # map-style, as checked
-    batches = read_batches(loader, probe_positions(length).tolist(), times=1, kind=kind)
-    return Fingerprint.of_probe(length, _batch_labels(batches[0]))
+    # Not by the user's collate function, which may mix labels, and differ between two views of the same data.
+    probed = read_batches(loader, probe_positions(length).tolist(), times=1, kind=kind, collate_fn=_sample_labels)
+    return Fingerprint.of_probe(length, probed[0])
 
 
 def changes_between_reads(loader: DataLoader[Any], kind: str) -> bool:
@@ -156,8 +169,8 @@ def changes_between_reads(loader: DataLoader[Any], kind: str) -> bool:
     return not _same(first, second)
 
 
-def read_batches(loader: DataLoader[Any], positions: list[int], *, times: int, kind: str) -> list[Any]:
-    """The samples at `positions` as one batch, read `times` over.
+def read_batches(loader: DataLoader[Any], positions: list[int], *, times: int, kind: str, **changes: Any) -> list[Any]:
+    """The samples at `positions` as one batch, read `times` over; `changes` as for `sequential_loader`.
 
     Where the user's loader has workers one worker reads them: a dataset that opens files lazily must not open them
     in the main process, from which later workers are forked.
@@ -170,17 +183,26 @@ def read_batches(loader: DataLoader[Any], positions: list[int], *, times: int, k
                 batch_size=len(positions),
                 kind=kind,
                 num_workers=min(1, loader.num_workers),
+                **changes,
             )
         )
 
 
-def _batch_labels(batch: Any) -> Tensor | None:
-    """The labels of a batch in one of the usual layouts: `(inputs, labels, ...)`, or a mapping with "labels"."""
-    if isinstance(batch, Mapping):
-        return as_labels(batch.get("labels", batch.get("label")))
-    if isinstance(batch, (tuple, list)) and len(batch) > 1:
-        return as_labels(batch[1])
-    return None
+def _sample_labels(samples: list[Any]) -> Tensor | None:
+    """The labels of samples in one of the usual layouts: `(input, label, ...)`, or a mapping with "labels" or "label".
+
+    None if they have another, or labels that are no numbers of one shape.
+    """
+    labels = []
+    for sample in samples:
+        if isinstance(sample, Mapping):
+            labels.append(sample.get("labels", sample.get("label")))
+        else:
+            labels.append(sample[1] if isinstance(sample, (tuple, list)) and len(sample) > 1 else None)
+    try:
+        return as_labels(default_collate(labels))
+    except (TypeError, RuntimeError):
+        return None
 
 
 def _same(first: Any, second: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -109,32 +110,51 @@ def narrow_loader(
         ValueError: If nothing would be drawn, or positions lie outside of the sampler's.
     """
     subset: Dataset[Any] = Subset(loader.dataset, indices)
-    world = _layout(trainer)["num_replicas"]
-    if loader.drop_last and epoch_length == "coreset" and -(-len(indices) // world) < (loader.batch_size or 1):
+    sampler = _narrow_sampler(loader, subset, indices, epoch_length, trainer)
+    world = 1 if isinstance(sampler, DistributedSampler) else _layout(trainer)["num_replicas"]
+    draws = -(-len(sampler) // world)
+    if loader.drop_last and epoch_length == "coreset" and draws < (loader.batch_size or 1):
         raise ValueError(
-            f"A coreset of {len(indices)} samples on {world} device(s) gives no batch of {loader.batch_size} with "
-            'drop_last=True. Keep more samples, lower the batch size, or use epoch_length="full".'
+            f"A coreset of {len(indices)} samples, of which an epoch draws {draws} on each device, gives no batch of "
+            f"{loader.batch_size} with drop_last=True. Keep more samples, lower the batch size, or use "
+            'epoch_length="full".'
         )
     settings = {
         **loader_settings(loader),
         "batch_size": loader.batch_size,
-        "sampler": _narrow_sampler(loader, subset, indices, epoch_length, trainer),
+        "sampler": sampler,
         "drop_last": loader.drop_last,
         "generator": loader.generator,
         "persistent_workers": loader.persistent_workers,
     }
     if hasattr(loader, "in_order"):  # not in every torch
         settings["in_order"] = loader.in_order
-    if type(loader) is DataLoader:
-        return DataLoader(subset, **settings)
     try:
-        return type(loader)(subset, **settings)
+        return type(loader)(subset, **settings, **_added_arguments(loader))
     except TypeError as error:
         raise TypeError(
-            f"{type(loader).__name__} can't be made again over the coreset, since its constructor does not take "
-            f"DataLoader's arguments ({error}). Let it pass them on, or build it yourself over "
+            f"{type(loader).__name__} can't be made again over the coreset: {error}. Let its constructor pass on "
+            "DataLoader's arguments and keep its own as attributes of the same names, or build it yourself over "
             "torch.utils.data.Subset(dataset, indices)."
         ) from error
+
+
+def _added_arguments(loader: DataLoader[Any]) -> dict[str, Any]:
+    """What a subclass of DataLoader takes beside its arguments, from attributes of the same names.
+
+    Raises:
+        TypeError: If there is no such attribute: a default in its place would change what the loader does.
+    """
+    known = inspect.signature(DataLoader).parameters
+    added = [
+        name
+        for name, parameter in [*inspect.signature(type(loader)).parameters.items()][1:]  # the first is the dataset
+        if name not in known and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    missing = [name for name in added if not hasattr(loader, name)]
+    if missing:
+        raise TypeError(f"its {', '.join(missing)} can't be read from it")
+    return {name: getattr(loader, name) for name in added}
 
 
 def _layout(trainer: Trainer | None) -> dict[str, int]:

@@ -55,8 +55,6 @@ def find_sweeps(
                 f"{problem}. It must hold the same samples at the same positions."
             )
     train_changes = changes_between_reads(view, "train")
-    _warn_of_surprises(given, view, train_changes)
-
     reference = val_dataloader
     if reference is None:
         reference = _from_datamodule(trainer, "cld_val_dataloader")
@@ -67,6 +65,7 @@ def find_sweeps(
     reference = check_loader(reference, "val")
     if len(sampled_positions(reference)) == 0:
         raise ValueError(f"The validation set is empty. {_REFERENCE}")
+    _warn_of_surprises(given, view, reference, train_changes)
     keep_train = view.persistent_workers and not train_changes
     keep_val = reference.persistent_workers and not changes_between_reads(reference, "val")
     return (
@@ -107,12 +106,21 @@ def _trainer_val_dataloader(trainer: Trainer) -> Any:
         return source.dataloader()
 
 
-def _warn_of_surprises(given: DataLoader[Any], view: DataLoader[Any], changes: bool) -> None:
+def _warn_of_surprises(
+    given: DataLoader[Any], view: DataLoader[Any], reference: DataLoader[Any], changes: bool
+) -> None:
     sampler = unknown_sampler(given)
     if sampler is not None:
         rank_zero_warn(
             f"CLD scores all {len(sampled_positions(given)):,} samples of the train set; whether {sampler} draws all "
             "of them in training is unknown."
+        )
+    sampler = unknown_sampler(reference)
+    if sampler is not None:
+        rank_zero_warn(
+            f"CLD scores against all {len(sampled_positions(reference)):,} samples of the validation set; whether "
+            f"{sampler} draws all of them is unknown. If it leaves some out, because they are trained on, give "
+            "val_dataloader=... over a torch.utils.data.Subset of the others."
         )
     if type(view).__iter__ is not DataLoader.__iter__:
         rank_zero_warn(

@@ -16,7 +16,7 @@ from oracles import assert_scores, cld_oracle
 from scipy.stats import pearsonr
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subset, SubsetRandomSampler, TensorDataset
 from toys import Blobs, Classifier, blobs, fit, plain_losses, quiet_trainer
 
 from lightning_cld import CLDCallback, CLDScores, LossTrajectories
@@ -404,6 +404,55 @@ def test_positions_outside_of_a_subset_sampler_are_unscored_and_do_not_count(tmp
     chosen = cld.scores.select(fraction=0.5)
     assert len(chosen) == 40
     assert chosen.max() < 80
+
+
+class Fixed(Sampler):
+    """Draws these positions in this order, and does not say which they are."""
+
+    def __init__(self, positions):
+        self.order = positions
+
+    def __iter__(self):
+        return iter(self.order)
+
+    def __len__(self):
+        return len(self.order)
+
+
+def on_one_pool(**val):
+    """A train and a validation loader over the same pool, kept apart by their samplers."""
+    pool = blobs()
+    return _loaders(
+        train_dataloader=lambda s: DataLoader(pool, 16, sampler=list(range(80))),
+        val_dataloader=lambda s: DataLoader(pool, **val),
+    )
+
+
+@pytest.mark.parametrize(
+    "val",
+    [
+        {"batch_size": 16, "sampler": range(80, 120)},
+        {"batch_size": 16, "sampler": np.arange(80, 120)},
+        {"batch_sampler": [list(range(80, 110)), list(range(110, 120))]},
+    ],
+    ids=["range", "array", "batches"],
+)
+def test_plain_positions_in_the_place_of_a_sampler_keep_the_sets_apart(tmp_path, val, recwarn):
+    cld = CLDCallback(batch_size=16)
+    fit(tmp_path, cld, datamodule=on_one_pool(**val))
+    assert cld.trajectories.references == 40
+    assert cld.scores.values[80:].isnan().all()
+    assert not [warning for warning in recwarn if "unknown" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    "val",
+    [{"batch_size": 16, "sampler": Fixed(range(80, 120))}, {"batch_sampler": Fixed([[80, 81], [82, 83, 84]])}],
+    ids=["sampler", "batch sampler"],
+)
+def test_a_validation_sampler_that_says_no_positions_is_warned_of(tmp_path, val):
+    with pytest.warns(UserWarning, match="against all 120 samples of the validation set; whether Fixed .*Subset"):
+        fit(tmp_path, CLDCallback(batch_size=16), datamodule=on_one_pool(**val))
 
 
 def test_batch_size_changes_no_loss(tmp_path):
@@ -827,10 +876,11 @@ def test_training_that_ends_before_the_cutoff_warns_and_scores_raise(tmp_path):
     ("cutoff", "steps", "message"),
     [(None, 12, "max_steps=12 .* at least 4"), (4, 18, "cutoff_epoch=4 is never reached")],
 )
-def test_too_few_epochs_in_max_steps_raise_at_the_start(tmp_path, cutoff, steps, message):
+@pytest.mark.parametrize("max_epochs", [-1, 20])
+def test_too_few_epochs_in_max_steps_raise_at_the_start(tmp_path, cutoff, steps, message, max_epochs):
     with pytest.raises(ValueError, match=message):
-        fit(tmp_path, CLDCallback(cutoff_epoch=cutoff), max_epochs=-1, max_steps=steps)
-    fit(tmp_path, cld := CLDCallback(cutoff_epoch=cutoff), max_epochs=-1, max_steps=steps + 6)
+        fit(tmp_path, CLDCallback(cutoff_epoch=cutoff), max_epochs=max_epochs, max_steps=steps)
+    fit(tmp_path, cld := CLDCallback(cutoff_epoch=cutoff), max_epochs=max_epochs, max_steps=steps + 6)
     assert not cld.scores.values.isnan().any()
 
 

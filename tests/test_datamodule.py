@@ -6,6 +6,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -275,6 +276,36 @@ def test_a_dataset_that_tells_no_labels_is_served_with_a_warning():
         CoresetDataModule(Inputs(), CLDScores(torch.rand(90)), size=16).train_dataloader()
 
 
+def test_scores_that_know_no_labels_are_served_with_a_warning():
+    with pytest.warns(UserWarning, match="only its length was compared"):
+        CoresetDataModule(Blobs(), CLDScores(torch.rand(90)), size=16).train_dataloader()
+
+
+def mixing(batch):
+    """Labels as MixUp makes them, which are no longer those of single samples."""
+    inputs, labels = torch.utils.data.default_collate(batch)
+    mixed = torch.nn.functional.one_hot(labels, CLASSES).float()
+    return inputs, 0.7 * mixed + 0.3 * mixed.roll(1, dims=0)
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_labels_are_those_of_samples_whatever_the_batches_make_of_them(hide):
+    data = Blobs(collate_fn=mixing)
+    scores = scores_of(data.train_set)
+    if hide:
+        data.train_set = Unlabelled(data.train_set)
+    assert len(CoresetDataModule(data, scores, size=16).train_dataloader().dataset) == 16
+
+
+def test_numbers_that_differ_in_their_precision_alone_are_the_same():
+    numbers = torch.rand(40, dtype=torch.float64)
+    points = TensorDataset(torch.rand(40, 4), numbers.float())
+    points.targets = numbers.tolist()
+    known, read = (fingerprint_of(DataLoader(part), "train") for part in (points, Unlabelled(points)))
+    assert known.mismatch(read) is None
+    assert known.shares_labels(read)
+
+
 def test_checking_the_dataset_draws_no_random_numbers():
     data = Blobs()
     scores = scores_of(data.train_set)
@@ -425,10 +456,37 @@ def test_loader_subclasses_are_kept_or_refused():
         CoresetDataModule(data, [0, 1]).train_dataloader()
 
 
+class Mixing(DataLoader):
+    def __init__(self, dataset, batch_size=1, *, mixup=0.0, **others):
+        super().__init__(dataset, batch_size, **others)
+        self.mixup = mixup
+
+
+class Forgetful(DataLoader):
+    def __init__(self, dataset, batch_size=1, mixup=0.0, **others):
+        super().__init__(dataset, batch_size, **others)
+
+
+def test_a_loader_subclass_keeps_its_own_arguments_or_is_refused():
+    data = type("Custom", (Blobs,), {"train_dataloader": lambda self: Mixing(self.train_set, 16, mixup=0.8)})()
+    assert CoresetDataModule(data, [0, 1]).train_dataloader().mixup == 0.8
+    data = type("Custom", (Blobs,), {"train_dataloader": lambda self: Forgetful(self.train_set, 16, 0.8)})()
+    with pytest.raises(TypeError, match=r"Forgetful can't be made again .*mixup can't be read.*attributes"):
+        CoresetDataModule(data, [0, 1]).train_dataloader()
+
+
 def test_a_coreset_smaller_than_a_dropped_batch_is_refused():
     data = Blobs(drop_last=True)
-    with pytest.raises(ValueError, match="gives no batch of 16 with drop_last=True"):
+    with pytest.raises(ValueError, match="draws 2 on each device, gives no batch of 16 with drop_last=True"):
         CoresetDataModule(data, [0, 1]).train_dataloader()
+
+
+def test_what_the_sampler_draws_decides_whether_a_dropped_batch_is_all():
+    few = Blobs(drop_last=True, shuffle=None, sampler=RandomSampler(range(90), num_samples=18))
+    with pytest.raises(ValueError, match="coreset of 40 samples, of which an epoch draws 8"):
+        CoresetDataModule(few, range(40)).train_dataloader()
+    many = Blobs(drop_last=True, shuffle=None, sampler=WeightedRandomSampler(torch.ones(90), 900))
+    assert len(CoresetDataModule(many, range(10)).train_dataloader()) == 6
 
 
 # Epochs as long as the full set's
@@ -558,6 +616,29 @@ def test_no_validation_stays_no_validation(tmp_path):
     with pytest.warns(UserWarning, match="no `val_dataloader`"):
         trainer, _ = fit(tmp_path, None, datamodule=CoresetDataModule(TrainOnly(), range(16)))
     assert trainer.val_dataloaders is None
+
+
+def test_what_is_set_on_a_coreset_reaches_the_datamodule_within():
+    data = Blobs()
+    data.width, data.epoch_length = 3, "its own"
+    coreset = CoresetDataModule(CoresetDataModule(data, range(40)), range(5), epoch_length="full")
+    coreset.width, coreset.epoch_length, coreset.indices, coreset.mine = 4, "coreset", [1], 5
+    assert data.width == 4
+    assert (data.epoch_length, coreset.epoch_length) == ("its own", "coreset")
+    assert (coreset.datamodule.indices, coreset.indices) == (list(range(40)), [1])
+    assert not hasattr(data, "mine")
+
+
+@pytest.mark.parametrize("logged", [False, True])
+def test_hyperparameters_are_logged_where_the_datamodule_within_says_so(tmp_path, logged):
+    class Saves(Blobs):
+        def __init__(self):
+            super().__init__()
+            self.save_hyperparameters({"width": 5}, logger=logged)
+
+    logger = CSVLogger(tmp_path)
+    fit(tmp_path, None, datamodule=CoresetDataModule(Saves(), range(40)), logger=logger, max_epochs=1)
+    assert ("width" in logger.experiment.hparams) == logged
 
 
 def test_attributes_and_hyperparameters_are_shared():

@@ -205,6 +205,18 @@ def scale(trainer: L.Trainer, model: L.LightningModule, data: Resizable) -> None
     Tuner(trainer).scale_batch_size(model, datamodule=data, steps_per_trial=1, max_trials=2)
 
 
+def test_a_tuner_resizes_the_datamodule_within_a_coreset(tmp_path):
+    data = Resizable()
+    tried = []
+    data.train_dataloader = lambda: tried.append(data.batch_size) or DataLoader(data.train_set, data.batch_size)
+    coreset = CoresetDataModule(data, range(40))
+    found = Tuner(quiet_trainer(tmp_path)).scale_batch_size(
+        Classifier(), datamodule=coreset, steps_per_trial=1, max_trials=2
+    )
+    assert found == data.batch_size == coreset.batch_size == coreset.train_dataloader().batch_size
+    assert len(set(tried)) > 1
+
+
 def find(trainer: L.Trainer, model: L.LightningModule, data: Resizable) -> None:
     Tuner(trainer).lr_find(model, datamodule=data, num_training=40)
 
