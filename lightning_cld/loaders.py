@@ -188,21 +188,21 @@ def read_batches(loader: DataLoader[Any], positions: list[int], *, times: int, k
         )
 
 
-def _sample_labels(samples: list[Any]) -> Tensor | None:
-    """The labels of samples in one of the usual layouts: `(input, label, ...)`, or a mapping with "labels" or "label".
-
-    None if they have another, or labels that are no numbers of one shape.
-    """
-    labels = []
-    for sample in samples:
-        if isinstance(sample, Mapping):
-            labels.append(sample.get("labels", sample.get("label")))
-        else:
-            labels.append(sample[1] if isinstance(sample, (tuple, list)) and len(sample) > 1 else None)
+def _sample_labels(samples: Any) -> Tensor | None:
+    """Collates the labels of samples; None if they have none, or none that are numbers of one shape."""
+    if not isinstance(samples, list):  # a batch already, from a dataset's `__getitems__`
+        return as_labels(_label(samples))
     try:
-        return as_labels(default_collate(labels))
+        return as_labels(default_collate([_label(sample) for sample in samples]))
     except (TypeError, RuntimeError):
         return None
+
+
+def _label(sample: Any) -> Any:
+    """What stands in the usual place: second in `(input, label, ...)`, or "labels" or "label" of a mapping."""
+    if isinstance(sample, Mapping):
+        return sample.get("labels", sample.get("label"))
+    return sample[1] if isinstance(sample, (tuple, list)) and len(sample) > 1 else None
 
 
 def _same(first: Any, second: Any) -> bool:

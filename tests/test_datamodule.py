@@ -297,6 +297,18 @@ def test_labels_are_those_of_samples_whatever_the_batches_make_of_them(hide):
     assert len(CoresetDataModule(data, scores, size=16).train_dataloader().dataset) == 16
 
 
+class Batched(Unlabelled):
+    def __getitems__(self, indices):
+        return self.inner[indices]
+
+
+def test_labels_of_batches_that_the_dataset_makes_itself_are_known():
+    points = blobs()
+    known, read = (fingerprint_of(DataLoader(part), "train") for part in (points, Batched(points)))
+    assert known.shares_labels(read)
+    assert known.mismatch(read) is None
+
+
 def test_numbers_that_differ_in_their_precision_alone_are_the_same():
     numbers = torch.rand(40, dtype=torch.float64)
     points = TensorDataset(torch.rand(40, 4), numbers.float())
