@@ -119,7 +119,8 @@ class CLDScores:
                 those above a threshold, 0 where no score is negative, and prefers uncertain ones, the more so the more
                 is kept (`lightning_cld.selection.select_drawn`). On Fashion-MNIST and digits, clean or with 20 and 40 %
                 of the labels wrong, it was level with a random choice per class or ahead at every size, where "top" was
-                behind on clean labels (`examples/benchmarks/RESULTS.md`).
+                behind on clean labels from a tenth on. Of very noisy labels "top" can be the better
+                (`examples/benchmarks/RESULTS.md`).
             seed: Seed of the draw.
 
         Returns:

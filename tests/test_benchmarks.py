@@ -475,13 +475,13 @@ TINY = ["--dataset", "digits", "--seeds", "1", "--epochs", "9", "--steps", "40"]
 @pytest.mark.parametrize(
     ("script", "arguments", "rows"),
     [
-        (accuracy, ["--noise", "0.2", "--fractions", "0.5", "--methods", "random", "CLD, drawn"], 3),
-        (accuracy, ["--noise", "0", "--fractions", "0.5", "--methods", "CLD", "--budget", "epochs"], 2),
+        (accuracy, ["--noise", "0.2", "--fractions", "0.5", "--methods", "random", "CLD, drawn"], 4),
+        (accuracy, ["--noise", "0", "--fractions", "0.5", "--methods", "CLD", "--budget", "epochs"], 3),
         (early, ["--noise", "0"], 4),
         (label_noise, ["--noise", "0.2"], 4),
-        (validation, ["--noise", "0"], 9),
+        (validation, ["--noise", "0"], 17),
         (curves, ["--noise", "0"], 6),
-        (transfer, ["--noise", "0", "--fractions", "0.5", "--targets", "cnn8"], 3),
+        (transfer, ["--noise", "0", "--fractions", "0.5", "--targets", "cnn8"], 5),
         (quality, ["--fractions", "0.5", "--modes", "every epoch", "step", "running"], 6),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -499,6 +499,35 @@ def test_every_script_runs_and_prints_its_table(tmp_path, capsys, script, argume
     assert "nan" not in printed
     for name in [line.removeprefix("Figure: ") for line in printed.splitlines() if line.startswith("Figure: ")]:
         assert Path(name).read_bytes().startswith(b"\x89PNG")
+
+
+def rows_of(path, *arguments):
+    accuracy.main([*TINY, "--noise", "0.2", "--fractions", "0.5", "--methods", "CLD", *arguments, "--csv", str(path)])
+    return {(row["method"], row["of_steps"]): row for row in _grid.read_rows(path)}
+
+
+def test_rows_of_another_number_of_steps_are_not_taken_for_finished(tmp_path, capsys):
+    work = ["--work", str(tmp_path / "work")]
+    first = rows_of(tmp_path / "a.csv", *work)
+    both = rows_of(tmp_path / "a.csv", *work, "--steps", "60")
+    assert {steps for _, steps in first} == {"40"}
+    assert {row["steps"] for (_, steps), row in both.items() if steps == "60"} == {"60"}
+    assert {key: both[key] for key in first} == first
+
+
+def test_the_validation_split_is_trained_on_by_itself(tmp_path, capsys):
+    rows = rows_of(tmp_path / "a.csv", "--noisy-validation", "--work", str(tmp_path / "work"))
+    alone, everything = rows["the validation split", "40"], rows["everything", "40"]
+    assert (alone["samples"], alone["steps"], alone["wrong"]) == ("202", "40", "0.2")
+    assert alone["training_epochs"] == everything["training_epochs"]  # in epochs on everything
+    assert float(alone["selection_seconds"]) == 0
+    assert "the validation split: " in capsys.readouterr().out
+
+
+def test_each_folder_of_images_has_its_own_proxies(tmp_path):
+    for name in ("a", "b"):
+        args = accuracy.parse(["--dataset", "folder", "--work", str(tmp_path), "--csv", f"{name}.csv"])
+        assert _runs.complete(args).work == args.work == tmp_path / name
 
 
 @pytest.mark.parametrize("shift", [-30.0, 0.0, 30.0])

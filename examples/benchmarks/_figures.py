@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _grid import Row, mean_and_spread
+from _methods import EVERYTHING, HELD_OUT
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-EVERYTHING = "everything"
 
 
 def draw_accuracy(rows: Sequence[Row], path: Path) -> None:
@@ -52,10 +51,10 @@ def draw_compute(rows: Sequence[Row], path: Path) -> None:
         axis.plot(*zip(*front, strict=True), color="black", linewidth=1, zorder=0, label="Pareto front")
         axis.set_xlabel("selection and training (epochs on everything)")
 
-    _draw(rows, panel, path, with_everything_as_point=True)
+    _draw(rows, panel, path, as_points=True)
 
 
-def _draw(rows: Sequence[Row], panel: object, path: Path, *, with_everything_as_point: bool = False) -> None:
+def _draw(rows: Sequence[Row], panel: object, path: Path, *, as_points: bool = False) -> None:
     noises = sorted({row["noise"] for row in rows}, key=float)
     figure = Figure(figsize=(1 + 4.5 * len(noises), 5), layout="constrained")
     for axis, noise in zip(figure.subplots(1, len(noises), squeeze=False)[0], noises, strict=True):
@@ -67,11 +66,11 @@ def _draw(rows: Sequence[Row], panel: object, path: Path, *, with_everything_as_
             method: [by_fraction[fraction] for fraction in sorted(by_fraction, key=float)]
             for method, by_fraction in cells.items()
         }
-        everything = methods.get(EVERYTHING) if with_everything_as_point else methods.pop(EVERYTHING, None)
+        lines = {} if as_points else {name: methods.pop(name) for name in (EVERYTHING, HELD_OUT) if name in methods}
         panel(axis, methods)
-        if everything and not with_everything_as_point:
-            mean, spread = _accuracy(everything[0])
-            axis.axhline(mean, color="black", linestyle="--", label=EVERYTHING)
+        for (name, found), style in zip(lines.items(), ("--", ":"), strict=False):
+            mean, spread = _accuracy(found[0])
+            axis.axhline(mean, color="black", linestyle=style, label=name)
             axis.axhspan(mean - spread, mean + spread, color="black", alpha=0.1, linewidth=0)
         axis.set_title(f"{float(noise):.0%} of the train labels wrong")
         axis.grid(alpha=0.25)

@@ -145,3 +145,5 @@ METHODS: dict[str, Method] = {
     ),
 }
 EVERYTHING = "everything"
+HELD_OUT = "the validation split"
+"""What the methods are compared with: training on all samples, and on those alone that CLD scores against."""

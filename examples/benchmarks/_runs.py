@@ -137,7 +137,13 @@ def _read_proxy(folder: Path) -> Proxy:
 
 
 def train_target(
-    case: Case, settings: Settings, positions: Tensor | None, *callbacks: L.Callback, network: str, budget: str
+    case: Case,
+    settings: Settings,
+    positions: Tensor | None,
+    *callbacks: L.Callback,
+    network: str,
+    budget: str,
+    held_out: bool = False,
 ) -> dict[str, Any]:
     """Trains a fresh model on these samples (None: all) and tests it.
 
@@ -148,10 +154,15 @@ def train_target(
         callbacks: Added to the Trainer.
         network: The target's.
         budget: "steps": as many as the settings say, whatever the size; "epochs": as many as the proxy's.
+        held_out: Train on the validation split instead of the train set.
     """
     quiet()
     splits, wrong = make_splits(case, settings.root)
     preset = PRESETS[case.dataset]
+    everything = len(splits.train)
+    if held_out:
+        splits = Splits(splits.val, splits.val, splits.test, preset.batch_size)
+        wrong = torch.full((len(splits.train),), case.val_noise)
     kept = torch.arange(len(splits.train)) if positions is None else positions
     steps, epochs = (settings.steps, None) if budget == "steps" else (-1, case.epochs)
     data = CoresetDataModule(splits, kept, epoch_length="full" if budget == "steps" else "coreset")
@@ -168,7 +179,7 @@ def train_target(
         "steps": trainer.global_step,
         "accuracy": round(accuracy, 2),
         "training_seconds": round(seconds, 1),
-        "training_epochs": round(trainer.global_step * preset.batch_size / len(splits.train), 2),
+        "training_epochs": round(trainer.global_step * preset.batch_size / everything, 2),
     }
 
 
@@ -187,6 +198,11 @@ def proxy_cell(args: argparse.Namespace, *, seed: int, noise: float, **others: A
     """The cell of a proxy on data that have, but for what `others` say, only symmetric label noise in the train set."""
     cell = {"dataset": args.dataset, "network": args.network, "epochs": args.epochs, "noise": noise}
     return {**cell, "noise_kind": "symmetric", "val_noise": 0.0, "imbalance": 1.0, "seed": seed, **others}
+
+
+def target_cell(proxy: dict[str, Any], settings: Settings, **others: Any) -> dict[str, Any]:
+    """The cell of a target. It says how many steps there are to take: a row of another number is not its own."""
+    return {**proxy, **others, "of_steps": settings.steps}
 
 
 def train_proxies(cells: Sequence[dict[str, Any]], args: argparse.Namespace, settings: Settings) -> None:
@@ -211,7 +227,8 @@ def add_common_arguments(parser: argparse.ArgumentParser, csv: str) -> None:
     add("--steps", type=int, help="of every target, where it is not equal epochs (default: what suits the dataset)")
     add("--seeds", type=int, default=3, help=f"how many seeds {known}")
     add("--jobs", type=int, default=1, help=f"worker processes, of one thread each if there are several {known}")
-    add("--csv", type=Path, default=RESULTS / csv, help=f"finished cells; a cell in it is not run again {known}")
+    what = "finished cells, which are not run again; give each folder of images a CSV of its own"
+    add("--csv", type=Path, default=RESULTS / csv, help=f"{what} {known}")
     add("--work", type=Path, default=Path("benchmark-runs"), help=f"where finished proxies are kept {known}")
 
 
@@ -220,4 +237,6 @@ def complete(args: argparse.Namespace) -> Settings:
     preset = PRESETS[args.dataset]
     args.network = args.network or preset.network
     args.epochs = args.epochs or preset.epochs
-    return Settings(args.root.absolute(), args.work.absolute(), args.steps or preset.steps)
+    # Which folder of images it was only the CSV tells, if each folder has its own.
+    args.work = (args.work / args.csv.stem if args.dataset == "folder" else args.work).absolute()
+    return Settings(args.root.absolute(), args.work, args.steps or preset.steps)

@@ -5,8 +5,8 @@
 
 For each noise level and seed one proxy is trained under `CLDCallback`; every method then chooses from the losses that
 it logged, and a fresh model is trained on each choice. Finished cells are rows of a CSV and are not run again: kill it
-and start it again with the same command. Your own images: `--dataset folder --root DIR`, with DIR/train/CLASS/ and
-DIR/test/CLASS/.
+and start it again with the same command. Your own images: `--dataset folder --root DIR --csv CSV`, with
+DIR/train/CLASS/ and DIR/test/CLASS/.
 """
 
 from __future__ import annotations
@@ -19,8 +19,18 @@ from typing import Any
 
 from _figures import draw_accuracy, draw_compute
 from _grid import Row, markdown, mean_and_spread, run_cells
-from _methods import EVERYTHING, METHODS
-from _runs import Case, Settings, add_common_arguments, complete, proxy_cell, run_proxy, train_proxies, train_target
+from _methods import EVERYTHING, HELD_OUT, METHODS
+from _runs import (
+    Case,
+    Settings,
+    add_common_arguments,
+    complete,
+    proxy_cell,
+    run_proxy,
+    target_cell,
+    train_proxies,
+    train_target,
+)
 
 DEFAULT_METHODS = [
     "random",
@@ -42,8 +52,9 @@ DEFAULT_METHODS = [
 def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
     """Trains and tests one target."""
     case = Case.of(cell)
-    if cell["method"] == EVERYTHING:
-        return {**train_target(case, settings, None, network=case.network, budget=cell["budget"]), **_costs(0, 0)}
+    if cell["method"] in (EVERYTHING, HELD_OUT):
+        how = {"network": case.network, "budget": cell["budget"], "held_out": cell["method"] == HELD_OUT}
+        return {**train_target(case, settings, None, **how), **_costs(0, 0)}
     method, proxy = METHODS[cell["method"]], run_proxy(case, settings)
     positions = method.choose(proxy.trajectories, cell["fraction"], case.seed)
     result = train_target(case, settings, positions, network=case.network, budget=cell["budget"])
@@ -54,7 +65,7 @@ def _costs(seconds: float, epochs: float) -> dict[str, float]:
     return {"selection_seconds": round(seconds, 1), "selection_epochs": round(epochs, 2)}
 
 
-def make_cells(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def make_cells(args: argparse.Namespace, settings: Settings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The cells of the proxies and those of the targets, seed after seed, so that each seed is complete early."""
     proxies = [
         proxy_cell(
@@ -67,9 +78,9 @@ def make_cells(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dic
         )
         for seed, noise in itertools.product(range(args.first_seed, args.first_seed + args.seeds), args.noise)
     ]
-    choices = [(EVERYTHING, 1.0), *itertools.product(args.methods, args.fractions)]
+    choices = [(EVERYTHING, 1.0), (HELD_OUT, 1.0), *itertools.product(args.methods, args.fractions)]
     targets = [
-        {**proxy, "budget": args.budget, "fraction": fraction, "method": method}
+        target_cell(proxy, settings, budget=args.budget, fraction=fraction, method=method)
         for proxy in proxies
         for method, fraction in choices
     ]
@@ -82,13 +93,13 @@ def make_cells(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dic
 def table(rows: Iterable[Row], noise: str, budget: str, methods: Sequence[str] = tuple(METHODS)) -> str:
     """Accuracy by method and fraction for one noise level and budget: mean ± spread over the seeds, in percent.
 
-    In each column the best mean and all within one spread of it are bold.
+    In each column the best mean and all within one spread of it are bold; what they are compared with is in the corner.
     """
     cells: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         if (row["noise"], row["budget"]) == (noise, budget):
             cells.setdefault((row["method"], row["fraction"]), []).append(float(row["accuracy"]))
-    fractions = sorted({fraction for method, fraction in cells if method != EVERYTHING}, key=float)
+    fractions = sorted({fraction for method, fraction in cells if method not in (EVERYTHING, HELD_OUT)}, key=float)
     methods = [method for method in methods if any(name == method for name, _ in cells)]
     shown = {key: mean_and_spread(values) for key, values in cells.items()}
     marks = {}
@@ -106,22 +117,22 @@ def table(rows: Iterable[Row], noise: str, budget: str, methods: Sequence[str] =
             text = f"{mean:.1f} ± {spread:.1f}"
             line.append(f"**{text}**" if mean >= marks[fraction] else text)
         body.append(line)
-    everything = next((shown[key] for key in shown if key[0] == EVERYTHING), None)
-    head = [f"everything: {everything[0]:.1f} ± {everything[1]:.1f}" if everything else "trained on"]
-    return markdown([*head, *(f"{100 * float(fraction):g} %" for fraction in fractions)], body)
+    compared = [(name, *shown[name, "1.0"]) for name in (EVERYTHING, HELD_OUT) if (name, "1.0") in shown]
+    corner = "; ".join(f"{name}: {mean:.1f} ± {spread:.1f}" for name, mean, spread in compared)
+    return markdown([corner, *(f"{100 * float(fraction):g} %" for fraction in fractions)], body)
 
 
 def compact_table(rows: Sequence[Row], methods: Sequence[str]) -> str:
     """Accuracy by the data's faults and the fraction, a column for each method: mean ± spread over the seeds.
 
-    In each line the best mean and all within one spread of it are bold; everything is beside them.
+    In each line the best mean and all within one spread of it are bold; what they are compared with is beside them.
     """
     cells: dict[tuple[str, str], dict[str, list[float]]] = {}
-    everything: dict[str, list[float]] = {}
+    compared: dict[tuple[str, str], list[float]] = {}
     for row in rows:
         accuracy = float(row["accuracy"])
-        if row["method"] == EVERYTHING:
-            everything.setdefault(_faults(row), []).append(accuracy)
+        if row["method"] in (EVERYTHING, HELD_OUT):
+            compared.setdefault((_faults(row), row["method"]), []).append(accuracy)
         elif row["method"] in methods:
             cells.setdefault((_faults(row), row["fraction"]), {}).setdefault(row["method"], []).append(accuracy)
     body = []
@@ -132,11 +143,12 @@ def compact_table(rows: Sequence[Row], methods: Sequence[str]) -> str:
         marked = [
             f"**{text}**" if mean >= best - spread else text for text, (mean, _) in zip(texts, shown, strict=True)
         ]
-        mean, around = mean_and_spread(everything[faults])
-        body.append([faults, f"{100 * float(fraction):g} %", *marked, f"{mean:.1f} ± {around:.1f}"])
+        beside = [mean_and_spread(compared[faults, name]) for name in (EVERYTHING, HELD_OUT)]
+        others = [f"{mean:.1f} ± {around:.1f}" for mean, around in beside]
+        body.append([faults, f"{100 * float(fraction):g} %", *marked, *others])
     order = {faults: number for number, faults in enumerate(dict.fromkeys(line[0] for line in body))}
     body.sort(key=lambda line: (order[line[0]], float(line[1].removesuffix(" %"))))
-    return markdown(["labels", "kept", *methods, EVERYTHING], body)
+    return markdown(["labels", "kept", *methods, EVERYTHING, HELD_OUT], body)
 
 
 def _faults(row: Row) -> str:
@@ -166,7 +178,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     settings = complete(args)
-    proxies, targets = make_cells(args)
+    proxies, targets = make_cells(args, settings)
     train_proxies(proxies, args, settings)
     rows = run_cells(args.csv, targets, partial(run_cell, settings=settings), jobs=args.jobs)
     for noise in args.noise:

@@ -27,6 +27,7 @@ from _runs import (
     complete,
     proxy_cell,
     run_proxy,
+    target_cell,
     train_proxies,
     train_target,
 )
@@ -135,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = complete(args)
     proxies = [proxy_cell(args, seed=seed, noise=n) for seed, n in itertools.product(range(args.seeds), args.noise)]
     methods = (EVERYTHING, ANOTHER_ORDER, "CLD", "CLD, drawn", "random", "lowest CLD")
-    cells = [{**proxy, "method": method} for proxy, method in itertools.product(proxies, methods)]
+    cells = [target_cell(proxy, settings, method=method) for proxy, method in itertools.product(proxies, methods)]
     train_proxies(proxies, args, settings)
     rows = run_cells(args.csv, cells, partial(run_cell, settings=settings), jobs=args.jobs)
     print(f"\n{args.dataset}, {args.network}, {args.seeds} seed(s), {FRACTION:.0%} kept, equal steps\n")

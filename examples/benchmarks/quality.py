@@ -25,6 +25,7 @@ from _runs import (
     proxy_cell,
     rank_correlation,
     run_proxy,
+    target_cell,
     train_proxies,
     train_target,
 )
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     settings = complete(args)
     cells = [
-        proxy_cell(args, seed=seed, noise=args.noise, mode=mode, rule=rule, fraction=fraction, of_steps=settings.steps)
+        target_cell(proxy_cell(args, seed=seed, noise=args.noise), settings, mode=mode, rule=rule, fraction=fraction)
         for seed in range(args.seeds)
         for mode, rule in [(RANDOM, ""), *itertools.product(args.modes, RULES)]
         if not (mode == "running" and rule == "draw")  # which it has no losses for

@@ -20,7 +20,7 @@ import transfer
 import validation
 from _figures import draw_accuracy, draw_compute
 from _grid import Row, read_rows
-from _methods import METHODS
+from _methods import EVERYTHING, HELD_OUT, METHODS
 from _runs import RESULTS
 
 PAGES = (Path(__file__).with_name("RESULTS.md"), Path(__file__).parents[2] / "README.md")
@@ -54,10 +54,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "label noise": lambda: label_noise.table(_rows("label_noise")),
     "label noise, in short": lambda: label_noise.table(_rows("label_noise"), ("low CLD", "high mean loss")),
     "robustness": lambda: accuracy.compact_table(_rows("robustness"), (*RULES, "CLD, drawn above zero")),
+    "fresh seeds": lambda: accuracy.compact_table(_rows("digits_fresh"), RULES),
     "early": lambda: early.table(_rows("early")),
+    "early, cifar100": lambda: early.table(_rows("early_cifar100")),
     "transfer": lambda: transfer.table(_rows("transfer")),
     "transfer, cifar100": lambda: transfer.table(_rows("transfer_cifar100")),
     "validation": lambda: validation.table(_rows("validation")),
+    "validation, cifar100": lambda: validation.table(_rows("validation_cifar100")),
     "path": lambda: path.table(_rows("path")),
     "path, cifar100": lambda: path.table(_rows("path_cifar100")),
     **{f"CNN, {float(n):.0%}": _accuracy("fashion_mnist", n, OTHERS) for n in ("0.0", "0.2", "0.4")},
@@ -66,6 +69,8 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"tried, digits, {float(n):.0%}": _accuracy("digits", n, RULES + TRIED) for n in ("0.0", "0.2", "0.4")},
     **{f"early accuracy, {float(n):.0%}": _accuracy("fashion_mnist", n, ("random", *PARTS)) for n in ("0.0", "0.2")},
     "cifar100": _accuracy("cifar100", "0.0", (*RULES, "CLD, drawn above zero")),
+    "cifar100, small": lambda: accuracy.compact_table(_rows("cifar100_small"), RULES),
+    "cifar100, small, 0%": _accuracy("cifar100_small", "0.0", OTHERS),
     **{
         f"quality, {dataset}, {noise:.0%}": _quality(dataset, noise)
         for dataset, noise in (
@@ -93,7 +98,7 @@ def main() -> None:
     for page in PAGES:
         page.write_text(render(page.read_text(encoding="utf-8")), encoding="utf-8")
         print(f"written: {page.name}")
-    core = [row for row in _rows("fashion_mnist_mlp") if row["method"] in (*OTHERS, accuracy.EVERYTHING)]
+    core = [row for row in _rows("fashion_mnist_mlp") if row["method"] in (*OTHERS, EVERYTHING, HELD_OUT)]
     draw_accuracy(core, RESULTS / "fraction.png")
     draw_compute(_rows("fashion_mnist_epochs"), RESULTS / "compute.png")
     path.draw(_rows("path"), RESULTS / "path.png")

@@ -2,8 +2,8 @@
 
     python examples/benchmarks/transfer.py --root DIR --jobs 2
 
-Targets of two other networks are trained on the coreset that the small proxy chose, on the one that a proxy of their
-own kind chose, and on a random one. All take the same number of steps.
+Targets of two other networks are trained on the coresets that the small proxy chose, by the rules "top" and "draw", on
+those that a proxy of their own kind chose, and on a random one. All take the same number of steps.
 """
 
 from __future__ import annotations
@@ -25,9 +25,12 @@ from _runs import (
     overlap,
     proxy_cell,
     run_proxy,
+    target_cell,
     train_proxies,
     train_target,
 )
+
+RULES = ("CLD", "CLD, drawn")
 
 
 def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
@@ -35,34 +38,32 @@ def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
     case = Case.of(cell)
     choose = METHODS[cell["method"]].choose
     positions = choose(run_proxy(case, settings).trajectories, cell["fraction"], case.seed)
-    own = run_proxy(Case.of({**cell, "network": cell["target"]}), settings).trajectories
     result = train_target(case, settings, positions, network=cell["target"], budget="steps")
-    shared = overlap(positions, choose(own, cell["fraction"], case.seed))
-    return {"accuracy": result["accuracy"], "wrong": result["wrong"], "overlap": round(shared, 4)}
+    shared: Any = ""
+    if cell["method"] == "CLD":  # what two draws have in common is mostly their random numbers
+        own = run_proxy(Case.of({**cell, "network": cell["target"]}), settings).trajectories
+        shared = round(overlap(positions, choose(own, cell["fraction"], case.seed)), 4)
+    return {"accuracy": result["accuracy"], "wrong": result["wrong"], "overlap": shared}
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Accuracy in percent, mean ± spread over the seeds."""
-    groups: dict[tuple[str, ...], dict[str, list[Row]]] = {}
+    """Accuracy in percent, and what both proxies' coresets have in common: mean ± spread over the seeds."""
+    groups: dict[tuple[str, ...], dict[tuple[str, bool], list[Row]]] = {}
     for row in rows:
-        chosen_by = "random" if row["method"] == "random" else f"{row['method']}, {_whose(row)}"
-        key = (row["target"], row["noise"], row["fraction"])
-        groups.setdefault(key, {}).setdefault(chosen_by, []).append(row)
-    choices = list(dict.fromkeys(choice for group in groups.values() for choice in group))
+        choice = (row["method"], row["network"] == row["target"])
+        groups.setdefault((row["target"], row["noise"], row["fraction"]), {}).setdefault(choice, []).append(row)
+    choices = {"random": ("random", False)}
+    for rule in RULES:
+        choices |= {f"{rule}, small proxy": (rule, False), f"{rule}, own proxy": (rule, True)}
     body = []
     for (target, noise, fraction), group in groups.items():
         line = [target, f"{float(noise):.0%}", f"{float(fraction):.0%}"]
-        for choice in choices:
+        for choice in choices.values():
             mean, spread = mean_and_spread([float(row["accuracy"]) for row in group[choice]])
             line.append(f"{mean:.1f} ± {spread:.1f}")
-        small = next(choice for choice in choices if choice.endswith("small proxy"))
-        shared, spread = mean_and_spread([float(row["overlap"]) for row in group[small]])
-        body.append([*line, f"{shared:.2f} ± {spread:.2f}"])
+        mean, spread = mean_and_spread([float(row["overlap"]) for row in group["CLD", False]])
+        body.append([*line, f"{mean:.2f} ± {spread:.2f}"])
     return markdown(["target", "wrong labels", "kept", *choices, "overlap of the two CLD coresets"], body)
-
-
-def _whose(row: Row) -> str:
-    return "own proxy" if row["network"] == row["target"] else "small proxy"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,11 +81,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             proxies.append(proxy_cell(args, seed=seed, noise=noise, network=network))
         small = proxies[-1 - len(args.targets)]
         for target, fraction in itertools.product(args.targets, args.fractions):
-            cell = {**small, "target": target, "fraction": fraction}
+            choices = [("random", args.network), *itertools.product(RULES, (args.network, target))]
             cells += [
-                {**cell, "method": "CLD"},
-                {**cell, "method": "CLD", "network": target},
-                {**cell, "method": "random"},
+                target_cell({**small, "network": network}, settings, target=target, fraction=fraction, method=method)
+                for method, network in choices
             ]
     train_proxies(proxies, args, settings)
     rows = run_cells(args.csv, cells, partial(run_cell, settings=settings), jobs=args.jobs)
