@@ -69,8 +69,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"tried, digits, {float(n):.0%}": _accuracy("digits", n, RULES + TRIED) for n in ("0.0", "0.2", "0.4")},
     **{f"early accuracy, {float(n):.0%}": _accuracy("fashion_mnist", n, ("random", *PARTS)) for n in ("0.0", "0.2")},
     "cifar100": _accuracy("cifar100", "0.0", (*RULES, "CLD, drawn above zero")),
-    "cifar100, small": lambda: accuracy.compact_table(_rows("cifar100_small"), RULES),
-    "cifar100, small, 0%": _accuracy("cifar100_small", "0.0", OTHERS),
+    "cifar100, small": _accuracy("cifar100_small", "0.0", OTHERS),
     **{
         f"quality, {dataset}, {noise:.0%}": _quality(dataset, noise)
         for dataset, noise in (
