@@ -3,12 +3,12 @@
 from lightning_cld import baselines
 from lightning_cld.callback import CLDCallback
 from lightning_cld.checkpoints import trajectories_from_checkpoints
+from lightning_cld.data.indexed import IndexedDataset
 from lightning_cld.datamodule import CoresetDataModule
-from lightning_cld.functional import cld_scores
+from lightning_cld.functional.cld import cld_scores
+from lightning_cld.functional.selection import proportional_holdout, select_top
 from lightning_cld.metric import CLDMetric
 from lightning_cld.scores import CLDScores
-from lightning_cld.selection import proportional_holdout, select_top
-from lightning_cld.steps import IndexedDataset
 from lightning_cld.trajectories import LossTrajectories
 
 __all__ = [

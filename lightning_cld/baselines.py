@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_cld.selection import check_count
+from lightning_cld.functional.checks import check_count
 from lightning_cld.trajectories import LossTrajectories, trained_losses
 
 _SLICE_ELEMENTS = 2**20

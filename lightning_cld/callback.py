@@ -12,15 +12,15 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from lightning_cld.functional.checks import check_count
 from lightning_cld.guards import agreed
-from lightning_cld.history import RunningHistory
-from lightning_cld.losses import LossFunction
-from lightning_cld.plan import check_cutoff, check_max_steps, check_plan, check_record
-from lightning_cld.recorder import Recorder
-from lightning_cld.reporting import log_checkpoint, log_scores
+from lightning_cld.recording.batch_losses import LossFunction
+from lightning_cld.recording.loggers import log_checkpoint, log_scores
+from lightning_cld.recording.recorder import Recorder
+from lightning_cld.recording.running_history import RunningHistory
+from lightning_cld.recording.settling import Settling
+from lightning_cld.recording.timeline import check_cutoff, check_max_steps, check_plan, check_record
 from lightning_cld.scores import CLDScores
-from lightning_cld.selection import check_count
-from lightning_cld.settling import Settling
 from lightning_cld.trajectories import LossTrajectories
 
 
@@ -43,11 +43,11 @@ class CLDCallback(Callback):
     computed raises from `scores`.
 
     Args:
-        cutoff_epoch: Score once this many epochs are complete, and log nothing after; None scores at the end. "auto"
-            scores once the coreset has settled: once that of a tenth has had 85 % of its samples in common with that at
-            half the epochs so far, at three checkpoints in a row (`OVERLAP` of `lightning_cld.diagnostics`, `PATIENCE`
-            of `lightning_cld.settling`); at the end if it never does. The scores' metadata tell the epoch, or None, as
-            `settled_epoch`. It needs `history="full"`, to compare with what came before again when it is resumed.
+        cutoff_epoch: Score once this many epochs are complete, and log nothing after that. None scores at the end.
+            "auto" scores once the coreset has settled: at three checkpoints in a row, the coreset of a tenth shares
+            85 % of its samples with the one at half the epochs so far. If that never happens, it scores at the end. The
+            scores' metadata hold the epoch, or None, as `settled_epoch`. "auto" needs `history="full"`, because a
+            resumed run compares the earlier checkpoints again.
         stop_at_cutoff: End training at `cutoff_epoch`.
         every_n_epochs: Log after every n-th epoch; `cutoff_epoch` must be a multiple of it.
         loss_fn: A function of (outputs, targets), or loss module, that returns one loss per sample. Targets that

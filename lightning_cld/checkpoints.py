@@ -12,11 +12,11 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_cld.checkpoint_files import files_by_epoch, read_checkpoint
 from lightning_cld.guards import preserved_module
-from lightning_cld.losses import LossFunction
-from lightning_cld.progress import find_bar, progress
-from lightning_cld.recorder import Recorder
+from lightning_cld.recording.batch_losses import LossFunction
+from lightning_cld.recording.checkpoint_files import files_by_epoch, read_checkpoint
+from lightning_cld.recording.progress_bar import find_bar, progress
+from lightning_cld.recording.recorder import Recorder
 from lightning_cld.trajectories import LossTrajectories
 
 

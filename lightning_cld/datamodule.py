@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_cld.functional import is_integer
-from lightning_cld.loaders import fingerprint_of
-from lightning_cld.narrowing import check_narrowable, narrow_loader
+from lightning_cld.data.loaders import fingerprint_of
+from lightning_cld.data.narrowing import check_narrowable, narrow_loader
+from lightning_cld.functional.checks import is_integer
+from lightning_cld.functional.selection import check_budget
 from lightning_cld.scores import CLDScores
-from lightning_cld.selection import check_budget
 
 # Bound to the inner datamodule's own where it overrides them, and left alone where it does not: Lightning decides by
 # what is overridden whether there is validation, and whose transfer hooks run (the datamodule's before the module's).

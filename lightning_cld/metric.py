@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_cld.functional import check_class_pair, kind_of
-from lightning_cld.running import Classes, Moments, scores, update
+from lightning_cld.functional.checks import check_class_pair, kind_of
+from lightning_cld.functional.moments import Classes, Moments, scores, update
 
 
 class CLDMetric(Metric):

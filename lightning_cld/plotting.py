@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from lightning_cld.diagnostics import OVERLAP
-from lightning_cld.drawing import (
+from lightning_cld.functional.checks import check_count
+from lightning_cld.functional.diagnostics import OVERLAP
+from lightning_cld.scores import CLDScores
+from lightning_cld.showing.axes import (
     BEST,
     REFERENCE,
     REST,
@@ -29,10 +31,7 @@ from lightning_cld.drawing import (
     new_figure,
     shade,
 )
-from lightning_cld.images import check_dataset, read_images
-from lightning_cld.scores import CLDScores
-from lightning_cld.selection import check_count
-from lightning_cld.shown import (
+from lightning_cld.showing.choice import (
     agreement,
     by_mean_score,
     check_kind,
@@ -41,6 +40,7 @@ from lightning_cld.shown import (
     positions_of,
     shown_classes,
 )
+from lightning_cld.showing.thumbnails import check_dataset, read_images
 from lightning_cld.trajectories import LossTrajectories
 
 if TYPE_CHECKING:
@@ -148,8 +148,9 @@ def plot_extremes(
 ) -> tuple[Figure, np.ndarray]:
     """The images with the highest and the lowest scores of each class: look among the lowest for wrong labels.
 
-    Only the samples that are shown are read; what counts as an image tells `lightning_cld.images.read_images`. Below
-    each image stand its position in the train dataset and its score.
+    Only the samples that are shown are read. A sample is an image, or holds one in a tuple, a list or a mapping: a PIL
+    image, or a tensor or array of `[C, H, W]`, `[H, W, C]` or `[H, W]`. Below each image are its position in the train
+    dataset and its score.
 
     Args:
         scores: The scores.
@@ -283,11 +284,11 @@ def plot_agreement(
 ) -> tuple[Figure, Axes]:
     """How far the scores of an early cutoff agree with those of all checkpoints: when the proxy could have stopped.
 
-    Two lines: Spearman's rank correlation within the class (`lightning_cld.diagnostics.rank_agreement`), and the share
-    of the coreset that is already in the coreset of the cutoff. A mark stands at the first cutoff from which that
-    share stays at 85 % (`lightning_cld.diagnostics.OVERLAP`) or more. Both lines end at 1, since they compare with the
-    last checkpoint; where they still rise steeply there, more epochs would change the coreset. Of losses of training
-    steps (`CLDCallback(record="step")`) only the correlation is drawn, since their scores choose no coreset.
+    One line is Spearman's rank correlation within the class (`lightning_cld.functional.rank_agreement`). The other is
+    the share of the final coreset that an early cutoff chooses too. A mark stands at the first cutoff from which that
+    share stays at 85 % or more. Both lines end at 1, because they compare with the last checkpoint. If they still rise
+    steeply there, more epochs would change the coreset. For losses of training steps
+    (`CLDCallback(record="step")`) only the correlation is drawn, because their scores choose no coreset.
 
     Args:
         trajectories: The logged losses.

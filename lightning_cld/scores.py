@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cld.files import read_arrays, write_arrays
-from lightning_cld.fingerprint import Fingerprint
-from lightning_cld.functional import check_classes, is_integer
-from lightning_cld.selection import check_rule, select_drawn, select_top
-from lightning_cld.summary import account, laid_out
+from lightning_cld.data.fingerprint import Fingerprint
+from lightning_cld.functional.checks import check_classes, is_integer
+from lightning_cld.functional.selection import check_rule, select_drawn, select_top
+from lightning_cld.showing.summary import account, laid_out
+from lightning_cld.storage.files import read_arrays, write_arrays
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -41,7 +41,7 @@ class CLDScores:
         metadata: Plain JSON values. From a run they hold `versions`, the date `created`, the `model`'s class name, the
             callback's settings (with the `settled_epoch` for a cutoff of "auto"), `sweep_seconds` spent on logging,
             `reference_sizes`, validation samples by class, and where the losses were kept `reference_reliability`
-            (`lightning_cld.diagnostics.reference_reliability`, by class, None where it is not known) and
+            (`lightning_cld.functional.reference_reliability`, by class, None where it is not known) and
             `half_overlap`, the share of the best tenth that was the same after `half_epoch` epochs.
 
     Raises:
@@ -115,12 +115,11 @@ class CLDScores:
             fraction: Budget, the share of all samples.
             size: Budget, the number of samples.
             per_class: Budget, the number of samples of every class.
-            rule: "top" takes the best-scored samples of each class, as the paper does. "draw" draws at random among
-                those above a threshold, 0 where no score is negative, and prefers uncertain ones, the more so the more
-                is kept (`lightning_cld.selection.select_drawn`). On Fashion-MNIST and digits, clean or with 20 and 40 %
-                of the labels wrong, it was level with a random choice per class or ahead at every size, where "top" was
-                behind on clean labels from a tenth on. Of very noisy labels "top" can be the better
-                (`examples/benchmarks/RESULTS.md`).
+            rule: "top" takes the best-scored samples of each class, as the paper does. "draw" draws at random among the
+                samples above a threshold and prefers uncertain ones (`lightning_cld.functional.select_drawn`). On
+                Fashion-MNIST and digits, with clean labels and with 20 and 40 % wrong labels, "draw" was level with a
+                random choice per class or ahead; "top" was behind on clean labels when it kept a tenth or more. With
+                very many wrong labels "top" can be better (`examples/benchmarks/RESULTS.md`).
             seed: Seed of the draw.
 
         Returns:
@@ -225,7 +224,7 @@ class CLDScores:
             raise ValueError(f"CLDScores.load: {path} has been changed: {error}. Write it again.") from error
 
     def summary(self) -> str:
-        """A readable account of the scores, which ends by saying whether to trust them; see `lightning_cld.summary`.
+        """A readable account of the scores. The last entry says whether to trust them.
 
         Example:
             >>> from lightning_cld import CLDScores
@@ -288,7 +287,7 @@ class CLDScores:
             >>> "<html" in page
             True
         """
-        from lightning_cld.report import write_report
+        from lightning_cld.showing.page import write_report
 
         return write_report(self, Path(path), dataset, trajectories)
 

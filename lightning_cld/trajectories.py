@@ -14,21 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cld.diagnostics import best_tenth, half_of, overlap, reference_reliability
-from lightning_cld.files import read_arrays, write_arrays
-from lightning_cld.fingerprint import Fingerprint
-from lightning_cld.functional import (
-    MIN_CHECKPOINTS,
-    aleatoric_uncertainty,
-    check_class_pair,
-    check_losses,
-    check_reference,
-    cld_scores,
-    kind_of,
-)
-from lightning_cld.provenance import provenance
+from lightning_cld.data.fingerprint import Fingerprint
+from lightning_cld.functional.checks import MIN_CHECKPOINTS, check_class_pair, check_losses, check_reference, kind_of
+from lightning_cld.functional.cld import cld_scores
+from lightning_cld.functional.diagnostics import best_tenth, half_of, overlap, reference_reliability
+from lightning_cld.functional.step_losses import at_epoch_ends
+from lightning_cld.functional.uncertainty import aleatoric_uncertainty
 from lightning_cld.scores import OUTSIDE, CLDScores, check_pool_classes, typed_array
-from lightning_cld.steps import at_epoch_ends
+from lightning_cld.storage.files import read_arrays, write_arrays
+from lightning_cld.storage.provenance import provenance
 
 _KIND = "cld-trajectories"
 

@@ -612,7 +612,7 @@ def test_a_coreset_that_cannot_be_compared_does_not_end_training(tmp_path, monke
     def fail(*arguments, **keywords):
         raise MemoryError("no memory")
 
-    monkeypatch.setattr("lightning_cld.settling.best_tenth", fail)
+    monkeypatch.setattr("lightning_cld.recording.settling.best_tenth", fail)
     cld = CLDCallback(cutoff_epoch="auto", dirpath=tmp_path)
     with pytest.warns(UserWarning, match="whether the coreset has settled could not be found out: no memory"):
         fit(tmp_path, cld, max_epochs=10)

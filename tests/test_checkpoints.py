@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 from toys import Blobs, Classifier, blobs, fit, quiet_trainer
 
 from lightning_cld import CLDCallback, LossTrajectories, trajectories_from_checkpoints
-from lightning_cld.recorder import Recorder
+from lightning_cld.recording.recorder import Recorder
 
 STEPS = 6  # an epoch of `Blobs`
 EPOCH_END = {"save_on_train_epoch_end": True}

@@ -26,8 +26,8 @@ from torchvision.datasets import FakeData
 from toys import CLASSES, Blobs, Classifier, blobs, fit, quiet_trainer
 
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, select_top
-from lightning_cld.loaders import fingerprint_of
-from lightning_cld.narrowing import FullLengthSampler
+from lightning_cld.data.loaders import fingerprint_of
+from lightning_cld.data.narrowing import FullLengthSampler
 
 
 def scores_of(dataset: Dataset) -> CLDScores:

@@ -13,7 +13,7 @@ from lightning_cld import plotting
 
 EXAMPLES = {
     test.name: "".join(example.source for example in test.examples if doctest.SKIP not in example.options)
-    for module in pkgutil.iter_modules(lightning_cld.__path__, "lightning_cld.")
+    for module in pkgutil.walk_packages(lightning_cld.__path__, "lightning_cld.")
     for test in doctest.DocTestFinder().find(importlib.import_module(module.name))
 }
 

@@ -10,7 +10,7 @@ import torch
 from toys import fit
 
 from lightning_cld import CLDCallback
-from lightning_cld.fingerprint import Fingerprint
+from lightning_cld.data.fingerprint import Fingerprint
 from lightning_cld.scores import OUTSIDE, CLDScores
 from lightning_cld.trajectories import LossTrajectories
 

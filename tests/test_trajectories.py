@@ -11,8 +11,8 @@ from oracles import assert_scores, cld_oracle, losses
 from toys import Blobs, fit
 
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, baselines
-from lightning_cld.diagnostics import reference_reliability
-from lightning_cld.fingerprint import Fingerprint
+from lightning_cld.data.fingerprint import Fingerprint
+from lightning_cld.functional.diagnostics import reference_reliability
 from lightning_cld.scores import OUTSIDE
 from lightning_cld.trajectories import LossTrajectories
 

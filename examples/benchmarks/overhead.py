@@ -29,9 +29,9 @@ from torchvision.models import resnet18
 from tqdm import tqdm
 
 from lightning_cld import CLDCallback, LossTrajectories, proportional_holdout
-from lightning_cld.losses import make_step
-from lightning_cld.settling import Settling
-from lightning_cld.sweep import Sweep
+from lightning_cld.recording.batch_losses import make_step
+from lightning_cld.recording.settling import Settling
+from lightning_cld.recording.sweep import Sweep
 
 EPOCHS = 9  # of every fit; sweeping every 3rd of fewer would give too few checkpoints
 PLAIN = "without the callback"

@@ -31,8 +31,8 @@ from _runs import (
 )
 
 from lightning_cld import CLDScores, LossTrajectories
-from lightning_cld.history import RunningHistory
-from lightning_cld.settling import Settling
+from lightning_cld.recording.running_history import RunningHistory
+from lightning_cld.recording.settling import Settling
 
 REFERENCE = "every epoch"
 RANDOM = "random"

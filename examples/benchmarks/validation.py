@@ -32,7 +32,7 @@ from _runs import (
 from torch import Tensor
 
 from lightning_cld import LossTrajectories, baselines
-from lightning_cld.selection import RULES
+from lightning_cld.functional.selection import RULES
 
 HOLDOUT = 0.2
 FRACTION = 0.1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from lightning_cld.steps import IndexedDataset
+from lightning_cld.data.indexed import IndexedDataset
 
 PROBES = 64
 """Samples compared where a dataset does not offer its labels."""
@@ -30,7 +30,7 @@ class Fingerprint:
 
     Example:
         >>> import torch
-        >>> from lightning_cld.fingerprint import Fingerprint
+        >>> from lightning_cld.data.fingerprint import Fingerprint
         >>> scored = Fingerprint.of_labels(torch.tensor([0, 1, 1, 0]))
         >>> scored.mismatch(Fingerprint.of_labels(torch.tensor([1, 0, 1, 0])))
         'it has other labels, or the same in another order'

@@ -19,7 +19,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from lightning_cld.fingerprint import Fingerprint, as_labels, dataset_labels, probe_positions
+from lightning_cld.data.fingerprint import Fingerprint, as_labels, dataset_labels, probe_positions
 from lightning_cld.guards import preserved_rng
 
 _WHOLE_SET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)

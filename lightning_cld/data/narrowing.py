@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 from typing_extensions import override
 
-from lightning_cld.loaders import loader_settings
+from lightning_cld.data.loaders import loader_settings
 
 
 class FullLengthSampler(DistributedSampler[int]):
@@ -40,7 +40,7 @@ class FullLengthSampler(DistributedSampler[int]):
         seed: Seed of the draws, the same in all processes.
 
     Example:
-        >>> from lightning_cld.narrowing import FullLengthSampler
+        >>> from lightning_cld.data.narrowing import FullLengthSampler
         >>> sampler = FullLengthSampler(3, 7, shuffle=False)
         >>> list(sampler)[:6], len(sampler)
         ([0, 1, 2, 0, 1, 2], 7)

@@ -1,4 +1,4 @@
-"""Pure tensor functions: the CLD score and the checks of what it is computed from.
+"""The CLD score of every training sample.
 
 The score is that of M. Nagaraj, D. Ravikumar and K. Roy, "Coresets from Trajectories: Selecting Data via
 Correlation of Loss Differences", TMLR 2025.
@@ -6,14 +6,18 @@ Correlation of Loss Differences", TMLR 2025.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeGuard
-
 import torch
 from torch import Tensor
 
-MIN_CHECKPOINTS = 4
-"""Checkpoints that a score needs: with two differences every correlation is exactly +1 or -1."""
+from lightning_cld.functional.checks import (
+    MIN_CHECKPOINTS,
+    check_checkpoints,
+    check_class_pair,
+    check_differences,
+    check_losses,
+    check_reference,
+    distinct,
+)
 
 _SLICE_SAMPLES = 2**17
 """Samples scored at a time, row after row: seven float64 temporaries of 1 MiB, which stay in a processor's cache."""
@@ -107,42 +111,6 @@ def cld_scores(
     return scores.to(train_losses.device)
 
 
-def aleatoric_uncertainty(losses: Tensor) -> Tensor:
-    """The mean over checkpoints of `p (1 - p)`, where `p = exp(-loss)` is the probability of the sample's label.
-
-    High for samples whose label the model kept finding likely and unlikely at once; low for the easy ones (`p` near
-    1) and for those it never agreed with, wrong labels among them (`p` near 0). Seedat et al., "Data-IQ: Characterizing
-    Subgroups with Heterogeneous Outcomes in Tabular Data", NeurIPS 2022, aleatoric uncertainty.
-
-    Args:
-        losses: Losses, floating point, `[T, N]`; cross-entropy for `p` to be a probability. NaN (not logged) is left
-            out.
-
-    Returns:
-        Float32, `[N]`, on the device of `losses`; in [0, 0.25] for losses that are not negative; NaN where nothing
-        was logged or a loss is infinite (not finite).
-
-    Raises:
-        TypeError: If `losses` is not a floating point tensor.
-        ValueError: If it is not `[T, N]` with at least one column.
-
-    Example:
-        >>> import torch
-        >>> from lightning_cld.functional import aleatoric_uncertainty
-        >>> aleatoric_uncertainty(-torch.tensor([[0.5, 0.9], [0.5, 1.0]]).log())
-        tensor([0.2500, 0.0450])
-    """
-    check_losses(losses, "losses")
-    values = torch.empty(losses.shape[1], dtype=torch.float32, device=losses.device)
-    width = max(1, _SLICE_ELEMENTS // max(1, len(losses)))
-    for start in range(0, losses.shape[1], width):
-        part = losses[:, start : start + width].float()
-        chances = (-part).exp()
-        mean = (chances * (1 - chances)).nanmean(dim=0)
-        values[start : start + width] = mean.where(~part.isinf().any(dim=0), torch.nan)
-    return values
-
-
 def class_reference(val_losses: Tensor, val_classes: Tensor, classes: Tensor) -> Tensor:
     """The mean validation loss difference of each of the sorted `classes`, float64, `[T-1, C]`.
 
@@ -226,124 +194,3 @@ def standardised(values: Tensor, logged: Tensor, count: Tensor) -> Tensor:
     values = (values - values.sum(dim=0) / count).where(logged, 0.0)
     norm = values.square().sum(dim=0).sqrt()
     return values / norm.where(norm > FLAT * count.sqrt(), torch.nan)
-
-
-def check_checkpoints(count: int) -> None:
-    """Raises unless there are as many checkpoints as a score needs."""
-    if count < MIN_CHECKPOINTS:
-        raise ValueError(
-            f"CLD needs at least {MIN_CHECKPOINTS} checkpoints (3 differences), got {count}. Log more epochs."
-        )
-
-
-def check_differences(most: int) -> None:
-    """Raises unless the sample with the most logged differences has as many as a score needs."""
-    if most < MIN_CHECKPOINTS - 1:
-        raise ValueError(
-            f"CLD needs at least {MIN_CHECKPOINTS - 1} differences between consecutive checkpoints, but too many "
-            f"losses are NaN (not logged): no sample has more than {most}."
-        )
-
-
-def check_losses(losses: Tensor, name: str) -> None:
-    """Raises unless `losses` is a floating point tensor `[T, N]` with at least one column."""
-    if not isinstance(losses, Tensor) or not losses.is_floating_point():
-        raise TypeError(f"{name} must be a floating point tensor [checkpoints, samples], got {kind_of(losses)}.")
-    if losses.ndim != 2 or losses.shape[1] == 0:
-        raise ValueError(
-            f"{name} must have shape [checkpoints, samples] with at least one sample, got {list(losses.shape)}."
-        )
-
-
-def check_classes(classes: Tensor, samples: int, name: str) -> Tensor:
-    """Returns `classes` as int64 `[samples]`, or raises."""
-    if not is_integer(classes):
-        raise TypeError(
-            f"{name} must be an integer tensor (int64) with a class for each sample, got {kind_of(classes)}. "
-            "NaN can't be a class: drop such samples first."
-        )
-    if list(classes.shape) != [samples] or samples == 0:
-        raise ValueError(f"{name} must have shape [{samples}], one class a sample, got {list(classes.shape)}.")
-    classes = classes.long()
-    if classes.min() < 0:
-        raise ValueError(
-            f"{name} must not be negative, got {int(classes.min())}. Number the classes from 0, and leave samples "
-            "without a class out."
-        )
-    return classes
-
-
-def distinct(classes: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct values of `classes`, sorted, and the place of each sample's among them, int64 `[C]` and `[N]`."""
-    if classes.max() >= len(classes):
-        labels, places = torch.unique(classes, return_inverse=True)
-        return labels, places
-    # Counting takes a tenth of the time of unique's sort.
-    labels = torch.bincount(classes).nonzero().flatten()
-    places = torch.zeros_like(classes[: int(labels[-1]) + 1])
-    places[labels] = torch.arange(len(labels), device=classes.device)
-    return labels, places[classes]
-
-
-def check_class_pair(
-    train_classes: Tensor | None, val_classes: Tensor | None, train_samples: int, val_samples: int
-) -> tuple[Tensor, Tensor]:
-    """Returns both as int64 tensors (one class of zeros for None), every train class with a reference; or raises."""
-    if (train_classes is None) != (val_classes is None):
-        raise ValueError(
-            "Give train_classes and val_classes, or neither (one class for all); got only "
-            f"{'val_classes' if train_classes is None else 'train_classes'}."
-        )
-    if train_classes is None or val_classes is None:
-        return torch.zeros(train_samples, dtype=torch.int64), torch.zeros(val_samples, dtype=torch.int64)
-    train_classes = check_classes(train_classes, train_samples, "train_classes")
-    val_classes = check_classes(val_classes, val_samples, "val_classes")
-    present, _ = distinct(train_classes)
-    missing = present[~torch.isin(present, val_classes.to(present.device))].tolist()
-    if missing:
-        raise ValueError(
-            f"{listed(missing, 'class', 'classes')} {'has' if len(missing) == 1 else 'have'} training but no "
-            "validation samples, so there is no reference to score against. Hold some of each class out "
-            "(lightning_cld.proportional_holdout), or leave the class out of training."
-        )
-    return train_classes, val_classes
-
-
-def check_reference(val_losses: Tensor, val_classes: Tensor, train_classes: Tensor, checkpoints: Sequence[str]) -> None:
-    """Raises if a validation loss of a trained class is infinite, naming the first such checkpoint and its classes."""
-    val_classes, train_classes = val_classes.to(val_losses.device), train_classes.to(val_losses.device)
-    diverged = val_losses.isinf() & torch.isin(val_classes, train_classes)
-    if not diverged.any():
-        return
-    row = int(diverged.any(dim=1).int().argmax())
-    classes = torch.unique(val_classes[diverged[row]]).tolist()
-    raise ValueError(
-        f"{told_divergence(classes, checkpoints[row])} Score the checkpoints before it "
-        "(LossTrajectories.score(cutoff_epoch=...)), or train the proxy with a lower learning rate."
-    )
-
-
-def told_divergence(classes: Sequence[int], checkpoint: str) -> str:
-    """What to say of classes whose validation losses are not finite."""
-    return (
-        f"The validation losses of {listed(classes, 'class', 'classes')} are not finite at {checkpoint}: training "
-        "diverged there."
-    )
-
-
-def is_integer(value: object) -> TypeGuard[Tensor]:
-    """Whether `value` is a tensor of whole numbers."""
-    if not isinstance(value, Tensor) or value.dtype == torch.bool:
-        return False
-    return not (value.is_floating_point() or value.is_complex())
-
-
-def listed(values: Sequence[int], one: str, many: str) -> str:
-    """Up to ten values behind their name, for messages."""
-    shown = ", ".join(map(str, values[:10])) + (f" and {len(values) - 10} more" if len(values) > 10 else "")
-    return f"{one if len(values) == 1 else many} {shown}"
-
-
-def kind_of(value: object) -> str:
-    """The dtype of a tensor or the type of anything else, for messages."""
-    return f"{value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_cld.functional import MIN_CHECKPOINTS, class_reference, standardised
-from lightning_cld.selection import select_top
+from lightning_cld.functional.checks import MIN_CHECKPOINTS
+from lightning_cld.functional.cld import class_reference, standardised
+from lightning_cld.functional.selection import select_top
 
 SHARE = 0.1
 """The share of the train set that the compared coresets keep. Small coresets change most, so that larger ones that
@@ -97,7 +98,7 @@ def alignment(values: Tensor, classes: Tensor | None) -> Alignment:
 
     Example:
         >>> import torch
-        >>> from lightning_cld.diagnostics import alignment
+        >>> from lightning_cld.functional.diagnostics import alignment
         >>> found = alignment(torch.linspace(-0.8, 1.0, 10), None)
         >>> round(found.kept, 2), round(found.everything, 2)
         (1.0, 0.1)
@@ -152,7 +153,7 @@ def reference_reliability(val_losses: Tensor, val_classes: Tensor, classes: Tens
 
     Example:
         >>> import torch
-        >>> from lightning_cld.diagnostics import reference_reliability
+        >>> from lightning_cld.functional.diagnostics import reference_reliability
         >>> falling = torch.tensor([2.0, 1.0, 0.7, 0.6, 0.4])[:, None]
         >>> losses = torch.cat([falling, falling / 2, falling, 3 - falling], dim=1)
         >>> reference_reliability(losses, torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1])).float()
@@ -193,7 +194,7 @@ def rank_agreement(values: Tensor, others: Tensor, classes: Tensor | None) -> fl
 
     Example:
         >>> import torch
-        >>> from lightning_cld.diagnostics import rank_agreement
+        >>> from lightning_cld.functional.diagnostics import rank_agreement
         >>> rank_agreement(torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.2, 0.7, 0.8]), None)
         1.0
     """

@@ -26,14 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_cld.functional import (
-    FLAT,
-    MIN_CHECKPOINTS,
-    check_checkpoints,
-    check_differences,
-    class_reference,
-    told_divergence,
-)
+from lightning_cld.functional.checks import MIN_CHECKPOINTS, check_checkpoints, check_differences, told_divergence
+from lightning_cld.functional.cld import FLAT, class_reference
 
 _SLICE = 2**15
 """Samples worked on at a time: some ten float64 temporaries of 256 KiB, which stay in a processor's cache."""

@@ -1,4 +1,4 @@
-"""Pure tensor functions: budgets, top-k per class and the per-class holdout."""
+"""Choosing samples: budgets, the rules "top" and "draw", and the split into train and validation samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from lightning_cld.functional import check_classes, kind_of, listed
+from lightning_cld.functional.checks import check_classes, check_count, kind_of, listed
 
 RULES = ("top", "draw")
 """How a coreset is chosen from scores: the best, or a draw among those above a threshold."""
@@ -126,7 +126,7 @@ def select_drawn(
 
     Example:
         >>> import torch
-        >>> from lightning_cld.selection import select_drawn
+        >>> from lightning_cld.functional.selection import select_drawn
         >>> select_drawn(torch.tensor([0.9, 0.8, 0.7, 0.1, -0.3]), torch.tensor([0.1, 0.0, 0.1, 0.2, 0.2]), size=2)
         tensor([0, 2])
     """
@@ -209,16 +209,6 @@ def check_rule(rule: object, seed: object) -> None:
         raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}.")
     if isinstance(seed, bool) or not isinstance(seed, SupportsIndex):
         raise TypeError(f"seed must be a whole number, got {seed!r}.")
-
-
-def check_count(name: str, value: object) -> int:
-    """Returns `value` as an int, or raises unless it is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
-        raise TypeError(f"{name} must be a whole number, got {value!r}.")
-    count = operator.index(value)
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}.")
-    return count
 
 
 def _apportion(sizes: Sequence[int], total: int) -> list[int]:

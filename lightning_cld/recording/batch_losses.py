@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_cld.functional import is_integer
+from lightning_cld.functional.checks import is_integer
 
 # Returns a Tensor. It is not said here, since jsonargparse would then refuse functions without annotations.
 LossFunction = torch.nn.Module | Callable[[Any, Any], Any]

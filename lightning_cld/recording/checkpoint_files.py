@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_cld.functional import MIN_CHECKPOINTS
+from lightning_cld.functional.checks import MIN_CHECKPOINTS
 
 
 def files_by_epoch(paths: Iterable[str | Path], weights_only: bool) -> dict[int, Path]:

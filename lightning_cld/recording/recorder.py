@@ -13,14 +13,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_cld.functional import check_class_pair, listed
+from lightning_cld.data.indexed import check_indexed
+from lightning_cld.functional.checks import check_class_pair, check_count, listed
 from lightning_cld.guards import agreed, is_a
-from lightning_cld.history import RunningHistory
-from lightning_cld.losses import LossFunction, check_loss_fn, make_step
+from lightning_cld.recording.batch_losses import LossFunction, check_loss_fn, make_step
+from lightning_cld.recording.running_history import RunningHistory
+from lightning_cld.recording.sources import find_sweeps
+from lightning_cld.recording.training_steps import StepLosses
 from lightning_cld.scores import OUTSIDE
-from lightning_cld.selection import check_count
-from lightning_cld.sources import find_sweeps
-from lightning_cld.steps import StepLosses, check_indexed
 from lightning_cld.trajectories import LossTrajectories
 
 

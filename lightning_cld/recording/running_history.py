@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_cld.fingerprint import Fingerprint
-from lightning_cld.provenance import provenance
-from lightning_cld.running import Classes, Moments, scores, skip, update
+from lightning_cld.data.fingerprint import Fingerprint
+from lightning_cld.functional.moments import Classes, Moments, scores, skip, update
 from lightning_cld.scores import CLDScores
+from lightning_cld.storage.provenance import provenance
 
 
 class RunningHistory:
@@ -30,7 +30,7 @@ class RunningHistory:
 
     Example:
         >>> import torch
-        >>> from lightning_cld.history import RunningHistory
+        >>> from lightning_cld.recording.running_history import RunningHistory
         >>> history = RunningHistory.of_losses(torch.tensor([[3.0, 1.0]]), torch.tensor([[2.0]]))
         >>> for epoch, (train, val) in enumerate([([2.0, 2.0], 1.0), ([1.7, 2.3], 0.7), ([1.6, 2.4], 0.6)], start=1):
         ...     history.record(epoch, torch.tensor(train), torch.tensor([val]))

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from lightning_cld.diagnostics import OVERLAP, best_tenth, half_of, overlap
-from lightning_cld.history import RunningHistory
+from lightning_cld.functional.diagnostics import OVERLAP, best_tenth, half_of, overlap
+from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.trajectories import LossTrajectories
 
 PATIENCE = 3
@@ -41,7 +41,7 @@ class Settling:
     Example:
         >>> import torch
         >>> from lightning_cld import LossTrajectories
-        >>> from lightning_cld.settling import Settling
+        >>> from lightning_cld.recording.settling import Settling
         >>> falling = torch.linspace(3, 0, 13)[:, None].square()
         >>> train = falling * torch.linspace(0.5, 1, 40) + torch.linspace(0, 20, 13 * 40).view(13, 40).sin()
         >>> Settling().epoch(LossTrajectories(train, falling))

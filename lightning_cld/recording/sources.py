@@ -8,16 +8,16 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
-from lightning_cld.fingerprint import Fingerprint
-from lightning_cld.guards import preserved_rng
-from lightning_cld.loaders import (
+from lightning_cld.data.fingerprint import Fingerprint
+from lightning_cld.data.loaders import (
     changes_between_reads,
     check_loader,
     fingerprint_of,
     sampled_positions,
     unknown_sampler,
 )
-from lightning_cld.sweep import Sweep
+from lightning_cld.guards import preserved_rng
+from lightning_cld.recording.sweep import Sweep
 
 _VIEW = (
     "train_dataloader=... of CLDCallback or trajectories_from_checkpoints, or cld_train_dataloader() on the datamodule"

@@ -10,10 +10,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_cld.data.loaders import sequential_loader
 from lightning_cld.guards import agreed, evaluation, in_lockstep, preserved_rng
-from lightning_cld.loaders import sequential_loader
-from lightning_cld.losses import Step, check_batch
-from lightning_cld.progress import progress
+from lightning_cld.recording.batch_losses import Step, check_batch
+from lightning_cld.recording.progress_bar import progress
 
 
 class Sweep:

@@ -8,8 +8,7 @@ from typing import Literal
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
-from lightning_cld.functional import MIN_CHECKPOINTS
-from lightning_cld.selection import check_count
+from lightning_cld.functional.checks import MIN_CHECKPOINTS, check_count
 
 
 def check_cutoff(

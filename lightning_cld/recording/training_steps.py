@@ -9,9 +9,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from lightning_cld.functional import is_integer, kind_of
+from lightning_cld.functional.checks import is_integer, kind_of
 from lightning_cld.guards import agreed
 
 _REMEDY = (
@@ -19,44 +18,6 @@ _REMEDY = (
     "the loss of each sample of the batch, floating point [B], and its position in the train set, integer [B], which "
     "lightning_cld.IndexedDataset puts into the batch."
 )
-
-
-class IndexedDataset(Dataset[Any]):
-    """A dataset whose samples say their position, for `CLDCallback(record="step")`.
-
-    A sample that is a tuple or a list becomes a tuple with the position at its end; a mapping a dictionary with the
-    position as "sample_index"; anything else a pair. Wrap the whole train set, so that positions count in the
-    dataset that the Trainer is given: `IndexedDataset(Subset(...))`, not the other way round. Other attributes than
-    `dataset` are those of the dataset within.
-
-    Args:
-        dataset: A map-style dataset.
-
-    Example:
-        >>> import torch
-        >>> from torch.utils.data import TensorDataset
-        >>> from lightning_cld import IndexedDataset
-        >>> IndexedDataset(TensorDataset(torch.tensor([0.5, 1.5]), torch.tensor([3, 4])))[1]
-        (tensor(1.5000), tensor(4), 1)
-    """
-
-    def __init__(self, dataset: Dataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self.dataset)  # type: ignore[arg-type]  # map-style has a length
-
-    def __getitem__(self, index: int) -> Any:
-        sample = self.dataset[index]
-        if isinstance(sample, Mapping):
-            return {**sample, "sample_index": index}
-        return (*sample, index) if isinstance(sample, (tuple, list)) else (sample, index)
-
-    def __getattr__(self, name: str) -> Any:
-        # A copy or an unpickled one asks before there is anything within; nor may a batched read go past __getitem__.
-        if name.startswith("__") or "dataset" not in vars(self):
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
 
 
 class StepLosses:
@@ -167,40 +128,3 @@ class StepLosses:
         if not self._warned:
             self._warned = True
             rank_zero_warn(f"CLD: {message} This is said once.")
-
-
-def check_indexed(dataset: Any) -> None:
-    """Raises if samples say their position in some other set, as those of `Subset(IndexedDataset(...))` do."""
-    if isinstance(dataset, IndexedDataset):
-        return
-    inner = getattr(dataset, "dataset", None)
-    for within in getattr(dataset, "datasets", [] if inner is None else [inner]):
-        if isinstance(within, IndexedDataset):
-            raise ValueError(
-                f"The train set is a {type(dataset).__name__} of an IndexedDataset, so its samples say their positions "
-                f"in the set within. Wrap the whole: IndexedDataset({type(dataset).__name__}(...))."
-            )
-        check_indexed(within)
-
-
-def at_epoch_ends(losses: Tensor) -> Tensor:
-    """Losses at the ends of epochs, estimated from those that training steps saw within the epochs.
-
-    A step sees a sample somewhere in its epoch, in the middle on average; so the mean of what two epochs saw stands for
-    the checkpoint between them. That it pairs better with the reference there than either by itself was measured:
-    `examples/benchmarks/RESULTS.md`.
-
-    Args:
-        losses: Floating point `[T, N]`: a sweep's row, then one for each following epoch.
-
-    Returns:
-        `[T, N]`; the first row and what no mean is known of, the last row say, as they are.
-
-    Example:
-        >>> import torch
-        >>> at_epoch_ends(torch.tensor([[3.0], [2.0], [1.0], [0.5]])).flatten()
-        tensor([3.0000, 1.5000, 0.7500, 0.5000])
-    """
-    means = (losses[1:-1] + losses[2:]) / 2
-    means = torch.where(means.isnan(), losses[1:-1], means)
-    return torch.cat([losses[:1], means, losses[-1:]]) if len(losses) > 1 else losses

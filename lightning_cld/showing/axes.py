@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.utils import make_grid  # type: ignore[import-untyped]  # torchvision ships no types
 
-from lightning_cld.images import read_images
 from lightning_cld.scores import CLDScores
+from lightning_cld.showing.thumbnails import read_images
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

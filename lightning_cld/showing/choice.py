@@ -10,10 +10,10 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from lightning_cld.diagnostics import overlap, rank_agreement
-from lightning_cld.functional import MIN_CHECKPOINTS, listed
+from lightning_cld.functional.checks import MIN_CHECKPOINTS, listed
+from lightning_cld.functional.diagnostics import overlap, rank_agreement
+from lightning_cld.functional.selection import select_top
 from lightning_cld.scores import CLDScores
-from lightning_cld.selection import select_top
 from lightning_cld.trajectories import LossTrajectories
 
 MOST_CLASSES = 10

@@ -15,13 +15,11 @@ from PIL import Image  # which torchvision brings
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_cld.diagnostics import SHARE, alignment
-from lightning_cld.drawing import BEST, WORST
-from lightning_cld.files import replacing
-from lightning_cld.images import check_dataset, read_images
+from lightning_cld.functional.diagnostics import SHARE, alignment
 from lightning_cld.plotting import plot_agreement, plot_scores, plot_trajectories
 from lightning_cld.scores import CLDScores
-from lightning_cld.shown import (
+from lightning_cld.showing.axes import BEST, WORST
+from lightning_cld.showing.choice import (
     by_mean_score,
     check_kind,
     check_same_train_set,
@@ -29,6 +27,8 @@ from lightning_cld.shown import (
     positions_of,
     shown_classes,
 )
+from lightning_cld.showing.thumbnails import check_dataset, read_images
+from lightning_cld.storage.files import replacing
 from lightning_cld.trajectories import LossTrajectories
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cld.diagnostics import OVERLAP, RELIABLE, Alignment, alignment, chance_alignment
-from lightning_cld.functional import MIN_CHECKPOINTS, listed
+from lightning_cld.functional.checks import MIN_CHECKPOINTS, listed
+from lightning_cld.functional.diagnostics import OVERLAP, RELIABLE, Alignment, alignment, chance_alignment
 
 THIN_REFERENCE = 10
 """A class with fewer validation samples than this is reported: the mean of so few losses is mostly noise."""

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_cld.data.loaders import fingerprint_of
 from lightning_cld.guards import preserved_rng
-from lightning_cld.loaders import fingerprint_of
 from lightning_cld.scores import CLDScores
 
 SIDE = 96
@@ -69,7 +69,7 @@ def read_images(dataset: Dataset[Any], positions: Sequence[int]) -> Tensor:
     Example:
         >>> import torch
         >>> from torch.utils.data import TensorDataset
-        >>> from lightning_cld.images import read_images
+        >>> from lightning_cld.showing.thumbnails import read_images
         >>> digits = TensorDataset(torch.rand(10, 1, 8, 8), torch.arange(10))
         >>> read_images(digits, [3, 7]).shape
         torch.Size([2, 3, 8, 8])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from lightning_cld.fingerprint import PROBES, Fingerprint, dataset_labels, probe_positions
+from lightning_cld.data.fingerprint import PROBES, Fingerprint, dataset_labels, probe_positions
 
 LABELS = [5, 6, 7, 8]
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "benchmarks"))
 from _grid import run_cells
 
 CELLS = [{"method": method, "fraction": fraction} for fraction in (10.0, 0.5) for method in ("b, c", "a", '"')]

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from lightning_cld import CLDScores, LossTrajectories
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 sys.path.insert(0, str(EXAMPLES))
 

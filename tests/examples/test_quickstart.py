@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart.py"
+QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.py"
 TINY = ["--epochs", "4", "--cutoff", "3", "--seeds", "1", "--fractions", "0.5", "--batch-size", "128"]
 
 

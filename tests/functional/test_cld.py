@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import assert_scores, cld_oracle, losses
 
-from lightning_cld import functional
-from lightning_cld.functional import cld_scores
+from lightning_cld.functional import cld
+from lightning_cld.functional.checks import distinct
+from lightning_cld.functional.cld import cld_scores
 
 NAN, INF = float("nan"), float("inf")
 CLASSES, VAL_CLASSES = torch.arange(30) % 3, torch.arange(12) % 3
@@ -250,8 +251,8 @@ def test_fewer_than_three_differences_in_all_raise():
 def test_the_size_of_slices_is_of_no_account(monkeypatch, samples, elements):
     train, val, *classes = case()
     train[2, 4], train[5, 7], train[:, 20:26] = NAN, INF, 1.0
-    monkeypatch.setattr(functional, "_SLICE_SAMPLES", samples)
-    monkeypatch.setattr(functional, "_SLICE_ELEMENTS", elements)
+    monkeypatch.setattr(cld, "_SLICE_SAMPLES", samples)
+    monkeypatch.setattr(cld, "_SLICE_ELEMENTS", elements)
     assert_scores(cld_scores(train, val, *classes), cld_oracle(train, val, *classes))
 
 
@@ -259,8 +260,8 @@ def test_the_size_of_slices_is_of_no_account(monkeypatch, samples, elements):
 def test_one_sample_with_enough_differences_is_enough(monkeypatch, logged):
     train, val, *classes = case()
     train[logged:, :29] = NAN
-    monkeypatch.setattr(functional, "_SLICE_SAMPLES", 10)
-    monkeypatch.setattr(functional, "_SLICE_ELEMENTS", 100)
+    monkeypatch.setattr(cld, "_SLICE_SAMPLES", 10)
+    monkeypatch.setattr(cld, "_SLICE_ELEMENTS", 100)
     assert cld_scores(train, val, *classes).isfinite().nonzero().flatten().tolist() == [29]
     train[5, 29] = NAN  # 7 of 9 differences are left
     assert cld_scores(train, val, *classes).isfinite().nonzero().flatten().tolist() == [29]
@@ -268,7 +269,7 @@ def test_one_sample_with_enough_differences_is_enough(monkeypatch, logged):
 
 def test_samples_of_every_slice_are_scored_right():
     rows, samples = 8, 300_000
-    width = functional._SLICE_SAMPLES
+    width = cld._SLICE_SAMPLES
     assert samples > 2 * width
     train, val, classes = losses(rows, samples), losses(rows, 12), torch.arange(samples) % 3
     train[4, width // 2 : width] = NAN
@@ -282,20 +283,20 @@ def test_samples_of_every_slice_are_scored_right():
 @pytest.mark.parametrize("labels", [[0, 1, 2], [3, 8, 41], [10**12, 5, 70], [29, 28, 27]])
 def test_distinct_classes_are_sorted_and_each_sample_finds_its_own(labels):
     classes = torch.tensor(labels)[CLASSES]
-    distinct, places = functional.distinct(classes)
+    labels_found, places = distinct(classes)
     expected, inverse = np.unique(classes.numpy(), return_inverse=True)
-    assert distinct.tolist() == expected.tolist()
+    assert labels_found.tolist() == expected.tolist()
     assert places.tolist() == inverse.tolist()
 
 
 MEMORY = """
-import runpy, sys, torch
+import torch
+from lightning_cld import cld_scores
 
 def peak():
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
 
-cld_scores = runpy.run_path(sys.argv[1])["cld_scores"]
 train, val = torch.rand(60, 600_000), torch.rand(60, 500)
 classes, val_classes = torch.arange(600_000) % 10, torch.arange(500) % 10
 before = peak()
@@ -307,7 +308,7 @@ print((peak() - before) / (train.numel() * train.element_size()))
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory that Linux tells")
 def test_scoring_takes_little_memory_beside_the_losses():
     # VmHWM, as ru_maxrss of a child process starts at its parent's.
-    command = [sys.executable, "-c", MEMORY, functional.__file__]
+    command = [sys.executable, "-c", MEMORY]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(result.stdout) < 1.0
 

@@ -7,7 +7,7 @@ from oracles import losses
 from scipy.stats import pearsonr, spearmanr
 
 from lightning_cld import select_top
-from lightning_cld.diagnostics import (
+from lightning_cld.functional.diagnostics import (
     RELIABLE,
     alignment,
     best_tenth,

@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import assert_scores, cld_oracle, losses
 
-from lightning_cld import cld_scores, running
-from lightning_cld.running import Classes, Moments, scores, skip, update
+from lightning_cld import cld_scores
+from lightning_cld.functional import moments
+from lightning_cld.functional.moments import Classes, Moments, scores, skip, update
 
 NAN, INF = float("nan"), float("inf")
 CLASSES, VAL_CLASSES = torch.tensor([0, 3, 700])[torch.arange(30) % 3], torch.tensor([0, 3, 700])[torch.arange(12) % 3]
@@ -310,7 +311,7 @@ def test_the_moments_before_stay_as_they_are(step):
 def test_slices_change_no_score(monkeypatch):
     train, val = case()
     expected = run(train, val, CLASSES, VAL_CLASSES)
-    monkeypatch.setattr(running, "_SLICE", 7)
+    monkeypatch.setattr(moments, "_SLICE", 7)
     assert torch.equal(run(train, val, CLASSES, VAL_CLASSES), expected)
 
 

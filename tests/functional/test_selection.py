@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lightning_cld.selection import proportional_holdout, select_drawn, select_top
+from lightning_cld.functional.selection import proportional_holdout, select_drawn, select_top
 
 NAN, INF = float("nan"), float("inf")
 LABELS = [0, 3, 17, 700, 701]

@@ -33,7 +33,8 @@ from torch.utils.data import (
 )
 from toys import CLASSES, Classifier, quiet_trainer
 
-from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, settling
+from lightning_cld import CLDCallback, CLDScores, CoresetDataModule
+from lightning_cld.recording import settling
 
 PATIENCE = timedelta(seconds=40)
 """How long a rank waits for the others before it ends with an error; the default is half an hour."""

@@ -81,7 +81,7 @@ def run_of(tmp_path_factory):
         root = folder / f"{strategy}-{devices}"
         root.mkdir()
         command = [sys.executable, "distributed_runs.py", strategy, str(devices), root, *PARTS[strategy, devices]]
-        paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        paths = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
         environment = {
             "PATH": "",
             "PYTHONPATH": os.pathsep.join(filter(None, paths)),

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from toys import Blobs, Classifier, blobs, fit, plain_losses
 
 from lightning_cld import CLDCallback, CLDScores, LossTrajectories
-from lightning_cld.fingerprint import probe_positions
+from lightning_cld.data.fingerprint import probe_positions
 
 STEPS = 6  # an epoch of `Blobs`
 

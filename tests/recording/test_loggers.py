@@ -23,14 +23,15 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toys import Blobs, Classifier, fit
 
-from lightning_cld import CLDCallback, CLDScores, IndexedDataset, LossTrajectories, reporting
+from lightning_cld import CLDCallback, CLDScores, IndexedDataset, LossTrajectories
 from lightning_cld.guards import is_a
-from lightning_cld.reporting import log_scores
-from lightning_cld.settling import Settling
+from lightning_cld.recording import loggers
+from lightning_cld.recording.loggers import log_scores
+from lightning_cld.recording.settling import Settling
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 PER_CHECKPOINT = {"cld/epoch", "cld/train_loss", "cld/val_loss", "cld/seconds"}
-PER_SCORES = {f"cld/scores/{name}" for name in ("unscored", "negative", *reporting._QUANTILES)}
+PER_SCORES = {f"cld/scores/{name}" for name in ("unscored", "negative", *loggers._QUANTILES)}
 EPOCHS = 8
 HISTORY = LossTrajectories(torch.rand(4, 2), torch.rand(4, 2))
 
@@ -139,7 +140,7 @@ def test_the_last_overlap_is_what_the_summary_tells(tmp_path, history):
 
 
 def test_a_run_that_settles_logs_what_settled_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_cld.settling.OVERLAP", 0.2)
+    monkeypatch.setattr("lightning_cld.recording.settling.OVERLAP", 0.2)
     cld = CLDCallback(dirpath=tmp_path, cutoff_epoch="auto")
     run(tmp_path, cld, logger=CSVLogger(tmp_path), epochs=24)
     checkpoints, scores = logged(tmp_path)
@@ -301,7 +302,7 @@ def test_two_boards_get_the_same_figures(tmp_path):
 
 def test_without_matplotlib_there_are_no_figures(tmp_path, monkeypatch, recwarn):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr(reporting, "find_spec", lambda name: None)
+    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
     run(tmp_path, CLDCallback(dirpath=tmp_path), logger=TensorBoardLogger(tmp_path))
     events = read_events(tmp_path)
     assert events.Tags()["images"] == []
@@ -313,7 +314,7 @@ def test_a_figure_that_can_not_be_drawn_is_warned_about(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(reporting.plotting, "plot_agreement", fails)
+    monkeypatch.setattr(loggers.plotting, "plot_agreement", fails)
     with pytest.warns(UserWarning, match="CLD: the figure agreement could not be drawn: no ink"):
         run(tmp_path, CLDCallback(dirpath=tmp_path), logger=TensorBoardLogger(tmp_path))
     assert set(read_events(tmp_path).Tags()["images"]) == FIGURES - {"cld/agreement"}
@@ -499,8 +500,8 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from toys import Blobs, Classifier
 from lightning_cld import CLDCallback
-import lightning_cld.progress
-lightning_cld.progress._INTERVAL = -1.0
+import lightning_cld.recording.progress_bar
+lightning_cld.recording.progress_bar._INTERVAL = -1.0
 root = sys.argv[1]
 trainer = L.Trainer(
     max_epochs=4, accelerator="cpu", devices=2, strategy="ddp", logger=CSVLogger(root), enable_checkpointing=False,
@@ -512,7 +513,7 @@ trainer.fit(Classifier(), datamodule=Blobs())
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 def test_on_two_processes_one_logs_and_shows(tmp_path):
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "LINES": "40"}
     environment.pop("TQDM_MINITERS", None)
     script = tmp_path / "run.py"

@@ -20,8 +20,8 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from toys import Blobs, Classifier, quiet_trainer
 
 from lightning_cld import CLDCallback, trajectories_from_checkpoints
-from lightning_cld import progress as progress_room
-from lightning_cld.progress import find_bar, progress
+from lightning_cld.recording import progress_bar
+from lightning_cld.recording.progress_bar import find_bar, progress
 
 WIDTH, HEIGHT = 100, 40
 
@@ -78,7 +78,7 @@ def size(monkeypatch):
 
 @pytest.fixture
 def every_batch(monkeypatch):
-    monkeypatch.setattr(progress_room, "_INTERVAL", -1.0)
+    monkeypatch.setattr(progress_bar, "_INTERVAL", -1.0)
 
 
 def make_bar(kind: str, **arguments):
@@ -291,8 +291,8 @@ import lightning as L
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 from toys import Blobs, Classifier
 from lightning_cld import CLDCallback
-import lightning_cld.progress
-lightning_cld.progress._INTERVAL = -1.0
+import lightning_cld.recording.progress_bar
+lightning_cld.recording.progress_bar._INTERVAL = -1.0
 for bar in (TQDMProgressBar, RichProgressBar):
     trainer = L.Trainer(
         max_epochs=3, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False,
@@ -311,7 +311,7 @@ def test_in_a_real_terminal(tmp_path):
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
-    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])])
     environment = {**os.environ, "PYTHONPATH": paths, "TERM": "xterm-256color", "OMP_NUM_THREADS": "1"}
     for name in ("COLUMNS", "LINES", "TQDM_MINITERS", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
         environment.pop(name, None)

@@ -7,8 +7,8 @@ import torch
 from oracles import assert_scores, cld_oracle, losses
 
 from lightning_cld import LossTrajectories
-from lightning_cld.fingerprint import Fingerprint
-from lightning_cld.history import RunningHistory
+from lightning_cld.data.fingerprint import Fingerprint
+from lightning_cld.recording.running_history import RunningHistory
 
 TRAIN, VAL = losses(9, 30), losses(9, 12, seed=1)
 CLASSES, VAL_CLASSES = torch.tensor([0, 3, 700])[torch.arange(30) % 3], torch.tensor([0, 3, 700])[torch.arange(12) % 3]

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_cld import LossTrajectories, settling
-from lightning_cld.history import RunningHistory
-from lightning_cld.settling import Settling
+from lightning_cld import LossTrajectories
+from lightning_cld.recording import settling
+from lightning_cld.recording.running_history import RunningHistory
+from lightning_cld.recording.settling import Settling
 
 SAMPLES, CLASSES = 60, torch.arange(60) % 3
 VAL_CLASSES = torch.arange(12) % 3

@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cld import CLDCallback
-from lightning_cld.loaders import changes_between_reads
-from lightning_cld.sweep import Sweep
+from lightning_cld.data.loaders import changes_between_reads
+from lightning_cld.recording.sweep import Sweep
 from tests.toys import Blobs, Classifier, blobs, fit, quiet_trainer
 
 
@@ -167,7 +167,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("loss_fn", [None, nn.CrossEntropyLoss(reduction="none")])
 def test_nothing_waits_for_the_device_batch_by_batch(tmp_path, loss_fn):
-    from lightning_cld.losses import make_step
+    from lightning_cld.recording.batch_losses import make_step
 
     module, loader = Classifier(), DataLoader(blobs(120), batch_size=120)
     trainer = quiet_trainer(tmp_path)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, Dataset, Subset, SubsetRandomSampler, TensorDataset
 
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, IndexedDataset, LossTrajectories
-from lightning_cld.fingerprint import dataset_labels
-from lightning_cld.steps import at_epoch_ends
+from lightning_cld.data.fingerprint import dataset_labels
+from lightning_cld.functional.step_losses import at_epoch_ends
 from tests.toys import Blobs, Classifier, blobs, fit, plain_losses
 
 NAN, INF = float("nan"), float("inf")

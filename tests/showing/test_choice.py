@@ -7,7 +7,14 @@ from oracles import cld_oracle
 from scipy.stats import spearmanr
 
 from lightning_cld import CLDScores, LossTrajectories
-from lightning_cld.shown import agreement, by_mean_score, check_same_train_set, extremes, positions_of, shown_classes
+from lightning_cld.showing.choice import (
+    agreement,
+    by_mean_score,
+    check_same_train_set,
+    extremes,
+    positions_of,
+    shown_classes,
+)
 
 NAN = float("nan")
 

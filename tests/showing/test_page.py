@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from lightning_cld import CLDScores, LossTrajectories, baselines
-from lightning_cld.shown import by_mean_score, extremes
+from lightning_cld.showing.choice import by_mean_score, extremes
 
 NAN = float("nan")
 EVIL = '<script>alert("1")</script> & <img src="http://example.org/x.png">'

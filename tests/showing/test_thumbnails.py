@@ -9,8 +9,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from lightning_cld import CLDScores
-from lightning_cld.fingerprint import Fingerprint
-from lightning_cld.images import SIDE, check_dataset, read_images
+from lightning_cld.data.fingerprint import Fingerprint
+from lightning_cld.showing.thumbnails import SIDE, check_dataset, read_images
 
 RAMP = np.arange(12, dtype=np.uint8).reshape(3, 4)  # height 3, width 4
 GREY = np.round(RAMP.astype(int) * 255 / 11).astype(np.uint8)

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from lightning_cld import CLDScores, LossTrajectories
-from lightning_cld.fingerprint import Fingerprint
+from lightning_cld.data.fingerprint import Fingerprint
 
 MOST_MEMORY = 200e6
 SECONDS = 60

@@ -3,7 +3,7 @@ import platform
 
 import torch
 
-from lightning_cld.provenance import provenance
+from lightning_cld.storage.provenance import provenance
 
 
 def test_it_counts_the_references_of_each_class():

@@ -1,0 +1,47 @@
+"""How uncertain the model was of each sample's label."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_cld.functional.checks import check_losses
+
+_SLICE_ELEMENTS = 2**17
+"""Losses worked on at a time, so that temporaries stay in a processor's cache."""
+
+
+def aleatoric_uncertainty(losses: Tensor) -> Tensor:
+    """The mean over checkpoints of `p (1 - p)`, where `p = exp(-loss)` is the probability of the sample's label.
+
+    High for samples whose label the model kept finding likely and unlikely at once; low for the easy ones (`p` near
+    1) and for those it never agreed with, wrong labels among them (`p` near 0). Seedat et al., "Data-IQ: Characterizing
+    Subgroups with Heterogeneous Outcomes in Tabular Data", NeurIPS 2022, aleatoric uncertainty.
+
+    Args:
+        losses: Losses, floating point, `[T, N]`; cross-entropy for `p` to be a probability. NaN (not logged) is left
+            out.
+
+    Returns:
+        Float32, `[N]`, on the device of `losses`; in [0, 0.25] for losses that are not negative; NaN where nothing
+        was logged or a loss is infinite (not finite).
+
+    Raises:
+        TypeError: If `losses` is not a floating point tensor.
+        ValueError: If it is not `[T, N]` with at least one column.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld.functional import aleatoric_uncertainty
+        >>> aleatoric_uncertainty(-torch.tensor([[0.5, 0.9], [0.5, 1.0]]).log())
+        tensor([0.2500, 0.0450])
+    """
+    check_losses(losses, "losses")
+    values = torch.empty(losses.shape[1], dtype=torch.float32, device=losses.device)
+    width = max(1, _SLICE_ELEMENTS // max(1, len(losses)))
+    for start in range(0, losses.shape[1], width):
+        part = losses[:, start : start + width].float()
+        chances = (-part).exp()
+        mean = (chances * (1 - chances)).nanmean(dim=0)
+        values[start : start + width] = mean.where(~part.isinf().any(dim=0), torch.nan)
+    return values
