@@ -14,8 +14,7 @@ from torch import Tensor
 from lightning_cld.data.fingerprint import Fingerprint
 from lightning_cld.functional.checks import check_classes, is_integer
 from lightning_cld.functional.selection import check_rule, select_drawn, select_top
-from lightning_cld.showing.summary import account, laid_out
-from lightning_cld.storage.files import read_arrays, write_arrays
+from lightning_cld.storage.files import read_arrays, replacing, write_arrays
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -240,6 +239,8 @@ class CLDScores:
                          - references reliable? Not known: it takes the losses (history="full"), two or more a class
                          - alignment clear? Not known: too few samples of a class are scored for a tenth of it
         """
+        from lightning_cld.showing.summary import laid_out  # late: see `account`
+
         return laid_out(self.account())
 
     def account(self) -> list[tuple[str, str]]:
@@ -250,9 +251,10 @@ class CLDScores:
             >>> CLDScores([0.5, -0.25, 1.0]).account()[0]
             ('samples', '3')
         """
-        pool = self.positions()
-        classes = None if self.classes is None else self.classes[pool]
-        return account(self.values[pool], classes, len(self), self.epochs, self.metadata)
+        # Late, here and in `report`: what shows scores imports this module.
+        from lightning_cld.showing.summary import account
+
+        return account(self)
 
     def report(
         self, path: str | Path, dataset: Dataset[Any] | None = None, trajectories: LossTrajectories | None = None
@@ -287,9 +289,17 @@ class CLDScores:
             >>> "<html" in page
             True
         """
-        from lightning_cld.showing.page import write_report
+        from lightning_cld.showing.page import make_page
 
-        return write_report(self, Path(path), dataset, trajectories)
+        path = Path(path)
+        if path.is_dir():
+            raise IsADirectoryError(
+                f"{path} is a directory. Give the name of a file in it, such as {path / 'report.html'}."
+            )
+        page = make_page(self, dataset, trajectories)
+        with replacing(path) as file:
+            file.write(page.encode())
+        return path
 
     def positions(self) -> Tensor:
         """Positions in the train dataset that budgets count, sorted, int64: all, but those outside of the sampler.

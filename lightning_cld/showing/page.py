@@ -7,7 +7,6 @@ import json
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +27,6 @@ from lightning_cld.showing.choice import (
     shown_classes,
 )
 from lightning_cld.showing.thumbnails import check_dataset, read_images
-from lightning_cld.storage.files import replacing
 from lightning_cld.trajectories import LossTrajectories
 
 if TYPE_CHECKING:
@@ -84,14 +82,8 @@ table.numbers td, table.numbers th {{ text-align: right; white-space: nowrap; ov
 """
 
 
-def write_report(
-    scores: CLDScores, path: Path, dataset: Dataset[Any] | None, trajectories: LossTrajectories | None
-) -> Path:
-    """Writes the page; see `CLDScores.report`."""
-    if path.is_dir():
-        raise IsADirectoryError(
-            f"{path} is a directory. Give the name of a file in it, such as {path / 'report.html'}."
-        )
+def make_page(scores: CLDScores, dataset: Dataset[Any] | None, trajectories: LossTrajectories | None) -> str:
+    """The page as HTML; see `CLDScores.report`."""
     if dataset is not None:
         check_dataset(scores, dataset)
     if trajectories is not None:
@@ -111,9 +103,7 @@ def write_report(
         parts.append(_section("Highest and lowest", *([_p(note)] if left_out else []), *each))
     parts += [_section("All classes", _all_classes(scores)), _section("Provenance", _provenance(scores))]
     title = f"{scores.metadata.get('scored_by', 'CLD')} scores of {len(scores.positions()):,} samples"
-    with replacing(path) as file:
-        file.write(_PAGE.format(title=escape(title), body="\n".join(parts), best=BEST, worst=WORST).encode())
-    return path
+    return _PAGE.format(title=escape(title), body="\n".join(parts), best=BEST, worst=WORST)
 
 
 # The sections

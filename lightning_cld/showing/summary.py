@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_cld.functional.checks import MIN_CHECKPOINTS, listed
 from lightning_cld.functional.diagnostics import OVERLAP, RELIABLE, Alignment, alignment, chance_alignment
+from lightning_cld.scores import CLDScores
 
 THIN_REFERENCE = 10
 """A class with fewer validation samples than this is reported: the mean of so few losses is mostly noise."""
@@ -38,20 +39,13 @@ class _Finding(NamedTuple):
     unknown: str = ""
 
 
-def account(
-    values: Tensor, classes: Tensor | None, length: int, epochs: Sequence[int], metadata: Mapping[str, Any]
-) -> list[tuple[str, str]]:
-    """What there is to say of scores: the name of each thing, and what is said of it, in lines.
-
-    Args:
-        values: Scores of the positions in use, `[P]`.
-        classes: Their classes, `[P]`; None for one class.
-        length: Positions that the dataset has.
-        epochs: Completed epochs at each checkpoint.
-        metadata: Of the scores.
-    """
+def account(scores: CLDScores) -> list[tuple[str, str]]:
+    """What there is to say of scores: names and texts, in order; see `CLDScores.account`."""
+    pool = scores.positions()
+    values, classes = scores.values[pool], None if scores.classes is None else scores.classes[pool]
+    epochs, metadata = scores.epochs, scores.metadata
     scored = values[~values.isnan()]
-    outside = f" of {length:,} (the others are outside the sampler)" if len(values) < length else ""
+    outside = f" of {len(scores):,} (the others are outside the sampler)" if len(values) < len(scores) else ""
     lines = [
         ("samples", f"{len(values):,}{outside}"),
         ("classes", f"{1 if classes is None else len(torch.unique(classes))}"),
