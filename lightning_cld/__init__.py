@@ -1,5 +1,7 @@
 """Which of my training data do I really need? Coresets from loss trajectories, as a PyTorch Lightning plugin."""
 
+import sys
+
 from lightning_cld import baselines
 from lightning_cld.callback import CLDCallback
 from lightning_cld.checkpoints import trajectories_from_checkpoints
@@ -24,3 +26,11 @@ __all__ = [
     "select_top",
     "trajectories_from_checkpoints",
 ]
+
+# Pickled scores, and checkpoints with scores among their hyperparameters, may name modules by their former paths.
+for _former, _module in {
+    "fingerprint": "data.fingerprint",
+    "selection": "functional.selection",
+    "steps": "data.indexed",
+}.items():
+    sys.modules[f"{__name__}.{_former}"] = sys.modules[f"{__name__}.{_module}"]

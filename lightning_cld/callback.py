@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,14 +11,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_cld.functional.checks import check_count
 from lightning_cld.guards import agreed
 from lightning_cld.recording.batch_losses import LossFunction
 from lightning_cld.recording.loggers import log_checkpoint, log_scores
 from lightning_cld.recording.recorder import Recorder
+from lightning_cld.recording.results import Results
 from lightning_cld.recording.running_history import RunningHistory
-from lightning_cld.recording.settling import Settling
-from lightning_cld.recording.timeline import check_cutoff, check_max_steps, check_plan, check_record
+from lightning_cld.recording.timeline import Timeline
 from lightning_cld.scores import CLDScores
 from lightning_cld.trajectories import LossTrajectories
 
@@ -125,22 +123,12 @@ class CLDCallback(Callback):
         dirpath: str | Path | None = None,
         filename: str = "cld-scores",
     ) -> None:
-        every_n_epochs = check_count("every_n_epochs", every_n_epochs)
-        if history not in ("full", "running"):
-            raise ValueError(f"history must be 'full' or 'running', got {history!r}.")
-        check_record(record, history, every_n_epochs, cutoff_epoch)
-        cutoff = check_cutoff(cutoff_epoch, every_n_epochs, history, stop_at_cutoff=stop_at_cutoff)
-        if not filename or Path(filename).name != filename:
-            raise ValueError(f"filename must be a name without directories, got {filename!r}. See dirpath.")
-        self.cutoff_epoch = cutoff
-        self.stop_at_cutoff = stop_at_cutoff
-        self.every_n_epochs = every_n_epochs
-        self.history = history
-        self.record = record
-        self.dirpath = None if dirpath is None else Path(dirpath)
-        self.filename = filename.removesuffix(".npz")
+        self._timeline = Timeline(
+            cutoff_epoch, every_n_epochs, stop_at_cutoff=stop_at_cutoff, history=history, record=record
+        )
+        self._results = Results(dirpath, filename)
         self._recorder = Recorder(
-            every_n_epochs=every_n_epochs,
+            every_n_epochs=self._timeline.every_n_epochs,
             loss_fn=loss_fn,
             train_dataloader=train_dataloader,
             val_dataloader=val_dataloader,
@@ -149,17 +137,18 @@ class CLDCallback(Callback):
             running=history == "running",
             from_steps=record == "step",
         )
-        self._save_dir = self.dirpath
-        # Travels to processes that are forked or spawned, and from there into the files.
-        self._run = secrets.token_hex(8)
+        self.cutoff_epoch = self._timeline.cutoff_epoch
+        self.stop_at_cutoff = stop_at_cutoff
+        self.every_n_epochs = self._timeline.every_n_epochs
+        self.history = history
+        self.record = record
+        self.dirpath = self._results.dirpath
+        self.filename = self._results.filename
         self._fitted_here = False
         self._fitting = False
         self._finished = False
         self._swept = 0  # the newest due epoch whose sweep was tried, whether or not it could be logged
-        self._last_epoch: int | None = None
         self._scores: CLDScores | None = None
-        self._settling = Settling()
-        self._settled: int | None = None  # the epoch at which the coreset has, with cutoff_epoch="auto"
 
     # What the user reads
 
@@ -189,18 +178,17 @@ class CLDCallback(Callback):
             ValueError: If the logged losses give no scores: too few checkpoints, the cutoff not reached, or a
                 validation loss that was not finite.
         """
-        if not self._fitted_here and self.scores_path is not None and self.scores_path.exists():
-            saved = CLDScores.load(self.scores_path)
-            if saved.metadata.get("run") == self._run:  # and not of an earlier run
-                return saved
+        saved = None if self._fitted_here else self._results.saved_scores()
+        if saved is not None:
+            return saved
         if self._scores is None or self._scores.epochs != self._recorded.epochs:  # asked for before, while training
-            self._scores = self._recorded.score(self._cutoff)
+            self._scores = self._recorded.score(self._timeline.cutoff)
         return self._scores
 
     @property
     def scores_path(self) -> Path | None:
         """Where the scores are (or will be) saved; None until a fit decides it, if `dirpath` was not given."""
-        return None if self._save_dir is None else self._save_dir / f"{self.filename}.npz"
+        return self._results.scores_path
 
     @property
     def _recorded(self) -> LossTrajectories | RunningHistory:
@@ -224,25 +212,18 @@ class CLDCallback(Callback):
         self._scores, self._finished = None, False
         if _is_untrained(trainer):
             self._forget()
-        # Asked for on all ranks, which agree on it.
-        self._save_dir = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir)
-        # SWA raises max_epochs later on, for an extra epoch that ends on averaged weights.
-        self._last_epoch = trainer.max_epochs if trainer.max_epochs != -1 else None
-        if self._last_epoch is None:
-            return
-        check_plan(self._last_epoch, self.every_n_epochs, f"max_epochs={self._last_epoch}")
-        if self._cutoff is not None and self._cutoff > self._last_epoch:
-            raise ValueError(f"cutoff_epoch={self._cutoff} is never reached with max_epochs={self._last_epoch}.")
+        self._results.choose_folder(trainer)
+        self._timeline.begin(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._fitting:
             rank_zero_info("CLD: fast_dev_run has too few epochs for scores, so nothing is logged.")
             return
-        check_max_steps(trainer, pl_module, self.every_n_epochs, self._cutoff)
+        self._timeline.check_max_steps(trainer, pl_module)
         self._recorder.start(trainer, pl_module)
         with agreed(trainer, "Making dirpath"):
-            if self.dirpath is not None:  # found out now if it can't be
+            if self.dirpath is not None:  # now, so that a folder that can't be made costs no training
                 self.dirpath.mkdir(parents=True, exist_ok=True)
         epoch = trainer.current_epoch
         if _is_untrained(trainer):
@@ -252,12 +233,12 @@ class CLDCallback(Callback):
                 f"CLD: training goes on at step {trainer.global_step} without losses logged before, so theta_0 is "
                 "missing from the timeline. Scores are better with it: start the proxy anew if you can."
             )
-        elif self._is_due(epoch) and epoch > self._swept:
+        elif self._timeline.is_due(epoch) and epoch > self._swept:
             # A checkpoint written in an epoch's last batch resumes behind that epoch's end. A sweep that was tried
             # and failed then is no such case: the weights may be of any later step by now.
             self._sweep(trainer, pl_module, epoch)
-        self._look_whether_settled(trainer)
-        if self.stop_at_cutoff and self._is_past_cutoff(epoch):
+        self._timeline.look_whether_settled(trainer, self._recorder.history)
+        if self.stop_at_cutoff and self._timeline.is_past_cutoff(epoch):
             trainer.should_stop = True
 
     @override
@@ -270,14 +251,14 @@ class CLDCallback(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch = trainer.current_epoch + 1
-        if not self._fitting or not self._is_due(epoch):
+        if not self._fitting or not self._timeline.is_due(epoch):
             return
         try:
             self._sweep(trainer, pl_module, epoch)
         except Exception as error:  # noqa: BLE001  # watching must not end a training that runs
             rank_zero_warn(f"CLD: the losses after {epoch} epochs could not be logged: {error}")
-        self._look_whether_settled(trainer)
-        if self._is_past_cutoff(epoch):
+        self._timeline.look_whether_settled(trainer, self._recorder.history)
+        if self._timeline.is_past_cutoff(epoch):
             self._finish(trainer, pl_module)
             self._recorder.release()  # of the sweeps' workers too, though training may go on
             if self.stop_at_cutoff:
@@ -302,21 +283,18 @@ class CLDCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # No collectives here: the other ranks may be elsewhere.
         if self._fitting and not self._finished and trainer.is_global_zero and self._recorder.history is not None:
-            self._save_trajectories(trainer, pl_module)
+            self._note(trainer, pl_module)
+            self._results.save_losses(self._recorded)
+
+    # What a checkpoint of Lightning's holds
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        recorded = self._recorder.history
         return {
-            "every_n_epochs": self.every_n_epochs,
-            "cutoff_epoch": self.cutoff_epoch,
-            "history": self.history,
-            "record": self.record,
-            "settled": self._settled,
+            **{name: getattr(self, name) for name in _OF_THE_TIMELINE},
+            "settled": self._timeline.settled,
             "swept": self._swept,
-            "sweep_seconds": self._recorder.seconds,
-            "trajectories": None if recorded is None else recorded.state_dict(),
-            "step_losses": None if self._recorder.step_losses is None else self._recorder.step_losses.state_dict(),
+            **self._recorder.state_dict(),
         }
 
     @override
@@ -329,57 +307,28 @@ class CLDCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not self._fitting:
             return
-        for name in ("every_n_epochs", "cutoff_epoch", "history", "record"):
+        for name in _OF_THE_TIMELINE:
             if state_dict[name] != getattr(self, name):
                 raise ValueError(
                     f"The checkpoint was logged with CLDCallback({name}={state_dict[name]!r}), this run has "
                     f"{name}={getattr(self, name)!r}: their timelines don't fit together. Use the former value, or "
                     "resume without the callback."
                 )
-        recorded = state_dict["trajectories"]
-        kind = RunningHistory if self.history == "running" else LossTrajectories
-        self._recorder.history = None if recorded is None else kind.from_state_dict(recorded)
-        self._recorder.seconds = state_dict["sweep_seconds"]
-        if self._recorder.step_losses is not None:
-            self._recorder.step_losses.load_state_dict(state_dict["step_losses"])
+        self._recorder.load_state_dict(state_dict)
         self._swept = state_dict["swept"]
-        self._settled = state_dict["settled"]
+        self._timeline.settled = state_dict["settled"]
 
     def _forget(self) -> None:
         self._recorder.forget()
+        self._timeline.forget()
         self._swept = 0
-        self._settling, self._settled = Settling(), None
 
-    @property
-    def _cutoff(self) -> int | None:
-        """The epoch after which nothing is logged, as far as it is known."""
-        return self._settled if isinstance(self.cutoff_epoch, str) else self.cutoff_epoch
+    # What is done then
 
     def _sweep(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
         self._swept = epoch
         checkpoint = self._recorder.record(trainer, pl_module, epoch)
-        log_checkpoint(trainer, checkpoint, self._recorded, self._settling)
-
-    def _look_whether_settled(self, trainer: Trainer) -> None:
-        """Lets rank 0 decide for all whether the coreset has settled."""
-        history = self._recorder.history
-        if self.cutoff_epoch != "auto" or self._settled is not None or not isinstance(history, LossTrajectories):
-            return
-        epoch = None
-        if trainer.is_global_zero:
-            try:
-                epoch = self._settling.epoch(history)
-            except Exception as error:  # noqa: BLE001  # the other ranks wait, and training goes on without
-                rank_zero_warn(f"CLD: whether the coreset has settled could not be found out: {error}")
-        self._settled = trainer.strategy.broadcast(epoch)
-
-    def _is_due(self, epoch: int) -> bool:
-        """Whether the timeline has a checkpoint after `epoch` completed epochs."""
-        last = self._cutoff or self._last_epoch
-        return epoch % self.every_n_epochs == 0 and (last is None or epoch <= last)
-
-    def _is_past_cutoff(self, epoch: int) -> bool:
-        return self._cutoff is not None and epoch >= self._cutoff
+        log_checkpoint(trainer, checkpoint, self._recorded, self._timeline.settling)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores, saves and says so, on rank 0, while the other ranks wait."""
@@ -392,52 +341,35 @@ class CLDCallback(Callback):
         if self._recorder.history is None:
             rank_zero_warn("CLD: training ended before anything was logged; there are no scores.")
             return
-        saved = self._save_trajectories(trainer, pl_module)
+        self._note(trainer, pl_module)
+        saved = self._results.save_losses(self._recorded)
         try:
             scores = self.scores
-            path = scores.save(self._file(self.filename))
+            self._results.save_scores(scores, self._recorder.seconds)
         except Exception as error:  # noqa: BLE001  # the training that was watched has succeeded
             kept = "" if saved is None else f" The logged losses are in {saved}: LossTrajectories.load(...).score()."
             rank_zero_warn(f"CLD: no scores were saved. {error}{kept}")
             return
-        pool = scores.values[scores.positions()]
-        unscored = int(pool.isnan().sum())
-        rank_zero_info(
-            f"CLD: scored {len(pool):,} samples{f' ({unscored:,} unscored)' if unscored else ''} of "
-            f"{scores.num_classes} classes from {len(scores.epochs)} checkpoints; sweeps took "
-            f"{self._recorder.seconds:.1f} s. Saved to {path}"
-        )
         log_scores(trainer, scores, self._recorded)
 
-    def _save_trajectories(self, trainer: Trainer, pl_module: LightningModule) -> Path | None:
-        """Notes what made the history and writes its losses; returns the path, or None after a warning or without."""
-        recorded = self._recorded
-        recorded.metadata.update(
-            model=type(pl_module).__name__,
-            max_epochs=trainer.max_epochs,
-            cutoff_epoch=self.cutoff_epoch,
-            every_n_epochs=self.every_n_epochs,
-            history=self.history,
-            precision=str(trainer.precision),
-            sweep_seconds=round(self._recorder.seconds, 3),
-            run=self._run,
-        )
+    def _note(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes into the history what made it."""
+        about: dict[str, Any] = {
+            "cutoff_epoch": self.cutoff_epoch,
+            "every_n_epochs": self.every_n_epochs,
+            "history": self.history,
+            "sweep_seconds": round(self._recorder.seconds, 3),
+        }
+        settling = self._timeline.settling
         if self.cutoff_epoch == "auto":
-            recorded.metadata["settled_epoch"] = self._settled
-        if isinstance(recorded, RunningHistory):
-            half = self._settling.overlaps.half
-            if half is not None:  # looked at for a logger, checkpoint after checkpoint
-                recorded.metadata.update(half_epoch=self._settling.half_epoch, half_overlap=round(half, 4))
-            return None
-        path = self._file(f"{self.filename.removesuffix('-scores')}-trajectories")
-        try:
-            return recorded.save(path)
-        except Exception as error:  # noqa: BLE001  # nor must it hide the exception that may have led here
-            rank_zero_warn(f"CLD: the logged losses could not be saved to {path}: {error}")
-            return None
+            about["settled_epoch"] = self._timeline.settled
+        if self.history == "running" and settling.overlaps.half is not None:  # looked at for a logger
+            about |= {"half_epoch": settling.half_epoch, "half_overlap": round(settling.overlaps.half, 4)}
+        self._results.note(trainer, pl_module, self._recorded, about)
 
-    def _file(self, name: str) -> Path:
-        return (self._save_dir or Path()) / f"{name}.npz"
+
+_OF_THE_TIMELINE = ("every_n_epochs", "cutoff_epoch", "history", "record")
+"""Arguments that must be the same where a run goes on."""
 
 
 def _is_dev_run(trainer: Trainer) -> bool:
@@ -447,6 +379,6 @@ def _is_dev_run(trainer: Trainer) -> bool:
 def _is_untrained(trainer: Trainer) -> bool:
     """Whether the weights are theta_0.
 
-    `global_step` alone does not tell: with manual optimization it may stay 0.
+    `global_step` alone does not say: with manual optimization it may stay 0.
     """
     return trainer.global_step == 0 and trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0

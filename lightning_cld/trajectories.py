@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,12 +16,13 @@ from torch import Tensor
 from lightning_cld.data.fingerprint import Fingerprint
 from lightning_cld.functional.checks import MIN_CHECKPOINTS, check_class_pair, check_losses, check_reference, kind_of
 from lightning_cld.functional.cld import cld_scores
-from lightning_cld.functional.diagnostics import best_tenth, half_of, overlap, reference_reliability
+from lightning_cld.functional.diagnostics import best_tenth, half_of, overlap, reliability_by_class
 from lightning_cld.functional.step_losses import at_epoch_ends
 from lightning_cld.functional.uncertainty import aleatoric_uncertainty
 from lightning_cld.scores import OUTSIDE, CLDScores, check_pool_classes, typed_array
 from lightning_cld.storage.files import read_arrays, write_arrays
 from lightning_cld.storage.provenance import provenance
+from lightning_cld.storage.rows import Rows
 
 _KIND = "cld-trajectories"
 
@@ -75,20 +75,18 @@ class LossTrajectories:
         from_steps: bool = False,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        self._train = torch.as_tensor(train_losses).detach()
-        self._val = torch.as_tensor(val_losses).detach()
-        check_losses(self._train, "train_losses")
-        check_losses(self._val, "val_losses")
-        if len(self._train) != len(self._val) or len(self._train) == 0:
+        train, val = torch.as_tensor(train_losses), torch.as_tensor(val_losses)
+        check_losses(train, "train_losses")
+        check_losses(val, "val_losses")
+        if len(train) != len(val) or len(train) == 0:
             raise ValueError(
                 "train_losses and val_losses must have a row for each checkpoint, got "
-                f"{len(self._train)} and {len(self._val)} rows."
+                f"{len(train)} and {len(val)} rows."
             )
-        self._train, self._val = self._train.float(), self._val.float()
-        self._owned = False  # until the buffers are ours to write to, they may be the caller's own
-        self.epochs = _check_epochs(epochs, len(self._train))
+        self._train, self._val = Rows(train), Rows(val)
+        self.epochs = _check_epochs(epochs, len(train))
 
-        samples, val_samples = self._train.shape[1], self._val.shape[1]
+        samples, val_samples = train.shape[1], val.shape[1]
         self.train_classes = (
             None if train_classes is None else check_pool_classes(train_classes, samples, "train_classes")
         )
@@ -110,15 +108,20 @@ class LossTrajectories:
         self.from_steps = from_steps
         self.metadata = dict(metadata or {})
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if isinstance(self._train, Tensor):  # pickled when the buffers were plain tensors
+            self._train, self._val = Rows(self._train), Rows(self._val)
+
     @property
     def train_losses(self) -> Tensor:
         """Float32 `[T, N]`, a view of the buffer."""
-        return self._train[: len(self.epochs)]
+        return self._train.losses[: len(self.epochs)]
 
     @property
     def val_losses(self) -> Tensor:
         """Float32 `[T, M]`, a view of the buffer."""
-        return self._val[: len(self.epochs)]
+        return self._val.losses[: len(self.epochs)]
 
     @property
     def references(self) -> int:
@@ -129,14 +132,14 @@ class LossTrajectories:
             >>> LossTrajectories([[2.2]], [[2.0, 1.9, 2.3]]).references
             3
         """
-        return self._val.shape[1]
+        return self._val.width
 
     def __len__(self) -> int:
         return len(self.epochs)
 
     def __repr__(self) -> str:
-        samples = self._train.shape[1]
-        return f"LossTrajectories({len(self)} checkpoints, {samples:,} train and {self.references:,} val samples)"
+        samples = f"{self._train.width:,} train and {self.references:,} val samples"
+        return f"LossTrajectories({len(self)} checkpoints, {samples})"
 
     def record(self, epoch: int, train_row: Tensor, val_row: Tensor) -> None:
         """Adds the checkpoint after `epoch` completed epochs, or replaces the newest one if it is that.
@@ -160,18 +163,13 @@ class LossTrajectories:
         """
         if epoch < self.epochs[-1]:
             raise ValueError(f"checkpoints are recorded in order: got {epoch} after {self.epochs[-1]}.")
-        for name, row, buffer in (("train_row", train_row, self._train), ("val_row", val_row, self._val)):
-            if row.shape != buffer.shape[1:]:
-                raise ValueError(f"{name} must have shape {list(buffer.shape[1:])}, got {list(row.shape)}.")
+        for name, row, rows in (("train_row", train_row, self._train), ("val_row", val_row, self._val)):
+            if list(row.shape) != [rows.width]:
+                raise ValueError(f"{name} must have shape {[rows.width]}, got {list(row.shape)}.")
         place = len(self) if epoch > self.epochs[-1] else len(self) - 1
-        if place >= len(self._train) or not self._owned:
-            # Capacity doubles, since how many epochs there will be is not always known.
-            larger = [torch.cat([buffer, torch.empty_like(buffer)]) for buffer in (self._train, self._val)]
-            self._train, self._val = larger
-            self._owned = True
-        self._train[place] = train_row
-        self._val[place] = val_row
-        if place == len(self):  # last, so that an interruption before leaves the timeline as it was
+        self._train.write(place, train_row)
+        self._val.write(place, val_row)
+        if place == len(self):  # last, so that an interruption before it leaves the timeline as it was
             self.epochs.append(epoch)
 
     def leave_hole(self, epoch: int) -> None:
@@ -185,7 +183,8 @@ class LossTrajectories:
             tensor([[2.],
                     [nan]])
         """
-        self.record(epoch, torch.full_like(self._train[0], torch.nan), torch.full_like(self._val[0], torch.nan))
+        train_row, val_row = (torch.full_like(losses[0], torch.nan) for losses in (self.train_losses, self.val_losses))
+        self.record(epoch, train_row, val_row)
 
     def to(self, device: torch.device | str) -> LossTrajectories:
         """Moves the losses to `device`, in place, and returns self.
@@ -195,7 +194,8 @@ class LossTrajectories:
             >>> LossTrajectories([[2.5, 1.0]], [[2.0]]).to("cpu").train_losses.device
             device(type='cpu')
         """
-        self._train, self._val = self._train.to(device), self._val.to(device)
+        self._train.to(device)
+        self._val.to(device)
         return self
 
     def score(
@@ -263,10 +263,12 @@ class LossTrajectories:
             )
         # Slices of a whole timeline are views; only a thinned one is copied.
         whole = rows == list(range(len(rows)))
-        train = at_epoch_ends(self._train[: rows[-1] + 1]) if self.from_steps else self._train
+        train, val = self.train_losses, self.val_losses
+        if self.from_steps:
+            train = at_epoch_ends(train[: rows[-1] + 1])
         return LossTrajectories(
             train[: len(rows)] if whole else train[rows],
-            self._val[: len(rows)] if whole else self._val[rows],
+            val[: len(rows)] if whole else val[rows],
             self.train_classes,
             self.val_classes,
             [self.epochs[row] for row in rows],
@@ -306,22 +308,14 @@ class LossTrajectories:
         check_reference(val, val_classes, train_classes, checkpoints)
         if len(used) < train.shape[1]:
             train = train[:, used.to(train.device)]
-        values = torch.full((self._train.shape[1],), torch.nan, dtype=torch.float32)
+        values = torch.full((self._train.width,), torch.nan, dtype=torch.float32)
         values[used] = cld_scores(train, val, train_classes, val_classes).cpu()
         return values
 
     def _diagnosed(self, values: Tensor) -> dict[str, Any]:
-        """What the scores' summary tells of them that only the losses know, as plain JSON values."""
-        classes = torch.zeros(self._train.shape[1], dtype=torch.int64)
-        classes = classes if self.train_classes is None else self.train_classes
-        references = torch.zeros(self.references, dtype=torch.int64) if self.val_classes is None else self.val_classes
-        labels = torch.unique(classes[classes != OUTSIDE])
-        reliability = reference_reliability(self.val_losses, references, labels).tolist()
+        """What the summary of the scores needs to know of the losses, as plain JSON values."""
         found: dict[str, Any] = {
-            "reference_reliability": {
-                str(label): None if math.isnan(value) else round(value, 4)
-                for label, value in zip(labels.tolist(), reliability, strict=True)
-            }
+            "reference_reliability": reliability_by_class(self.val_losses, self.val_classes, self.train_classes)
         }
         half = half_of(self.epochs, self.epochs[-1])
         if half is not None:
@@ -335,7 +329,7 @@ class LossTrajectories:
 
     def _values_of(self, by: Callable[[LossTrajectories], Tensor]) -> Tensor:
         """What `by` makes of all checkpoints, on the CPU; NaN outside of the sampler."""
-        values = _checked_values(by(self), by, self._train.shape[1]).cpu()
+        values = _checked_values(by(self), by, self._train.width).cpu()
         return values if self.train_classes is None else values.where(self.train_classes != OUTSIDE, torch.nan)
 
     def save(self, path: str | Path) -> Path:
@@ -419,7 +413,7 @@ class LossTrajectories:
 
     def _used_positions(self) -> Tensor:
         if self.train_classes is None:
-            return torch.arange(self._train.shape[1])
+            return torch.arange(self._train.width)
         return torch.nonzero(self.train_classes != OUTSIDE).flatten()
 
 

@@ -614,7 +614,7 @@ def test_a_coreset_that_cannot_be_compared_does_not_end_training(tmp_path, monke
 
     monkeypatch.setattr("lightning_cld.recording.settling.best_tenth", fail)
     cld = CLDCallback(cutoff_epoch="auto", dirpath=tmp_path)
-    with pytest.warns(UserWarning, match="whether the coreset has settled could not be found out: no memory"):
+    with pytest.warns(UserWarning, match="could not find out whether the coreset has settled: no memory"):
         fit(tmp_path, cld, max_epochs=10)
     assert cld.scores.epochs == list(range(11))
 

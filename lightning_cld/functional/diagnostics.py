@@ -7,6 +7,7 @@ validation samples (its kappa) and where these represent the data (its delta). `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -176,6 +177,27 @@ def reference_reliability(val_losses: Tensor, val_classes: Tensor, classes: Tens
         references = class_reference(losses, half_of_sample.to(device), halves)
         found[split] = _correlations(references[:, 0::2], references[:, 1::2])
     return found.nanmean(dim=0)
+
+
+def reliability_by_class(
+    val_losses: Tensor, val_classes: Tensor | None, train_classes: Tensor | None
+) -> dict[str, float | None]:
+    """`reference_reliability` of each class that is trained on, by its label; None where it is not known.
+
+    Args:
+        val_losses: Losses of the validation samples, floating point, `[T, M]`.
+        val_classes: Their classes, int64, `[M]`; None for one class, which is class 0.
+        train_classes: Classes of the training samples, int64, `[N]`, negative for positions that are not in use; None
+            for one class.
+    """
+    references = torch.zeros(val_losses.shape[1], dtype=torch.int64) if val_classes is None else val_classes
+    labels = torch.zeros(1, dtype=torch.int64) if train_classes is None else torch.unique(train_classes)
+    labels = labels[labels >= 0]
+    values = reference_reliability(val_losses, references, labels).tolist()
+    return {
+        str(label): None if math.isnan(value) else round(value, 4)
+        for label, value in zip(labels.tolist(), values, strict=True)
+    }
 
 
 def rank_agreement(values: Tensor, others: Tensor, classes: Tensor | None) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -169,6 +169,22 @@ class Recorder:
         """Lets go of the data and the module of a fit that is over; what was recorded stays."""
         for name in ("step", "train_sweep", "val_sweep", "_found_for"):
             vars(self).pop(name, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was recorded: tensors on the CPU and plain values, which `torch.load(weights_only=True)` reads."""
+        return {
+            "sweep_seconds": self.seconds,
+            "trajectories": None if self.history is None else self.history.state_dict(),
+            "step_losses": None if self.step_losses is None else self.step_losses.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        recorded, kind = state["trajectories"], RunningHistory if self.running else LossTrajectories
+        self.history = None if recorded is None else kind.from_state_dict(recorded)
+        self.seconds = state["sweep_seconds"]
+        if self.step_losses is not None:
+            self.step_losses.load_state_dict(state["step_losses"])
 
     def _find_data(self, trainer: Trainer) -> None:
         with agreed(trainer, "Finding the data to sweep"):

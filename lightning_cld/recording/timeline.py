@@ -1,4 +1,4 @@
-"""The plan of a run: whether its epochs, cadence and cutoff can give scores at all."""
+"""`Timeline`: which epochs of a run have a checkpoint, and whether they can give scores at all."""
 
 from __future__ import annotations
 
@@ -7,14 +7,107 @@ from typing import Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_cld.functional.checks import MIN_CHECKPOINTS, check_count
+from lightning_cld.recording.running_history import RunningHistory
+from lightning_cld.recording.settling import Settling
+from lightning_cld.trajectories import LossTrajectories
 
 
-def check_cutoff(
+class Timeline:
+    """The checkpoints of a run: one before training, one after every n-th epoch, none after the cutoff.
+
+    The arguments are those of `CLDCallback`, and so are the errors.
+
+    Attributes:
+        settling: Compares the coresets of the checkpoints.
+        settled: The epoch at which the coreset settled, for a cutoff of "auto"; None before.
+    """
+
+    def __init__(
+        self,
+        cutoff_epoch: int | Literal["auto"] | None,
+        every_n_epochs: int,
+        *,
+        stop_at_cutoff: bool,
+        history: str,
+        record: str,
+    ) -> None:
+        self.every_n_epochs = check_count("every_n_epochs", every_n_epochs)
+        if history not in ("full", "running"):
+            raise ValueError(f"history must be 'full' or 'running', got {history!r}.")
+        _check_record(record, history, self.every_n_epochs, cutoff_epoch)
+        self.cutoff_epoch = _check_cutoff(cutoff_epoch, self.every_n_epochs, history, stop_at_cutoff=stop_at_cutoff)
+        self.last_epoch: int | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Drops what was seen of a run."""
+        self.settling = Settling()
+        self.settled: int | None = None
+
+    @property
+    def cutoff(self) -> int | None:
+        """The epoch after which nothing is logged, as far as it is known."""
+        return self.settled if isinstance(self.cutoff_epoch, str) else self.cutoff_epoch
+
+    def begin(self, trainer: Trainer) -> None:
+        """Takes the number of epochs from a Trainer that sets a fit up.
+
+        Raises:
+            ValueError: If they are too few for scores, or end before the cutoff.
+        """
+        # Now, because SWA raises max_epochs later, for an extra epoch that ends on averaged weights.
+        self.last_epoch = trainer.max_epochs if trainer.max_epochs != -1 else None
+        if self.last_epoch is None:
+            return
+        _check_epochs(self.last_epoch, self.every_n_epochs, f"max_epochs={self.last_epoch}")
+        if self.cutoff is not None and self.cutoff > self.last_epoch:
+            raise ValueError(f"cutoff_epoch={self.cutoff} is never reached with max_epochs={self.last_epoch}.")
+
+    def check_max_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises ValueError if `max_steps` ends training too early, where the number of steps in an epoch is known."""
+        scheduled = any(
+            isinstance(callback, GradientAccumulationScheduler) for callback in getattr(trainer, "callbacks", [])
+        )
+        batches = trainer.num_training_batches
+        if trainer.max_steps < 0 or scheduled or not pl_module.automatic_optimization or math.isinf(batches):
+            return
+        epochs = math.ceil(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches))
+        what = f"max_steps={trainer.max_steps} ends training in epoch {epochs}, which"
+        _check_epochs(epochs, self.every_n_epochs, what)
+        if self.cutoff is not None and self.cutoff > epochs:
+            raise ValueError(
+                f"cutoff_epoch={self.cutoff} is never reached: max_steps={trainer.max_steps} ends training before."
+            )
+
+    def is_due(self, epoch: int) -> bool:
+        """Whether there is a checkpoint after `epoch` completed epochs."""
+        last = self.cutoff or self.last_epoch
+        return epoch % self.every_n_epochs == 0 and (last is None or epoch <= last)
+
+    def is_past_cutoff(self, epoch: int) -> bool:
+        """Whether the scores are due after `epoch` completed epochs."""
+        return self.cutoff is not None and epoch >= self.cutoff
+
+    def look_whether_settled(self, trainer: Trainer, history: LossTrajectories | RunningHistory | None) -> None:
+        """For a cutoff of "auto", lets rank 0 decide for all ranks whether the coreset has settled."""
+        if self.cutoff_epoch != "auto" or self.settled is not None or not isinstance(history, LossTrajectories):
+            return
+        epoch = None
+        if trainer.is_global_zero:
+            try:
+                epoch = self.settling.epoch(history)
+            except Exception as error:  # noqa: BLE001  # the other ranks wait, and training goes on without
+                rank_zero_warn(f"CLD: could not find out whether the coreset has settled: {error}")
+        self.settled = trainer.strategy.broadcast(epoch)
+
+
+def _check_cutoff(
     cutoff_epoch: object, every_n_epochs: int, history: str, *, stop_at_cutoff: bool
 ) -> int | Literal["auto"] | None:
-    """Returns `cutoff_epoch`, numbers as int, or raises unless the plan has a checkpoint there and enough before it."""
+    """Returns `cutoff_epoch`, numbers as int, or raises unless there is a checkpoint at it and enough before it."""
     if cutoff_epoch is None:
         if stop_at_cutoff:
             raise ValueError("stop_at_cutoff=True needs a cutoff_epoch to stop at.")
@@ -29,7 +122,7 @@ def check_cutoff(
             )
         return "auto"
     cutoff_epoch = check_count("cutoff_epoch", cutoff_epoch)
-    check_plan(cutoff_epoch, every_n_epochs, f"cutoff_epoch={cutoff_epoch}")
+    _check_epochs(cutoff_epoch, every_n_epochs, f"cutoff_epoch={cutoff_epoch}")
     if cutoff_epoch % every_n_epochs:
         raise ValueError(
             f"cutoff_epoch={cutoff_epoch} must be a multiple of every_n_epochs={every_n_epochs}: the checkpoint there "
@@ -38,7 +131,7 @@ def check_cutoff(
     return cutoff_epoch
 
 
-def check_record(record: object, history: str, every_n_epochs: int, cutoff_epoch: object) -> None:
+def _check_record(record: object, history: str, every_n_epochs: int, cutoff_epoch: object) -> None:
     """Raises unless `record` is one of its two values, and the other arguments go with it."""
     if record not in ("sweep", "step"):
         raise ValueError(f"record must be 'sweep' or 'step', got {record!r}.")
@@ -61,7 +154,7 @@ def check_record(record: object, history: str, every_n_epochs: int, cutoff_epoch
         )
 
 
-def check_plan(epochs: int, every_n_epochs: int, what: str) -> None:
+def _check_epochs(epochs: int, every_n_epochs: int, what: str) -> None:
     """Raises unless `epochs` epochs give the checkpoints that a score needs."""
     checkpoints = 1 + epochs // every_n_epochs
     if checkpoints < MIN_CHECKPOINTS:
@@ -69,20 +162,3 @@ def check_plan(epochs: int, every_n_epochs: int, what: str) -> None:
             f"{what} with every_n_epochs={every_n_epochs} gives {checkpoints} checkpoints (theta_0 included), and CLD "
             f"needs at least {MIN_CHECKPOINTS}. Train longer, or log more often."
         )
-
-
-def check_max_steps(
-    trainer: Trainer, pl_module: LightningModule, every_n_epochs: int, cutoff_epoch: int | None
-) -> None:
-    """Raises if `max_steps` ends training too early, where it is known how many steps an epoch takes."""
-    scheduled = any(
-        isinstance(callback, GradientAccumulationScheduler) for callback in getattr(trainer, "callbacks", [])
-    )
-    batches = trainer.num_training_batches
-    if trainer.max_steps < 0 or scheduled or not pl_module.automatic_optimization or math.isinf(batches):
-        return
-    epochs = math.ceil(trainer.max_steps / math.ceil(batches / trainer.accumulate_grad_batches))
-    what = f"max_steps={trainer.max_steps} ends training in epoch {epochs}, which"
-    check_plan(epochs, every_n_epochs, what)
-    if cutoff_epoch is not None and cutoff_epoch > epochs:
-        raise ValueError(f"cutoff_epoch={cutoff_epoch} is never reached: max_steps={trainer.max_steps} ends before.")

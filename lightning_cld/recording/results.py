@@ -1,0 +1,92 @@
+"""`Results`: the files that a run leaves, its losses and its scores, and the run that they are from."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_cld.recording.running_history import RunningHistory
+from lightning_cld.scores import CLDScores
+from lightning_cld.trajectories import LossTrajectories
+
+
+class Results:
+    """Where the losses and scores of a run are saved, and how.
+
+    Args:
+        dirpath: The folder; None takes the logger's, else the Trainer's `default_root_dir`.
+        filename: Name of the scores file, with or without `.npz`.
+
+    Raises:
+        ValueError: If `filename` is empty or names a folder.
+    """
+
+    def __init__(self, dirpath: str | Path | None, filename: str) -> None:
+        if not filename or Path(filename).name != filename:
+            raise ValueError(f"filename must be a name without directories, got {filename!r}. See dirpath.")
+        self.dirpath = None if dirpath is None else Path(dirpath)
+        self.filename = filename.removesuffix(".npz")
+        self.folder = self.dirpath
+        # It travels to processes that are forked or spawned, and from there into the files.
+        self.run = secrets.token_hex(8)
+
+    def choose_folder(self, trainer: Trainer) -> None:
+        """Takes the folder from the Trainer where no `dirpath` was given. Every rank must call it."""
+        self.folder = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir)
+
+    @property
+    def scores_path(self) -> Path | None:
+        """Where the scores are (or will be) saved; None while no folder is chosen."""
+        return None if self.folder is None else self._file(self.filename)
+
+    def saved_scores(self) -> CLDScores | None:
+        """The scores that another process of this run saved; None if there are none."""
+        if self.scores_path is None or not self.scores_path.exists():
+            return None
+        saved = CLDScores.load(self.scores_path)
+        return saved if saved.metadata.get("run") == self.run else None  # an earlier run may have left the file
+
+    def note(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        recorded: LossTrajectories | RunningHistory,
+        about: dict[str, Any],
+    ) -> None:
+        """Writes into the history what made it: model, Trainer, run, and plain values `about` the callback."""
+        recorded.metadata.update(
+            model=type(pl_module).__name__,
+            max_epochs=trainer.max_epochs,
+            precision=str(trainer.precision),
+            run=self.run,
+            **about,
+        )
+
+    def save_losses(self, history: LossTrajectories | RunningHistory) -> Path | None:
+        """Saves the logged losses and returns the path; None if there are none, or after a warning."""
+        if isinstance(history, RunningHistory):
+            return None
+        path = self._file(f"{self.filename.removesuffix('-scores')}-trajectories")
+        try:
+            return history.save(path)
+        except Exception as error:  # noqa: BLE001  # it must not hide the exception that may have led here
+            rank_zero_warn(f"CLD: the logged losses could not be saved to {path}: {error}")
+            return None
+
+    def save_scores(self, scores: CLDScores, seconds: float) -> None:
+        """Saves the scores and says so, with the seconds that all sweeps took."""
+        path = scores.save(self._file(self.filename))
+        pool = scores.values[scores.positions()]
+        unscored = int(pool.isnan().sum())
+        rank_zero_info(
+            f"CLD: scored {len(pool):,} samples{f' ({unscored:,} unscored)' if unscored else ''} of "
+            f"{scores.num_classes} classes from {len(scores.epochs)} checkpoints; sweeps took {seconds:.1f} s. Saved "
+            f"to {path}"
+        )
+
+    def _file(self, name: str) -> Path:
+        return (self.folder or Path()) / f"{name}.npz"
