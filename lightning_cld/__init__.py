@@ -29,6 +29,7 @@ __all__ = [
 
 # Pickled scores, and checkpoints with scores among their hyperparameters, may name modules by their former paths.
 for _former, _module in {
+    "diagnostics": "functional.diagnostics",
     "fingerprint": "data.fingerprint",
     "selection": "functional.selection",
     "steps": "data.indexed",
