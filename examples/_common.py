@@ -269,16 +269,17 @@ def quiet(*, single_thread: bool = False) -> None:
         torch.set_num_threads(1)
 
 
+QUIET = {
+    "accelerator": "auto",
+    "devices": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+"""What makes a `Trainer` use one device, the GPU if there is one, and show and save nothing."""
+
+
 def quiet_trainer(epochs: int | None, *callbacks: L.Callback, steps: int = -1) -> L.Trainer:
-    """A Trainer on one device, the GPU if there is one, that shows and saves nothing."""
-    return L.Trainer(
-        max_epochs=-1 if epochs is None else epochs,
-        max_steps=steps,
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-    )
+    """A Trainer on one device that shows and saves nothing."""
+    return L.Trainer(max_epochs=-1 if epochs is None else epochs, max_steps=steps, callbacks=list(callbacks), **QUIET)
