@@ -11,54 +11,36 @@ digits are made wrong, so the example also shows how many of them are among thos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from types import SimpleNamespace
 
 import lightning as L
 import torch
-from _common import flip_labels, quiet, quiet_trainer
-from _small import arguments, print_table
-from sklearn.datasets import load_digits
+from _common import QUIET, flip_labels
+from _small import digits, print_table, random_coreset, set_up, train_and_test
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from lightning_cld import CLDCallback, CoresetDataModule, baselines, proportional_holdout
+from lightning_cld import CLDCallback, CoresetDataModule, proportional_holdout
 
 Batch = dict[str, Tensor]
 
 
-@dataclass
-class Output:
-    """What a classifier of `transformers` returns, in short."""
-
-    logits: Tensor
-    loss: Tensor | None = None
-
-
 class DigitClassifier(nn.Module):
-    """Called like `AutoModelForImageClassification`: put your own in its place."""
+    """Called like `AutoModelForImageClassification`, and returns what that does: put your own in its place."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
 
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> Output:
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> SimpleNamespace:
         logits = self.layers(pixel_values)
-        return Output(logits, None if labels is None else F.cross_entropy(logits, labels))
+        return SimpleNamespace(logits=logits, loss=None if labels is None else F.cross_entropy(logits, labels))
 
 
-class Records(Dataset):
+def records(images: Tensor, labels: Tensor) -> list[Batch]:
     """Samples that are dictionaries; the default collate function makes batches of them that are dictionaries too."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> Batch:
-        return {"pixel_values": self.images[index], "labels": self.labels[index]}
+    return [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
 
 
 class Digits(L.LightningDataModule):
@@ -66,15 +48,12 @@ class Digits(L.LightningDataModule):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        digits = load_digits()
-        images, labels = torch.from_numpy(digits.images / 16).float(), torch.from_numpy(digits.target)
-        rest, test = proportional_holdout(labels, 0.25, seed=1000 + seed)
-        train, val = proportional_holdout(labels[rest], 0.15, seed=seed)
-        train, val = rest[train], rest[val]
+        (images, labels), test = digits(seed)
+        train, val = proportional_holdout(labels, 0.15, seed=seed)
         noisy = flip_labels(labels[train], 0.2, seed=2000 + seed)
         self.wrong = noisy != labels[train]
-        self.train = Records(images[train], noisy)
-        self.val, self.test = Records(images[val], labels[val]), Records(images[test], labels[test])
+        self.train, self.val = records(images[train], noisy), records(images[val], labels[val])
+        self.test = records(*test)
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.train, 32, shuffle=True)
@@ -89,9 +68,8 @@ class Digits(L.LightningDataModule):
 class FineTuning(L.LightningModule):
     """Trains such a model by the loss that it returns."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        L.seed_everything(seed, verbose=False)  # of the weights, and of the order of batches that follows
         self.model = DigitClassifier()
 
     def cld_step(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -111,33 +89,31 @@ class FineTuning(L.LightningModule):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(argv, epochs=15)
-    quiet(single_thread=True)
-    rows, listed, caught, wrong = [], 0, 0, 0
+    args = set_up(argv, epochs=15)
+    rows, suspected, wrong = [], [], []
     for seed in range(args.seeds):
+        # 1. Train a proxy with the callback, which logs the loss of every sample.
         data = Digits(seed)
         cld = CLDCallback(dirpath="runs/dict")
-        quiet_trainer(args.epochs, cld).fit(FineTuning(seed), datamodule=data)
-        suspects = cld.scores.suspects()
-        listed, caught = listed + len(suspects), caught + int(data.wrong[suspects].sum())
-        wrong += int(data.wrong.sum())
+        L.seed_everything(seed, verbose=False)
+        L.Trainer(max_epochs=args.epochs, callbacks=[cld], **QUIET).fit(FineTuning(), datamodule=data)
 
-        # With epoch_length="full" every training takes as many steps, so that what differs is the data.
-        at_random = cld.trajectories.score(by=partial(baselines.random_values, seed=seed))
-        budget = {"fraction": args.fraction, "epoch_length": "full"}
-        for name, chosen in {
-            "everything": data,
-            "random per class": CoresetDataModule(data, at_random, **budget),
-            "CLD, top": CoresetDataModule(data, cld.scores, **budget),
-            "CLD, drawn": CoresetDataModule(data, cld.scores, **budget, rule="draw", seed=seed),
-        }.items():
-            target, trainer = FineTuning(100 + seed), quiet_trainer(args.epochs)
-            trainer.fit(target, datamodule=chosen)
-            (measured,) = trainer.test(target, datamodule=chosen, verbose=False)
-            kept = len(chosen.indices) if chosen is not data else len(data.train)
-            rows.append((name, kept, 100 * measured["accuracy"]))
-    print_table("test accuracy (%)", rows)
-    print(f"\nOf {listed} suspects {caught} have a wrong label; {wrong} labels are wrong in all.")
+        # `suspects` lists samples whose label may be wrong: their loss tends to rise when that of their class falls.
+        suspected.append(data.wrong[cld.scores.suspects()])
+        wrong.append(data.wrong)
+
+        # 2. Make coresets, one by each rule. A coreset is the same datamodule with its train set narrowed. With
+        # epoch_length="full" every training takes the same number of steps, so that only the data differ.
+        top = CoresetDataModule(data, cld.scores, fraction=args.fraction, epoch_length="full")
+        drawn = CoresetDataModule(data, cld.scores, fraction=args.fraction, epoch_length="full", rule="draw", seed=seed)
+
+        # 3. Train targets on the coresets, on a random one and on everything.
+        at_random = random_coreset(data, cld.trajectories, args.fraction, seed)
+        choices = {"everything": data, "random per class": at_random, "CLD, top": top, "CLD, drawn": drawn}
+        rows += train_and_test(FineTuning, choices, args.epochs, seed)
+    print_table("test accuracy", rows, percent=True)
+    caught, total = torch.cat(suspected), torch.cat(wrong).sum()
+    print(f"\nOf {len(caught)} suspects {caught.sum()} have a wrong label; {total} labels are wrong in all.")
 
 
 if __name__ == "__main__":

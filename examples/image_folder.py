@@ -11,33 +11,21 @@ set twice, the same samples at the same positions: with random transforms to tra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import lightning as L
 import torch
-from _common import quiet, quiet_trainer
-from _small import arguments, print_table
-from PIL import Image
-from sklearn.datasets import load_digits
+from _common import QUIET
+from _small import print_table, random_coreset, set_up, train_and_test, write_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from lightning_cld import CLDCallback, CoresetDataModule, baselines, proportional_holdout
+from lightning_cld import CLDCallback, CoresetDataModule, proportional_holdout
 
 ROOT = Path("runs/image_folder")
-
-
-def write_images() -> None:
-    """Writes the digits as small PNG files, every fourth to the test set."""
-    digits = load_digits()
-    for number, (image, label) in enumerate(zip(digits.images[:1000], digits.target[:1000], strict=True)):
-        folder = ROOT / ("test" if number % 4 == 0 else "train") / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((image * 15).astype("uint8")).resize((16, 16)).save(folder / f"{number:04}.png")
 
 
 class Folders(L.LightningDataModule):
@@ -75,9 +63,8 @@ class Folders(L.LightningDataModule):
 class Network(L.LightningModule):
     """An ordinary classifier: there is nothing about CLD in it."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        L.seed_everything(seed, verbose=False)  # of the weights, and of the order of batches that follows
         self.net = nn.Sequential(
             *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2)),
@@ -100,30 +87,25 @@ class Network(L.LightningModule):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(argv, epochs=6, seeds=2)
-    quiet(single_thread=True)
-    write_images()
-    rows = []
+    args, rows = set_up(argv, epochs=6, seeds=2), []
+    write_digits(ROOT)
     for seed in range(args.seeds):
+        # 1. Train a proxy with the callback, which logs the loss of every sample.
         data = Folders(seed)
         cld = CLDCallback(dirpath="runs/image_folder")
-        quiet_trainer(args.epochs, cld).fit(Network(seed), datamodule=data)
+        L.seed_everything(seed, verbose=False)
+        L.Trainer(max_epochs=args.epochs, callbacks=[cld], **QUIET).fit(Network(), datamodule=data)
 
-        # With epoch_length="full" every training takes as many steps, so that what differs is the data.
-        at_random = cld.trajectories.score(by=partial(baselines.random_values, seed=seed))
-        budget = {"fraction": args.fraction, "epoch_length": "full"}
-        for name, chosen in {
-            "everything": data,
-            "random per class": CoresetDataModule(data, at_random, **budget),
-            "CLD, top": CoresetDataModule(data, cld.scores, **budget),
-            "CLD, drawn": CoresetDataModule(data, cld.scores, **budget, rule="draw", seed=seed),
-        }.items():
-            target, trainer = Network(100 + seed), quiet_trainer(args.epochs)
-            trainer.fit(target, datamodule=chosen)
-            (measured,) = trainer.test(target, datamodule=chosen, verbose=False)
-            kept = len(chosen.indices) if chosen is not data else len(data.train)
-            rows.append((name, kept, 100 * measured["accuracy"]))
-    print_table("test accuracy (%)", rows)
+        # 2. Make coresets, one by each rule. A coreset is the same datamodule with its train set narrowed. With
+        # epoch_length="full" every training takes the same number of steps, so that only the data differ.
+        top = CoresetDataModule(data, cld.scores, fraction=args.fraction, epoch_length="full")
+        drawn = CoresetDataModule(data, cld.scores, fraction=args.fraction, epoch_length="full", rule="draw", seed=seed)
+
+        # 3. Train targets on the coresets, on a random one and on everything.
+        at_random = random_coreset(data, cld.trajectories, args.fraction, seed)
+        choices = {"everything": data, "random per class": at_random, "CLD, top": top, "CLD, drawn": drawn}
+        rows += train_and_test(Network, choices, args.epochs, seed)
+    print_table("test accuracy", rows, percent=True)
 
 
 if __name__ == "__main__":

@@ -13,43 +13,28 @@ one; but any integer column may be given in its place, as the left digit is here
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import lightning as L
 import torch
-from _common import quiet, quiet_trainer
-from _small import arguments, print_table
-from sklearn.datasets import load_digits
+from _common import QUIET
+from _small import pairs_of_digits, print_table, random_coreset, set_up, train_and_test
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from torchmetrics.classification import MultilabelAveragePrecision
 
-from lightning_cld import CLDCallback, CoresetDataModule, baselines
+from lightning_cld import CLDCallback, CoresetDataModule
 
 Batch = tuple[Tensor, Tensor, Tensor]
-
-
-def pairs(digits: Tensor, labels: Tensor, count: int, generator: torch.Generator) -> TensorDataset:
-    """Images of two digits `[count, 8, 16]`, which digits are in them `[count, 10]`, and the left one `[count]`."""
-    left, right = torch.randint(len(digits), (2, count), generator=generator)
-    images = torch.cat([digits[left], digits[right]], dim=2)
-    present = F.one_hot(labels[left], 10) | F.one_hot(labels[right], 10)
-    return TensorDataset(images, present, labels[left])
+"""Images `[B, 8, 16]`, which of the ten digits are in them `[B, 10]`, and which is the left one `[B]`."""
 
 
 class Pairs(L.LightningDataModule):
-    """Pairs of digits in three parts; no digit is in two of them."""
+    """Images of two digits, in three parts."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        images, labels = load_digits(return_X_y=True)
-        digits, labels = torch.from_numpy(images / 16).float().view(-1, 8, 8), torch.from_numpy(labels)
-        generator = torch.Generator().manual_seed(seed)
-        first, second, third = torch.randperm(len(digits), generator=generator).split([1000, 200, 597])
-        self.train = pairs(digits[first], labels[first], 1200, generator)
-        self.val = pairs(digits[second], labels[second], 300, generator)
-        self.test = pairs(digits[third], labels[third], 1000, generator)
+        self.train, self.val, self.test = pairs_of_digits(seed)
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.train, 64, shuffle=True)
@@ -64,9 +49,8 @@ class Pairs(L.LightningDataModule):
 class Tagger(L.LightningModule):
     """Says for each of the ten digits whether it is in the image."""
 
-    def __init__(self, seed: int, *, grouped: bool = False) -> None:
+    def __init__(self, *, grouped: bool = False) -> None:
         super().__init__()
-        L.seed_everything(seed, verbose=False)  # of the weights, and of the order of batches that follows
         self.grouped = grouped
         self.net = nn.Sequential(nn.Flatten(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
         self.precision = MultilabelAveragePrecision(num_labels=10)
@@ -94,34 +78,33 @@ class Tagger(L.LightningModule):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(argv, epochs=15)
-    quiet(single_thread=True)
-    rows = []
+    args, rows = set_up(argv, epochs=15), []
     for seed in range(args.seeds):
+        # 1. Train a proxy with the callback, which logs the loss of every sample; and another one with groups.
         data = Pairs(seed)
         cld = CLDCallback(dirpath="runs/multilabel")
-        quiet_trainer(args.epochs, cld).fit(Tagger(seed), datamodule=data)
+        L.seed_everything(seed, verbose=False)
+        L.Trainer(max_epochs=args.epochs, callbacks=[cld], **QUIET).fit(Tagger(), datamodule=data)
         by_group = CLDCallback(dirpath="runs/multilabel", filename="grouped")
-        quiet_trainer(args.epochs, by_group).fit(Tagger(seed, grouped=True), datamodule=data)
+        L.seed_everything(seed, verbose=False)
+        L.Trainer(max_epochs=args.epochs, callbacks=[by_group], **QUIET).fit(Tagger(grouped=True), datamodule=data)
 
-        # With epoch_length="full" every training takes as many steps, so that what differs is the data.
-        at_random = cld.trajectories.score(by=partial(baselines.random_values, seed=seed))
+        # 2. Make coresets, one by each rule, without and with groups. A coreset is the same datamodule with its train
+        # set narrowed. With epoch_length="full" every training takes the same number of steps, so that only the data
+        # differ.
         budget = {"fraction": args.fraction, "epoch_length": "full"}
-        drawn = {**budget, "rule": "draw", "seed": seed}
-        for name, chosen in {
+        choices = {
             "everything": data,
-            "random": CoresetDataModule(data, at_random, **budget),
+            "random": random_coreset(data, cld.trajectories, args.fraction, seed),
             "CLD, top": CoresetDataModule(data, cld.scores, **budget),
-            "CLD, drawn": CoresetDataModule(data, cld.scores, **drawn),
+            "CLD, drawn": CoresetDataModule(data, cld.scores, **budget, rule="draw", seed=seed),
             "CLD, top, groups": CoresetDataModule(data, by_group.scores, **budget),
-            "CLD, drawn, groups": CoresetDataModule(data, by_group.scores, **drawn),
-        }.items():
-            target, trainer = Tagger(100 + seed), quiet_trainer(args.epochs)
-            trainer.fit(target, datamodule=chosen)
-            (measured,) = trainer.test(target, datamodule=chosen, verbose=False)
-            kept = len(chosen.indices) if chosen is not data else len(data.train)
-            rows.append((name, kept, 100 * measured["precision"]))
-    print_table("test mean average precision (%)", rows)
+            "CLD, drawn, groups": CoresetDataModule(data, by_group.scores, **budget, rule="draw", seed=seed),
+        }
+
+        # 3. Train targets on all of them.
+        rows += train_and_test(Tagger, choices, args.epochs, seed)
+    print_table("test mean average precision", rows, percent=True)
 
 
 if __name__ == "__main__":

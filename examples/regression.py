@@ -9,18 +9,17 @@ The data are scikit-learn's: ten measurements of 442 diabetes patients, and how 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 import lightning as L
 import torch
-from _common import quiet, quiet_trainer
-from _small import arguments, print_table
+from _common import QUIET
+from _small import print_table, random_coreset, set_up, train_and_test
 from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
-from lightning_cld import CLDCallback, CoresetDataModule, baselines
+from lightning_cld import CLDCallback, CoresetDataModule
 
 Batch = tuple[Tensor, Tensor]
 
@@ -51,9 +50,8 @@ class Patients(L.LightningDataModule):
 class Regressor(L.LightningModule):
     """A small network with one output."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        L.seed_everything(seed, verbose=False)  # of the weights, and of the order of batches that follows
         self.net = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 1))
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -77,28 +75,23 @@ class Regressor(L.LightningModule):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(argv, epochs=30, seeds=5)
-    quiet(single_thread=True)
-    rows = []
+    args, rows = set_up(argv, epochs=30, seeds=5), []
     for seed in range(args.seeds):
+        # 1. Train a proxy with the callback, which logs the loss of every sample.
         data = Patients(seed)
         cld = CLDCallback(dirpath="runs/regression")
-        quiet_trainer(args.epochs, cld).fit(Regressor(seed), datamodule=data)
+        L.seed_everything(seed, verbose=False)
+        L.Trainer(max_epochs=args.epochs, callbacks=[cld], **QUIET).fit(Regressor(), datamodule=data)
 
-        # With epoch_length="full" every training takes as many steps, so that what differs is the data.
-        at_random = cld.trajectories.score(by=partial(baselines.random_values, seed=seed))
-        budget = {"fraction": args.fraction, "epoch_length": "full"}
-        for name, chosen in {
-            "everything": data,
-            "random": CoresetDataModule(data, at_random, **budget),
-            "CLD, top": CoresetDataModule(data, cld.scores, **budget),
-            "CLD, drawn": CoresetDataModule(data, cld.scores, **budget, rule="draw", seed=seed),
-        }.items():
-            target, trainer = Regressor(100 + seed), quiet_trainer(args.epochs)
-            trainer.fit(target, datamodule=chosen)
-            (measured,) = trainer.test(target, datamodule=chosen, verbose=False)
-            kept = len(chosen.indices) if chosen is not data else len(data.train)
-            rows.append((name, kept, measured["error"]))
+        # 2. Make coresets, one by each rule. A coreset is the same datamodule with its train set narrowed. With
+        # epoch_length="full" every training takes the same number of steps, so that only the data differ.
+        top = CoresetDataModule(data, cld.scores, fraction=args.fraction, epoch_length="full")
+        drawn = CoresetDataModule(data, cld.scores, fraction=args.fraction, epoch_length="full", rule="draw", seed=seed)
+
+        # 3. Train targets on the coresets, on a random one and on everything.
+        at_random = random_coreset(data, cld.trajectories, args.fraction, seed)
+        choices = {"everything": data, "random": at_random, "CLD, top": top, "CLD, drawn": drawn}
+        rows += train_and_test(Regressor, choices, args.epochs, seed)
     print_table("test error, squared, in variances of the target (lower is better)", rows)
 
 

@@ -125,7 +125,7 @@ def test_dictionaries(run):
     assert caught <= min(listed, wrong)
     data = module.Digits(0)
     scores = CLDScores.load("runs/dict/cld-scores.npz")
-    assert torch.equal(scores.classes, data.train.labels)
+    assert scores.classes.tolist() == [record["labels"] for record in data.train]
     assert len(scores.suspects()) == listed
     assert int(data.wrong[scores.values <= 0].sum()) == caught
 
@@ -158,3 +158,11 @@ def test_the_spread_is_over_the_seeds(capsys):
     printed = capsys.readouterr().out
     assert rows(printed) == {"a": (1200, 2.5), "b": (5, 7.0)}
     assert "a                       1,200   2.50 +- 2.12\n" in printed
+
+
+def test_shares_are_printed_in_percent(capsys):
+    small = importlib.import_module("_small")
+    small.print_table("accuracy", [("a", 5, 0.25), ("a", 5, 0.75)], percent=True)
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.endswith("   accuracy (%)")
+    assert row.endswith("   50.00 +- 35.36")
