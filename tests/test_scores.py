@@ -123,12 +123,12 @@ def test_positions_outside_of_the_sampler_are_never_chosen_and_in_no_budget(budg
 
 
 def test_more_than_the_positions_in_use_raises():
-    with pytest.raises(ValueError, match=r"size=6 asks for more than the 5 samples"):
+    with pytest.raises(ValueError, match=r"size=6 is more than the 5 samples"):
         scores().select(size=6)
 
 
 def test_unscored_samples_are_never_chosen():
-    with pytest.raises(ValueError, match=r"class 0: 3 asked, 2 can be chosen"):
+    with pytest.raises(ValueError, match=r"class 0 needs 3 but has 2"):
         scores().select(fraction=1.0)
 
 

@@ -1,4 +1,4 @@
-"""Pure functions of tensors: scoring, choosing, and how far scores can be trusted."""
+"""Pure tensor functions: score samples, choose coresets, and judge how reliable scores are."""
 
 from lightning_cld.functional.cld import cld_scores
 from lightning_cld.functional.diagnostics import alignment, chance_alignment, rank_agreement, reference_reliability

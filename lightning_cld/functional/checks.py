@@ -1,4 +1,4 @@
-"""Checks of losses, classes and counts, and the words that their messages share."""
+"""Checks of losses, classes and counts, and the wording that their messages share."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 MIN_CHECKPOINTS = 4
-"""Checkpoints that a score needs: with two differences every correlation is exactly +1 or -1."""
+"""The fewest checkpoints for a score. With only two differences every correlation is exactly +1 or -1."""
 
 
 def check_checkpoints(count: int) -> None:
-    """Raises unless there are as many checkpoints as a score needs."""
+    """Raises if there are too few checkpoints for a score."""
     if count < MIN_CHECKPOINTS:
         raise ValueError(
             f"CLD needs at least {MIN_CHECKPOINTS} checkpoints (3 differences), got {count}. Log more epochs."
@@ -22,7 +22,7 @@ def check_checkpoints(count: int) -> None:
 
 
 def check_differences(most: int) -> None:
-    """Raises unless the sample with the most logged differences has as many as a score needs."""
+    """Raises if even the sample with the most logged differences has too few for a score."""
     if most < MIN_CHECKPOINTS - 1:
         raise ValueError(
             f"CLD needs at least {MIN_CHECKPOINTS - 1} differences between consecutive checkpoints, but too many "
@@ -48,22 +48,22 @@ def check_classes(classes: Tensor, samples: int, name: str) -> Tensor:
             "NaN can't be a class: drop such samples first."
         )
     if list(classes.shape) != [samples] or samples == 0:
-        raise ValueError(f"{name} must have shape [{samples}], one class a sample, got {list(classes.shape)}.")
+        raise ValueError(f"{name} must have shape [{samples}], one class per sample, got {list(classes.shape)}.")
     classes = classes.long()
     if classes.min() < 0:
         raise ValueError(
-            f"{name} must not be negative, got {int(classes.min())}. Number the classes from 0, and leave samples "
-            "without a class out."
+            f"{name} must not be negative, got {int(classes.min())}. Number the classes from 0, and leave out "
+            "samples without a class."
         )
     return classes
 
 
 def distinct(classes: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct values of `classes`, sorted, and the place of each sample's among them, int64 `[C]` and `[N]`."""
+    """Returns the distinct classes, sorted, int64 `[C]`, and each sample's index into them, int64 `[N]`."""
     if classes.max() >= len(classes):
         labels, places = torch.unique(classes, return_inverse=True)
         return labels, places
-    # Counting takes a tenth of the time of unique's sort.
+    # Counting is ten times as fast as the sort in torch.unique.
     labels = torch.bincount(classes).nonzero().flatten()
     places = torch.zeros_like(classes[: int(labels[-1]) + 1])
     places[labels] = torch.arange(len(labels), device=classes.device)
@@ -73,10 +73,10 @@ def distinct(classes: Tensor) -> tuple[Tensor, Tensor]:
 def check_class_pair(
     train_classes: Tensor | None, val_classes: Tensor | None, train_samples: int, val_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Returns both as int64 tensors (one class of zeros for None), every train class with a reference; or raises."""
+    """Returns both as int64 tensors (zeros for None); raises if a train class has no validation samples."""
     if (train_classes is None) != (val_classes is None):
         raise ValueError(
-            "Give train_classes and val_classes, or neither (one class for all); got only "
+            "Give both train_classes and val_classes, or neither (one class for all); got only "
             f"{'val_classes' if train_classes is None else 'train_classes'}."
         )
     if train_classes is None or val_classes is None:
@@ -88,14 +88,14 @@ def check_class_pair(
     if missing:
         raise ValueError(
             f"{listed(missing, 'class', 'classes')} {'has' if len(missing) == 1 else 'have'} training but no "
-            "validation samples, so there is no reference to score against. Hold some of each class out "
+            "validation samples, so there is no reference to score against. Hold out some samples of each class "
             "(lightning_cld.proportional_holdout), or leave the class out of training."
         )
     return train_classes, val_classes
 
 
 def check_reference(val_losses: Tensor, val_classes: Tensor, train_classes: Tensor, checkpoints: Sequence[str]) -> None:
-    """Raises if a validation loss of a trained class is infinite, naming the first such checkpoint and its classes."""
+    """Raises if a validation loss of a trained class is infinite; names the first such checkpoint and its classes."""
     val_classes, train_classes = val_classes.to(val_losses.device), train_classes.to(val_losses.device)
     diverged = val_losses.isinf() & torch.isin(val_classes, train_classes)
     if not diverged.any():
@@ -103,13 +103,13 @@ def check_reference(val_losses: Tensor, val_classes: Tensor, train_classes: Tens
     row = int(diverged.any(dim=1).int().argmax())
     classes = torch.unique(val_classes[diverged[row]]).tolist()
     raise ValueError(
-        f"{told_divergence(classes, checkpoints[row])} Score the checkpoints before it "
+        f"{divergence_message(classes, checkpoints[row])} Score the checkpoints before it "
         "(LossTrajectories.score(cutoff_epoch=...)), or train the proxy with a lower learning rate."
     )
 
 
-def told_divergence(classes: Sequence[int], checkpoint: str) -> str:
-    """What to say of classes whose validation losses are not finite."""
+def divergence_message(classes: Sequence[int], checkpoint: str) -> str:
+    """The first sentence of the error about validation losses that are not finite."""
     return (
         f"The validation losses of {listed(classes, 'class', 'classes')} are not finite at {checkpoint}: training "
         "diverged there."
@@ -134,7 +134,7 @@ def is_integer(value: object) -> TypeGuard[Tensor]:
 
 
 def listed(values: Sequence[int], one: str, many: str) -> str:
-    """Up to ten values behind their name, for messages."""
+    """Up to ten values after their name, such as "classes 1, 2", for messages."""
     shown = ", ".join(map(str, values[:10])) + (f" and {len(values) - 10} more" if len(values) > 10 else "")
     return f"{one if len(values) == 1 else many} {shown}"
 

@@ -1,7 +1,7 @@
 """The CLD score of every training sample.
 
-The score is that of M. Nagaraj, D. Ravikumar and K. Roy, "Coresets from Trajectories: Selecting Data via
-Correlation of Loss Differences", TMLR 2025.
+M. Nagaraj, D. Ravikumar and K. Roy define the score in "Coresets from Trajectories: Selecting Data via Correlation of
+Loss Differences", TMLR 2025.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from lightning_cld.functional.checks import (
 )
 
 _SLICE_SAMPLES = 2**17
-"""Samples scored at a time, row after row: seven float64 temporaries of 1 MiB, which stay in a processor's cache."""
+"""Samples scored at a time, row by row. The seven float64 temporaries of 1 MiB stay in the CPU cache."""
 
 _SLICE_ELEMENTS = 2**17
-"""Losses scored at a time where some of them are missing: some twenty float64 temporaries of 1 MiB."""
+"""Losses scored at a time if some are missing: about twenty float64 temporaries of 1 MiB."""
 
 _CANCELLED = 1e-6
-"""Sums of squares that lose all but this share to their mean are formed again about the mean."""
+"""If subtracting the mean leaves less than this share of a sum of squares, the sum is computed again about the mean."""
 
 FLAT = 1e-13
 """Differences that vary by less than this share of their size vary only by float64 rounding."""
@@ -40,26 +40,26 @@ def cld_scores(
 ) -> Tensor:
     """Scores every training sample by the Correlation of Loss Differences (CLD).
 
-    The score of sample `z` of class `c` is the Pearson correlation, over checkpoints `t`, of its loss
-    differences `l(t, z) - l(t-1, z)` with the class reference `m_t(c) - m_{t-1}(c)`, where `m_t(c)` is the mean
-    loss of the validation samples of class `c` (Nagaraj et al., TMLR 2025, the definition of CLD). Row 0 should
-    be theta_0, the model before its first step.
+    The score of sample `z` of class `c` is the Pearson correlation, over checkpoints `t`, of its loss differences
+    `l(t, z) - l(t-1, z)` with the class reference `m_t(c) - m_{t-1}(c)`. Here `m_t(c)` is the mean loss of the
+    validation samples of class `c` (Nagaraj et al., TMLR 2025, the definition of CLD). Row 0 should be theta_0, the
+    model before its first step.
 
-    NaN in the losses means *not logged*: differences that touch it are left out. Infinity means *not finite*:
-    that sample is unscored.
+    NaN means *not logged*: differences with a NaN are left out. Infinity means *not finite*: the sample is unscored.
 
-    The arithmetic is float64 in slices, on the device of `train_losses` (on the CPU where the device has no
-    float64), so offsets that all losses share do no harm and the temporaries stay small.
+    The computation uses float64, in slices, on the device of `train_losses` (on the CPU if the device has no float64).
+    A large offset shared by all losses therefore does no harm, and temporaries stay small.
 
     Args:
-        train_losses: Losses of the training samples, floating point, `[T, N]`: a row per checkpoint, `T >= 4`.
+        train_losses: Losses of the training samples, floating point, `[T, N]`, one row per checkpoint, `T >= 4`.
         val_losses: Losses of the validation samples at the same checkpoints, floating point, `[T, M]`.
         train_classes: The training samples' classes, integer, `[N]`; None puts all samples into one class.
-        val_classes: The validation samples' classes, integer, `[M]`; None exactly where `train_classes` is.
+        val_classes: The validation samples' classes, integer, `[M]`; None if `train_classes` is None.
 
     Returns:
-        Scores in [-1, 1], float32, `[N]`, on the device of `train_losses`; NaN where a sample is unscored: a loss
-        was not finite, fewer than 3 differences were logged, or its differences or its class's do not vary.
+        Scores in [-1, 1], float32, `[N]`, on the device of `train_losses`. NaN marks an unscored sample: one of its
+        losses is not finite, it has fewer than 3 logged differences, or its differences or its class reference do not
+        vary.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype.
@@ -114,7 +114,7 @@ def cld_scores(
 def class_reference(val_losses: Tensor, val_classes: Tensor, classes: Tensor) -> Tensor:
     """The mean validation loss difference of each of the sorted `classes`, float64, `[T-1, C]`.
 
-    Equal to the difference of the class means where all samples were logged; NaN where none was.
+    If all samples were logged, this is the difference of the class means. It is NaN where no sample was logged.
     """
     wanted = torch.isin(val_classes, classes)
     if not wanted.all():
@@ -135,7 +135,7 @@ def class_reference(val_losses: Tensor, val_classes: Tensor, classes: Tensor) ->
 
 
 def _correlate(losses: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Pearson correlation down the columns of `losses.diff()` `[T-1, n]` with `reference` `[T-1, n]`.
+    """Pearson correlation of each column of `losses.diff()` with the same column of `reference`, both `[T-1, n]`.
 
     Returns:
         The correlations, float64 `[n]`, NaN where undefined; and the number of differences used, `[n]`.
@@ -150,11 +150,11 @@ def _correlate(losses: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _correlate_complete(losses: Tensor, unit_reference: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """`_correlate` at the speed of memory, where every loss is logged, finite and of a common size.
+    """A faster `_correlate` for losses that are all logged, finite and of an ordinary size.
 
-    One pass down the rows forms all sums, `sum (D - mean D)^2` as `sum D^2 - (sum D)^2 / n`. That goes wrong where a
-    loss is missing or not finite, squares leave float64's range, or the mean takes nearly all of the sum of squares.
-    Each of these shows in the sums, so that the losses need not be looked through for them.
+    One pass over the rows computes all sums, with `sum (D - mean D)^2` as `sum D^2 - (sum D)^2 / n`. This fails if a
+    loss is missing or not finite, if squares leave the range of float64, or if subtracting the mean leaves almost
+    nothing. The sums reveal each failure, so the losses need no separate check.
 
     Args:
         losses: `[T, n]`.
@@ -162,7 +162,7 @@ def _correlate_complete(losses: Tensor, unit_reference: Tensor, groups: Tensor) 
         groups: The column of each sample's class in `unit_reference`, int64 `[n]`.
 
     Returns:
-        The correlations, float64 `[n]`, and which of them are to be found by `_correlate` instead, bool `[n]`.
+        The correlations, float64 `[n]`, and which of them `_correlate` must compute instead, bool `[n]`.
     """
     first = losses[0].double()
     before, now = first.clone(), torch.empty_like(first)
@@ -182,13 +182,13 @@ def _correlate_complete(losses: Tensor, unit_reference: Tensor, groups: Tensor) 
 
 
 def _unit_columns(values: Tensor) -> Tensor:
-    """Columns with mean 0 and norm 1; NaN columns where an entry is NaN or none varies."""
+    """Scales columns to mean 0 and norm 1. A column becomes NaN if it has a NaN or does not vary."""
     everywhere = torch.ones_like(values, dtype=torch.bool)
     return standardised(values, everywhere, everywhere.sum(dim=0))
 
 
 def standardised(values: Tensor, logged: Tensor, count: Tensor) -> Tensor:
-    """Columns with mean 0 and norm 1 over their logged entries; NaN columns where the entries do not vary."""
+    """Scales columns to mean 0 and norm 1 over their logged entries. A column becomes NaN if these do not vary."""
     values = values.where(logged, 0.0)
     values = values / values.abs().amax(dim=0)  # so that squares neither overflow nor vanish
     values = (values - values.sum(dim=0) / count).where(logged, 0.0)

@@ -1,8 +1,8 @@
-"""Pure tensor functions that say how far scores can be relied on: alignment, reliable references, settled order.
+"""Pure tensor functions that judge how reliable scores are: alignment, reference reliability, agreement of rankings.
 
-The error bound of the paper (Nagaraj et al., TMLR 2025) is small where the chosen samples are well aligned with the
-validation samples (its kappa) and where these represent the data (its delta). `alignment` is a view of the first,
-`reference_reliability` of the second. Neither is the bound, which has gradients in it.
+The error bound of the paper (Nagaraj et al., TMLR 2025) is small if the chosen samples are well aligned with the
+validation samples (its kappa) and the validation samples represent the data (its delta). `alignment` relates to
+kappa, `reference_reliability` to delta. Neither computes the bound, which needs gradients.
 """
 
 from __future__ import annotations
@@ -19,36 +19,36 @@ from lightning_cld.functional.cld import class_reference, standardised
 from lightning_cld.functional.selection import select_top
 
 SHARE = 0.1
-"""The share of the train set that the compared coresets keep. Small coresets change most, so that larger ones that
-are chosen afterwards have settled too."""
+"""The share of the train set that compared coresets keep. Small coresets change most: once this one has settled,
+larger ones have too."""
 
 OVERLAP = 0.85
-"""The share of its samples that a coreset must have in common with that at half the epochs. With it, the coreset of
-scikit-learn's digits (30 epochs, five seeds) settled after 12 to 16 epochs, on one that had at least 96 % of its
-samples in common with that of all 30. With a fifth of the labels wrong the overlap stayed below 0.75 to the end, as it
-should: the coreset of half the epochs had no more in common with the last."""
+"""The share of its samples that a settled coreset has in common with the coreset at half the epochs. On
+scikit-learn's digits (30 epochs, five seeds) it settled after 12 to 16 epochs, and then shared at least 96 % of its
+samples with the coreset of all 30 epochs. With 20 % of the labels wrong the overlap stayed below 0.75 to the end, and
+rightly so: the coreset at half the epochs shared no more than that with the last one."""
 
 RELIABLE = 0.9
-"""The correlation that the references of two halves of a class's validation samples should have. On Fashion-MNIST and
-digits (8 and 15 epochs, 4 to 64 validation samples a class), scores against references above it had a rank correlation
-within the class of 0.9 with those against all validation samples, and chose 0.6 of the same best tenth; against
-references below, 0.8 and 0.4, and less the lower the correlation."""
+"""The reliability (see `reference_reliability`) that a class reference should have. We compared scores with those from
+all validation samples, on Fashion-MNIST and digits (8 and 15 epochs, 4 to 64 validation samples per class). Above this
+value, the rank correlation within the class was 0.9 and the best tenths overlapped by 0.6. Below it, 0.8 and 0.4, and
+less the lower the reliability."""
 
 _SPLITS = 10
-"""Random halves that a reference's reliability is averaged over: of one, that of small classes depends on the draw."""
+"""Random splits to average a reliability over. For a small class, a single split depends too much on the draw."""
 
 _CHANCE_DRAWS = 10_000
 
 
 class Alignment(NamedTuple):
-    """Mean scores of a coreset and of everything; unscored samples are left out.
+    """Mean scores of a coreset and of all samples, without the unscored ones.
 
     Attributes:
-        kept: Of the coreset.
-        everything: Of all samples.
+        kept: Mean score of the coreset.
+        everything: Mean score of all samples.
         classes: The classes, int64 `[C]`, sorted.
-        kept_of_class: Of each class's part of the coreset, float64 `[C]`; NaN where it has none.
-        everything_of_class: Of all samples of each class, float64 `[C]`.
+        kept_of_class: Mean score of each class in the coreset, float64 `[C]`; NaN if the coreset has no sample of it.
+        everything_of_class: Mean score of each class, float64 `[C]`.
     """
 
     kept: float
@@ -59,7 +59,7 @@ class Alignment(NamedTuple):
 
 
 def best_tenth(values: Tensor, classes: Tensor | None) -> Tensor:
-    """The coreset of the best tenth, by which settling and alignment are judged.
+    """Chooses the best-scored tenth, the coreset that settling and alignment are judged by.
 
     Args:
         values: Scores, floating point, `[N]`.
@@ -69,7 +69,7 @@ def best_tenth(values: Tensor, classes: Tensor | None) -> Tensor:
         Sorted positions, int64, on the device of `values`.
 
     Raises:
-        ValueError: If a tenth is less than one sample, or a class has too few scored ones.
+        ValueError: If a tenth is less than one sample, or a class has too few scored samples.
     """
     if classes is None:
         return select_top(values, fraction=SHARE)
@@ -78,17 +78,17 @@ def best_tenth(values: Tensor, classes: Tensor | None) -> Tensor:
 
 
 def overlap(chosen: Tensor, others: Tensor) -> float:
-    """The share of the positions `chosen` that are among `others` too."""
+    """The share of the positions in `chosen` that are also in `others`."""
     return float(torch.isin(chosen, others).float().mean())
 
 
 def half_of(epochs: Iterable[int], epoch: int) -> int | None:
-    """The newest of `epochs` that is at most half of `epoch`; None if there is none."""
+    """The latest of `epochs` that is at most half of `epoch`; None if there is none."""
     return max((earlier for earlier in epochs if 2 * earlier <= epoch), default=None)
 
 
 def alignment(values: Tensor, classes: Tensor | None) -> Alignment:
-    """The mean score of the best tenth, and that of everything, overall and of each class.
+    """The mean score of the best tenth and of all samples, overall and per class.
 
     Args:
         values: Scores, floating point, `[N]`; NaN where a sample is unscored.
@@ -100,8 +100,8 @@ def alignment(values: Tensor, classes: Tensor | None) -> Alignment:
     Example:
         >>> import torch
         >>> from lightning_cld.functional.diagnostics import alignment
-        >>> found = alignment(torch.linspace(-0.8, 1.0, 10), None)
-        >>> round(found.kept, 2), round(found.everything, 2)
+        >>> means = alignment(torch.linspace(-0.8, 1.0, 10), None)
+        >>> round(means.kept, 2), round(means.everything, 2)
         (1.0, 0.1)
     """
     chosen = torch.zeros(len(values), dtype=torch.bool, device=values.device)
@@ -121,14 +121,14 @@ def alignment(values: Tensor, classes: Tensor | None) -> Alignment:
 
 
 def chance_alignment(differences: int) -> float:
-    """The mean score that the best tenth of many samples would have if none had anything to do with its reference.
+    """The mean score that the best tenth of many samples would have if all losses were unrelated to their references.
 
-    Of few differences much correlates by chance: with 3 the best tenth has a mean of 0.98, with 15 of 0.47. Simulated
-    for differences that are independent and normal; the correlation of two such vectors is distributed as one
-    coordinate of a random direction in a space of one dimension less.
+    With few differences, high correlations arise by chance: the best tenth has a mean of 0.98 with 3 differences, and
+    of 0.47 with 15. The value is simulated for independent, normal differences. The correlation of two such vectors is
+    distributed like one coordinate of a random unit vector in a space of one dimension less.
 
     Args:
-        differences: Between consecutive checkpoints; at least 2.
+        differences: The number of differences between consecutive checkpoints; at least 2.
     """
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(_CHANCE_DRAWS, differences - 1, generator=generator, dtype=torch.float64)
@@ -137,20 +137,20 @@ def chance_alignment(differences: int) -> float:
 
 
 def reference_reliability(val_losses: Tensor, val_classes: Tensor, classes: Tensor) -> Tensor:
-    """How far each class's reference would be the same with other validation samples: its split-half reliability.
+    """How similar each class reference would be with other validation samples: its split-half reliability.
 
-    A class's validation samples are split in two halves at random (fixed seeds), and the Pearson correlation is taken,
-    over the checkpoints, of the references that the two halves give; the mean of that over ten splits. It is a little
-    pessimistic, since the reference that scores are made with is that of both halves together.
+    The validation samples of a class are split at random into two halves (fixed seeds). The references of the two
+    halves are correlated over the checkpoints (Pearson), and the result is averaged over ten splits. It is slightly
+    pessimistic, because scores use the reference of both halves together.
 
     Args:
         val_losses: Losses of the validation samples, floating point, `[T, M]`; NaN where one was not logged.
-        val_classes: Their classes, int64, `[M]`.
-        classes: The classes wanted, sorted, int64, `[C]`.
+        val_classes: Classes of the validation samples, int64, `[M]`.
+        classes: The classes to report, sorted, int64, `[C]`.
 
     Returns:
-        Correlations, float64, `[C]`, on the device of `val_losses`; NaN for a class that has less than two samples or
-        too few differences, or whose losses don't change or are not finite.
+        Correlations, float64, `[C]`, on the device of `val_losses`; NaN for a class with fewer than two samples or too
+        few differences, or with losses that don't change or are not finite.
 
     Example:
         >>> import torch
@@ -167,7 +167,7 @@ def reference_reliability(val_losses: Tensor, val_classes: Tensor, classes: Tens
     sizes = torch.bincount(groups, minlength=len(classes))
     first = sizes.cumsum(0) - sizes
     halves = torch.arange(2 * len(classes), device=device)
-    found = torch.empty(_SPLITS, len(classes), dtype=torch.float64, device=device)
+    correlations = torch.empty(_SPLITS, len(classes), dtype=torch.float64, device=device)
     for split in range(_SPLITS):
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(split))
         order = order[torch.argsort(groups[order], stable=True)]
@@ -175,8 +175,8 @@ def reference_reliability(val_losses: Tensor, val_classes: Tensor, classes: Tens
         half_of_sample = torch.empty_like(groups)
         half_of_sample[order] = 2 * groups[order] + rank % 2
         references = class_reference(losses, half_of_sample.to(device), halves)
-        found[split] = _correlations(references[:, 0::2], references[:, 1::2])
-    return found.nanmean(dim=0)
+        correlations[split] = _correlations(references[:, 0::2], references[:, 1::2])
+    return correlations.nanmean(dim=0)
 
 
 def reliability_by_class(
@@ -201,10 +201,10 @@ def reliability_by_class(
 
 
 def rank_agreement(values: Tensor, others: Tensor, classes: Tensor | None) -> float:
-    """Spearman's rank correlation of two scorings of the same samples within a class, the mean over samples.
+    """Spearman's rank correlation of two scorings within each class, averaged over the classes.
 
-    Within classes, since that is where samples are ranked against each other. Samples that either leaves unscored are
-    left out; equal scores share the mean of their ranks.
+    Classes are kept apart because samples are ranked within their class. A sample that is unscored in either scoring is
+    left out. Equal scores share the mean of their ranks.
 
     Args:
         values: Scores in [-1, 1], float32, `[N]`.
@@ -212,7 +212,7 @@ def rank_agreement(values: Tensor, others: Tensor, classes: Tensor | None) -> fl
         classes: As for `best_tenth`.
 
     Returns:
-        The mean of the classes' correlations, weighted by their sizes; NaN if no class has any.
+        The mean of the class correlations, weighted by class size; NaN if no class has one.
 
     Example:
         >>> import torch
@@ -235,21 +235,21 @@ def rank_agreement(values: Tensor, others: Tensor, classes: Tensor | None) -> fl
 
 
 def _ranks(scores: Tensor, groups: Tensor) -> Tensor:
-    """Ranks in the order of class and score, float64; equal ones share their mean. Within a class only offset."""
-    # Scores lie in [-1, 1], so that those of different classes don't mix; float64 keeps every bit of a float32 score.
+    """Ranks by class, then by score, float64; equal scores share the mean of their ranks."""
+    # Scores lie in [-1, 1], so a spacing of 4 keeps classes apart; float64 keeps every bit of a float32 score.
     _, places, counts = torch.unique(groups.double() * 4 + scores.double(), return_inverse=True, return_counts=True)
     middles: Tensor = (counts.cumsum(0) - (counts - 1) / 2).double()
     return middles[places]
 
 
 def _means(values: Tensor, groups: Tensor, count: int) -> Tensor:
-    """The mean of each group, float64 `[count]`; NaN for one that is empty."""
+    """The mean of each group, float64 `[count]`; NaN for an empty group."""
     sums = torch.zeros(count, dtype=torch.float64, device=values.device).index_add_(0, groups, values.double())
     return sums / torch.bincount(groups, minlength=count)
 
 
 def _correlations(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson correlation down the columns of two `[T, C]`, over the rows in which neither is NaN."""
+    """Pearson correlation of each column of `a` with that column of `b`, both `[T, C]`, over rows without NaN."""
     logged = ~(a.isnan() | b.isnan())
     count = logged.sum(dim=0)
     values = (standardised(a, logged, count) * standardised(b, logged, count)).sum(dim=0).clamp(-1.0, 1.0)

@@ -1,21 +1,22 @@
-"""CLD from moments instead of losses: what a score needs, in constant memory, updated by one checkpoint after another.
+"""CLD from moments instead of losses: constant memory, updated with one checkpoint at a time.
 
 `update` is the co-moment form of Welford's algorithm (B. P. Welford, "Note on a Method for Calculating Corrected Sums
 of Squares and Products", Technometrics 1962; for co-moments P. Pébay, "Formulas for Robust, One-Pass Parallel
-Computation of Covariances and Arbitrary-Order Statistical Moments", Sandia report SAND2008-6212). With `D` the loss
-difference of a sample, `R` that of its class, and means over the `n` differences so far,
+Computation of Covariances and Arbitrary-Order Statistical Moments", Sandia report SAND2008-6212). `D` is the loss
+difference of a sample, `R` the reference of its class, and means are over the `n` differences so far:
 
     M2' = M2 + n/(n+1) (D - mean D)^2        C' = C + n/(n+1) (D - mean D) (R - mean R)
 
-and the score is `C / sqrt(M2(D) M2(R))`. Every sum is formed in float64; what is kept between checkpoints is chosen so
-that rounding it a thousand times still leaves the scores within 1e-5 of a float64 reference:
+The score is `C / sqrt(M2(D) M2(R))`. Every sum is computed in float64. The state kept between checkpoints is rounded;
+after a thousand roundings the scores are still within 1e-5 of a float64 reference:
 
-- the mean of `D` is not kept at all: differences telescope, so that their sum is the newest loss less the first, two
-  float32 losses that are exact;
-- `sqrt(M2)`, which unlike `M2` has the range of the losses themselves, as a float32 and a bfloat16 with what that
-  leaves over: 32 bits, relative error below 2^-32;
-- `C` as the correlation so far, a fixed-point int32, absolute error below 2^-31. The norms only grow, so neither error
-  does.
+- The mean of `D` is not kept. Differences telescope: their sum is the newest loss minus the first, and both are exact
+  in float32.
+- `sqrt(M2)` is kept as a float32 and a bfloat16 remainder: 32 bits, relative error below 2^-32. Unlike `M2`, it has
+  the range of the losses themselves.
+- `C` is kept as the correlation so far, a fixed-point int32, absolute error below 2^-31.
+
+The norms never shrink, so neither error grows.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_cld.functional.checks import MIN_CHECKPOINTS, check_checkpoints, check_differences, told_divergence
+from lightning_cld.functional.checks import MIN_CHECKPOINTS, check_checkpoints, check_differences, divergence_message
 from lightning_cld.functional.cld import FLAT, class_reference
 
 _SLICE = 2**15
-"""Samples worked on at a time: some ten float64 temporaries of 256 KiB, which stay in a processor's cache."""
+"""Samples processed at a time: about ten float64 temporaries of 256 KiB, which stay in the CPU cache."""
 
 _ONE = 2**31 - 1
 """The correlation 1 in fixed point."""
 
 
 class Classes(NamedTuple):
-    """Whose reference each sample is scored against.
+    """The classes of the samples: each sample is scored against the reference of its class.
 
     Attributes:
         labels: The classes of the training samples, int64 `[C]`, sorted.
-        groups: The place of each training sample's class in `labels`, int16 (int32 for over 32,767 classes) `[N]`; -1
+        groups: The index of each training sample's class in `labels`, int16 (int32 for over 32,767 classes) `[N]`; -1
             for positions that are not in use.
         val_classes: Classes of the validation samples, int64 `[M]`.
     """
@@ -52,34 +53,34 @@ class Classes(NamedTuple):
 
     @classmethod
     def of(cls, train_classes: Tensor, val_classes: Tensor) -> Classes:
-        """From int64 classes, negative for positions that are not in use."""
+        """Builds them from int64 classes; negative classes mark positions that are not in use."""
         labels = torch.unique(train_classes[train_classes >= 0])
         groups = torch.searchsorted(labels, train_classes).masked_fill(train_classes < 0, -1)
         small = len(labels) <= torch.iinfo(torch.int16).max
         return cls(labels, groups.to(torch.int16 if small else torch.int32), val_classes)
 
     def to(self, device: torch.device | str) -> Classes:
-        """The same on `device`."""
+        """Returns these tensors on `device`."""
         return Classes(*(tensor.to(device) for tensor in self))
 
 
 class Moments(NamedTuple):
-    """What is kept of the checkpoints so far: 18 bytes a training and 4 a validation sample.
+    """The state after the checkpoints so far: 18 bytes per training sample and 4 per validation sample.
 
     Attributes:
-        last: The newest loss, float32 `[N]`. One that is not finite leaves `first` or `norm` not finite for good.
-        first: The newest loss less the sum of all differences, float32 `[N]`: the first loss, exactly, until a hole in
-            the timeline moves it.
+        last: The newest loss, float32 `[N]`. A loss that is not finite leaves `first` or `norm` not finite for good.
+        first: The newest loss minus the sum of all differences, float32 `[N]`: exactly the first loss, until a missing
+            row moves it.
         norm: `sqrt(M2)` of the differences, float32 `[N]`.
-        norm_rest: What float32 leaves over of it, bfloat16 `[N]`.
-        correlation: Of the differences with those of the class, int32 `[N]`, in units of 1 / (2^31 - 1).
+        norm_rest: The part of `sqrt(M2)` that float32 can't hold, bfloat16 `[N]`.
+        correlation: The correlation so far, int32 `[N]`, in units of 1 / (2^31 - 1).
         val_last: The newest validation losses, float32 `[M]`.
-        reference_sum: Sum of each class's differences, float64 `[C]`.
-        reference_norm: `sqrt(M2)` of them, float64 `[C]`.
-        differences: How many of them there are, int64 `[C]`.
+        reference_sum: Sum of each class's reference differences, float64 `[C]`.
+        reference_norm: `sqrt(M2)` of each class's reference differences, float64 `[C]`.
+        differences: The number of reference differences of each class, int64 `[C]`.
         diverged: The first row in which a class's validation losses were not finite, int64 `[C]`; -1 if there is none.
-        rows: How many rows there were, int64 `[]`.
-        hole: Whether the newest row is missing, so that the next gives no difference, bool `[]`.
+        rows: The number of rows, int64 `[]`.
+        hole: Whether the newest row is missing, so that the next row gives no difference, bool `[]`.
     """
 
     last: Tensor
@@ -97,7 +98,7 @@ class Moments(NamedTuple):
 
     @classmethod
     def empty(cls, samples: int, references: int, classes: int, device: torch.device | str | None = None) -> Moments:
-        """Those of no rows."""
+        """The state before the first row."""
 
         def zeros(count: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(count, dtype=dtype, device=device)
@@ -118,27 +119,27 @@ class Moments(NamedTuple):
         )
 
     def to(self, device: torch.device | str) -> Moments:
-        """The same on `device`."""
+        """Returns these tensors on `device`."""
         return Moments(*(tensor.to(device) for tensor in self))
 
 
 def skip(moments: Moments) -> Moments:
-    """The moments after a checkpoint that was not logged: no difference spans it."""
+    """Returns the moments after a checkpoint that was not logged. No difference spans it."""
     return moments._replace(rows=moments.rows + 1, hole=torch.ones_like(moments.hole))
 
 
 def update(moments: Moments, train_row: Tensor, val_row: Tensor, classes: Classes) -> Moments:
-    """The moments after one more checkpoint. Those given stay as they are, so that an interruption spoils nothing.
+    """Returns the moments after one more checkpoint. `moments` is not changed, so an interruption does no damage.
 
-    A row that is NaN throughout is a checkpoint that was not logged: the differences on both sides of it are left out.
-    A single sample's NaN, in a row that has others, leaves it unscored from then on, as infinity does: the moments of
-    its class would no longer be over the checkpoints that it has.
+    A row of NaN only is a checkpoint that was not logged: the differences on both sides of it are left out. If only
+    some samples of a row are NaN, these are unscored from then on, like samples with an infinite loss: the moments of
+    their class would cover checkpoints that these samples lack.
 
     Args:
-        moments: Those so far.
+        moments: The moments so far.
         train_row: Losses of the training samples, floating point `[N]`, taken as float32.
         val_row: Losses of the validation samples, floating point `[M]`, taken as float32.
-        classes: On the device of the moments.
+        classes: The classes, on the device of the moments.
     """
     device = moments.last.device
     train_row, val_row = (row.detach().to(device, torch.float32) for row in (train_row, val_row))
@@ -153,7 +154,7 @@ def update(moments: Moments, train_row: Tensor, val_row: Tensor, classes: Classe
     reference_norm = (moments.reference_norm.square() + weight * offset.square()).sqrt()
 
     updated = moments._replace(
-        last=train_row.clone(),  # which the caller may go on to write to
+        last=train_row.clone(),  # the caller may overwrite its tensor
         first=torch.empty_like(moments.first),
         norm=torch.empty_like(moments.norm),
         norm_rest=torch.empty_like(moments.norm_rest),
@@ -167,7 +168,7 @@ def update(moments: Moments, train_row: Tensor, val_row: Tensor, classes: Classe
     )
     for start in range(0, len(train_row), _SLICE):
         part = slice(start, start + _SLICE)
-        group = classes.groups[part].long().clamp(min=0)  # of positions not in use, which are never scored, any
+        group = classes.groups[part].long().clamp(min=0)  # positions not in use are never scored: any class will do
         row, last, first = (losses[part].double() for losses in (train_row, moments.last, moments.first))
         total = last - first
         old_norm = _norm(moments, part)
@@ -187,12 +188,12 @@ def update(moments: Moments, train_row: Tensor, val_row: Tensor, classes: Classe
 
 
 def scores(moments: Moments, classes: Classes, checkpoints: Sequence[str] | None = None) -> Tensor:
-    """The scores of the checkpoints so far, equal to those of `cld_scores` within 1e-5.
+    """The scores of the checkpoints so far, within 1e-5 of those of `cld_scores`.
 
     Args:
-        moments: Those so far.
-        classes: On the device of the moments.
-        checkpoints: What to call each row in messages; None numbers them.
+        moments: The moments so far.
+        classes: The classes, on the device of the moments.
+        checkpoints: The name of each row in messages; None numbers the rows.
 
     Returns:
         Scores in [-1, 1], float32 `[N]`, on the device of the moments; NaN where a sample is unscored.
@@ -206,8 +207,9 @@ def scores(moments: Moments, classes: Classes, checkpoints: Sequence[str] | None
         row = int(diverged.min())
         named = f"row {row}" if checkpoints is None else checkpoints[row]
         raise ValueError(
-            f"{told_divergence(classes.labels[moments.diverged == row].tolist(), named)} What came before it is not "
-            "kept apart, so nothing can be scored: train the proxy with a lower learning rate, or end before it."
+            f"{divergence_message(classes.labels[moments.diverged == row].tolist(), named)} Losses are not kept, so "
+            "earlier checkpoints can't be scored either: train the proxy with a lower learning rate, or for fewer "
+            "epochs."
         )
     check_differences(int(moments.differences.max()))
 
@@ -219,7 +221,7 @@ def scores(moments: Moments, classes: Classes, checkpoints: Sequence[str] | None
         part = slice(start, start + _SLICE)
         group = classes.groups[part].long().clamp(min=0)
         mean = (moments.last[part].double() - moments.first[part].double()) / count[group]
-        varies = _norm(moments, part) > FLAT * count[group].sqrt() * mean.abs()  # false where one is NaN
+        varies = _norm(moments, part) > FLAT * count[group].sqrt() * mean.abs()  # False where either side is NaN
         defined = varies & enough[group] & (classes.groups[part] >= 0)
         values[part] = _correlation(moments, part).where(defined, torch.nan)
     return values

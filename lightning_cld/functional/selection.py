@@ -1,4 +1,4 @@
-"""Choosing samples: budgets, the rules "top" and "draw", and the split into train and validation samples."""
+"""Choosing samples: budgets, the rules "top" and "draw", and the train/validation split."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_cld.functional.checks import check_classes, check_count, kind_of, listed
 
 RULES = ("top", "draw")
-"""How a coreset is chosen from scores: the best, or a draw among those above a threshold."""
+"""How a coreset is chosen: "top" takes the best-scored samples, "draw" draws among samples above a threshold."""
 
 
 def select_top(
@@ -26,25 +26,24 @@ def select_top(
 ) -> Tensor:
     """Chooses the best-scored samples of each class: the coreset.
 
-    Exactly one budget is given. `fraction` and `size` are shared out in proportion to class sizes by largest
-    remainder, so that the total is exact, with at least one sample of each class where the budget allows. Of equal
-    scores the lower index is taken. NaN scores (unscored samples) count towards their class's size, but are never
-    chosen.
+    Give exactly one budget. `fraction` and `size` are divided among the classes in proportion to class size, by largest
+    remainder: the total is exact, and each class gets at least one sample if the budget allows. If scores are equal,
+    the lower index is chosen. Unscored samples (NaN) count towards the size of their class but are never chosen.
 
     Args:
         scores: A score for each sample, floating point, `[N]`; higher is better.
         classes: The samples' classes, integer, `[N]`; None puts all samples into one class.
-        fraction: The share of all samples to keep, in (0, 1]; `round(fraction * N)` samples, halves up.
+        fraction: The share of all samples to keep, in (0, 1]: `fraction * N` samples, rounded half up.
         size: The number of samples to keep.
-        per_class: The number of samples to keep of every class.
+        per_class: The number of samples to keep in each class.
 
     Returns:
         Sorted indices of the chosen samples, int64, on the device of `scores`.
 
     Raises:
         TypeError: If an argument has the wrong type or dtype, or not exactly one budget is given.
-        ValueError: If shapes don't match, the budget is empty or more than there is, or a class has fewer scored
-            samples than its share.
+        ValueError: If shapes don't match, the budget is less than one sample or more than there are, or a class has
+            fewer scored samples than its part of the budget.
 
     Example:
         >>> import torch
@@ -53,7 +52,7 @@ def select_top(
         >>> classes = torch.tensor([0, 0, 0, 0, 1, 1])
         >>> select_top(scores, classes, fraction=0.5)
         tensor([0, 2, 4])
-        >>> select_top(torch.rand(6), classes, per_class=1).shape  # a random baseline, balanced the same way
+        >>> select_top(torch.rand(6), classes, per_class=1).shape  # a random baseline with the same class balance
         torch.Size([2])
     """
     if not isinstance(scores, Tensor) or not scores.is_floating_point():
@@ -69,11 +68,11 @@ def select_top(
     scored = torch.bincount(groups[~scores.isnan()], minlength=len(labels)).tolist()
     short = [c for c in range(len(labels)) if budgets[c] > scored[c]]
     if short:
-        found = "; ".join(f"class {int(labels[c])}: {budgets[c]} asked, {scored[c]} can be chosen" for c in short[:5])
+        lacking = "; ".join(f"class {int(labels[c])} needs {budgets[c]} but has {scored[c]}" for c in short[:5])
         more = f" (and {len(short) - 5} more classes)" if len(short) > 5 else ""
-        raise ValueError(f"The budget asks for more scored samples than there are: {found}{more}. Lower it.")
+        raise ValueError(f"The budget needs more scored samples than there are: {lacking}{more}. Lower it.")
 
-    order = torch.argsort(-scores, stable=True)  # ascending, so that NaN is last
+    order = torch.argsort(-scores, stable=True)  # puts NaN last
     order = order[torch.argsort(groups[order], stable=True)]
     first_of_group = sizes.cumsum(0) - sizes
     rank = torch.arange(len(scores), device=scores.device) - first_of_group[groups[order]]
@@ -93,19 +92,19 @@ def select_drawn(
 ) -> Tensor:
     """Draws samples of each class at random among those above a threshold: CLD as a filter, not as a ranking.
 
-    Each next sample of a class is drawn, among those that are left, with a probability in proportion to its weight
-    `score * uncertainty ** (share ** (1/4))`, where `share` is how much of the class is kept. So samples that go their
-    own way are left out, uncertain ones are preferred where much is kept, and typical ones where little is. Where
-    budgets ask for more than can be drawn, all of those are taken, and of the others the best-scored.
+    Samples of a class are drawn one after another, without replacement. The probability of a sample is proportional to
+    its weight `score * uncertainty ** (share ** (1/4))`, where `share` is the kept share of the class. If much is kept,
+    this prefers uncertain samples; if little is kept, typical ones. If the budget exceeds the samples above the
+    threshold, all of these are taken, and then the best-scored of the rest.
 
-    The threshold is `max(0, otsu * min(1, 10 * negative))`, for all classes together: `negative` is the share of
-    negative scores, few of which there are with clean labels, and `otsu` Otsu's threshold between low and high scores.
-    For negative scores tell of wrong labels, and many of those have low positive scores as well.
+    One threshold, `max(0, otsu * min(1, 10 * negative))`, holds for all classes. `negative` is the share of negative
+    scores, and `otsu` is Otsu's threshold between low and high scores. Clean labels give few negative scores. Many of
+    them are a sign of mislabeled samples, and then many low positive scores belong to mislabeled samples too.
 
-    The rule is this library's own, not the paper's; what it was chosen by is in `examples/benchmarks/RESULTS.md`. That
-    easy samples are worth more the less is kept is known from B. Sorscher et al., "Beyond Neural Scaling Laws: Beating
-    Power Law Scaling via Data Pruning", NeurIPS 2022; the threshold is that of N. Otsu, "A Threshold Selection Method
-    from Gray-Level Histograms", IEEE Transactions on Systems, Man, and Cybernetics, 1979.
+    The rule is this library's own, not the paper's; `examples/benchmarks/RESULTS.md` has the measurements it was chosen
+    by. Easy samples are worth more the fewer samples are kept: B. Sorscher et al., "Beyond Neural Scaling Laws: Beating
+    Power Law Scaling via Data Pruning", NeurIPS 2022. Otsu's threshold: N. Otsu, "A Threshold Selection Method from
+    Gray-Level Histograms", IEEE Transactions on Systems, Man, and Cybernetics, 1979.
 
     Args:
         scores: A score for each sample, floating point, `[N]`.
@@ -117,12 +116,12 @@ def select_drawn(
         seed: Seed of the draw; the global random state is neither used nor changed.
 
     Returns:
-        Sorted indices of the chosen samples, int64, on the device of `scores`; of each class as many as `select_top`
-        takes.
+        Sorted indices of the chosen samples, int64, on the device of `scores`; as many of each class as `select_top`
+        chooses.
 
     Raises:
-        TypeError: As `select_top`; or if `seed` is not a whole number.
-        ValueError: As `select_top`; or if `uncertainty` has another shape than `scores`.
+        TypeError: As for `select_top`, or if `seed` is not a whole number.
+        ValueError: As for `select_top`, or if `uncertainty` and `scores` differ in shape.
 
     Example:
         >>> import torch
@@ -145,32 +144,32 @@ def select_drawn(
     weights = values * uncertainty.cpu().double() ** (share**0.25)[groups]
     generator = torch.Generator().manual_seed(operator.index(seed))
     draw = torch.rand(len(values), generator=generator, dtype=torch.float64)
-    # The largest of log(weight) plus Gumbel noise are a draw by weight without replacement (Yellott, J. Math. Psychol.
-    # 1977). Both are far from the thousand that puts the samples which are not drawn behind, in the order of scores.
+    # Taking the largest values of log(weight) plus Gumbel noise draws by weight without replacement (Yellott, J. Math.
+    # Psychol. 1977). These values stay far above -1000, where the other samples follow in the order of their scores.
     keys = weights.log() - (-draw.log()).log()
-    behind = -1000.0 - torch.argsort(torch.argsort(-values, stable=True)).double()
+    after_drawn = -1000.0 - torch.argsort(torch.argsort(-values, stable=True)).double()
     drawable = (values > _threshold(values[~values.isnan()])) & (weights > 0)
-    priorities = torch.where(drawable, keys, behind).where(~values.isnan(), torch.nan)
+    priorities = torch.where(drawable, keys, after_drawn).where(~values.isnan(), torch.nan)
     drawn = select_top(priorities, classes, fraction=fraction, size=size, per_class=per_class)
     return drawn.to(scores.device)
 
 
 def _threshold(scores: Tensor) -> float:
-    """What a score must exceed to be drawn; see `select_drawn`."""
+    """The threshold of `select_drawn`, which a score must exceed to be drawn."""
     negative = float((scores < 0).double().mean())
     if negative == 0:
         return 0.0
     ordered = scores.sort().values
     counts = torch.arange(1, len(ordered), dtype=torch.float64)
     below = ordered.cumsum(0)[:-1]
-    # Otsu's threshold leaves the least variance on its two sides, and so the most between them.
+    # Otsu's threshold has the most variance between its two sides, and so the least within them.
     between = below.square() / counts + (ordered.sum() - below).square() / (len(ordered) - counts)
     otsu = float(ordered[between.argmax()]) if len(between) else 0.0
     return max(0.0, otsu * min(1.0, 10 * negative))
 
 
 def _class_budgets(sizes: list[int], *, fraction: float | None, size: int | None, per_class: int | None) -> list[int]:
-    """How many samples to choose of each class of the given sizes."""
+    """The number of samples to choose from each class, given the class sizes."""
     check_budget(fraction=fraction, size=size, per_class=per_class)
     samples = sum(sizes)
     if per_class is not None:
@@ -179,12 +178,12 @@ def _class_budgets(sizes: list[int], *, fraction: float | None, size: int | None
     if total == 0:
         raise ValueError(f"fraction={fraction} of {samples} samples is less than one sample. Raise it.")
     if total > samples:
-        raise ValueError(f"size={size} asks for more than the {samples} samples there are. Lower it.")
+        raise ValueError(f"size={size} is more than the {samples} samples there are. Lower it.")
     return _apportion(sizes, total)
 
 
 def check_budget(*, fraction: float | None, size: int | None, per_class: int | None) -> None:
-    """Raises unless exactly one budget is given and it is of the right type and sign."""
+    """Raises unless exactly one budget is given, with a valid type and value."""
     given = {
         name: value
         for name, value in (("fraction", fraction), ("size", size), ("per_class", per_class))
@@ -212,10 +211,10 @@ def check_rule(rule: object, seed: object) -> None:
 
 
 def _apportion(sizes: Sequence[int], total: int) -> list[int]:
-    """Shares `total <= sum(sizes)` out in proportion to `sizes` by largest remainder.
+    """Divides `total <= sum(sizes)` in proportion to `sizes` by largest remainder.
 
-    Where `total` allows, classes whose share would be 0 get 1 and the others share the rest. Equal remainders go to
-    the class that comes first. Whole numbers throughout, so no rounding decides.
+    If `total` allows, classes whose share would be 0 get 1, and the others divide the rest. Of equal remainders, the
+    first class wins. All arithmetic uses integers, so rounding never decides.
     """
     shares = [0] * len(sizes)
     open_classes = list(range(len(sizes)))
@@ -237,15 +236,15 @@ def _apportion(sizes: Sequence[int], total: int) -> list[int]:
 
 
 def proportional_holdout(classes: Tensor | Sequence[int], fraction: float, *, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Splits a pool into training and validation samples, each class in the same proportion.
+    """Splits a pool into training and validation samples, stratified by class.
 
-    The validation part is the reference that CLD scores against. Sampled in proportion to the pool it serves best
-    (Nagaraj et al., TMLR 2025); it must not be the test set, or the test accuracy of a coreset means nothing.
+    The validation part is the reference that CLD scores against. A reference sampled in proportion to the pool works
+    best (Nagaraj et al., TMLR 2025). Never use the test set: the test accuracy of a coreset would mean nothing.
 
     Args:
-        classes: The samples' classes, integer, `[N]`; a dataset's `targets` will do.
-        fraction: The share of the samples to hold out, in (0, 1), shared out by largest remainder; at least one
-            sample of each class goes to either side.
+        classes: The samples' classes, integer, `[N]`, such as a dataset's `targets`.
+        fraction: The share of the samples to hold out, in (0, 1), divided among the classes by largest remainder. Each
+            class has at least one sample on each side.
         seed: Seed of the draw; the global random state is neither used nor changed.
 
     Returns:
@@ -260,7 +259,7 @@ def proportional_holdout(classes: Tensor | Sequence[int], fraction: float, *, se
         >>> train, val = proportional_holdout([0] * 8 + [1] * 4, 0.25)
         >>> len(train), len(val)
         (9, 3)
-        >>> (val < 8).sum().item()  # two of the eight, one of the four
+        >>> (val < 8).sum().item()  # 2 of 8 in class 0, and 1 of 4 in class 1
         2
     """
     if isinstance(fraction, bool) or not isinstance(fraction, numbers.Real):

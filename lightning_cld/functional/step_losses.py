@@ -1,4 +1,4 @@
-"""What the losses of training steps stand for."""
+"""From the losses of training steps to losses at epoch ends."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from torch import Tensor
 
 
 def at_epoch_ends(losses: Tensor) -> Tensor:
-    """Losses at the ends of epochs, estimated from those that training steps saw within the epochs.
+    """Estimates the losses at epoch ends from the losses of training steps.
 
-    A step sees a sample somewhere in its epoch, in the middle on average; so the mean of what two epochs saw stands for
-    the checkpoint between them. That it pairs better with the reference there than either by itself was measured:
+    A step sees a sample somewhere in its epoch, on average in the middle. The mean of two consecutive epochs therefore
+    estimates the checkpoint between them. It matches the reference there better than either epoch alone, as measured in
     `examples/benchmarks/RESULTS.md`.
 
     Args:
-        losses: Floating point `[T, N]`: a sweep's row, then one for each following epoch.
+        losses: Floating point `[T, N]`: the row of a sweep, then one row for each following epoch.
 
     Returns:
-        `[T, N]`; the first row and what no mean is known of, the last row say, as they are.
+        `[T, N]`. The first and last rows are unchanged, and so are losses with no logged loss in the next row.
 
     Example:
         >>> import torch

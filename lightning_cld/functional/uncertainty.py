@@ -1,4 +1,4 @@
-"""How uncertain the model was of each sample's label."""
+"""How uncertain the model was about each sample's label."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from torch import Tensor
 from lightning_cld.functional.checks import check_losses
 
 _SLICE_ELEMENTS = 2**17
-"""Losses worked on at a time, so that temporaries stay in a processor's cache."""
+"""Losses processed at a time, so that temporaries stay in the CPU cache."""
 
 
 def aleatoric_uncertainty(losses: Tensor) -> Tensor:
     """The mean over checkpoints of `p (1 - p)`, where `p = exp(-loss)` is the probability of the sample's label.
 
-    High for samples whose label the model kept finding likely and unlikely at once; low for the easy ones (`p` near
-    1) and for those it never agreed with, wrong labels among them (`p` near 0). Seedat et al., "Data-IQ: Characterizing
-    Subgroups with Heterogeneous Outcomes in Tabular Data", NeurIPS 2022, aleatoric uncertainty.
+    It is high for samples that stay ambiguous (`p` near 0.5). It is low for easy samples (`p` near 1) and for samples
+    whose label the model never learns, such as mislabeled ones (`p` near 0). This is the aleatoric uncertainty of
+    Seedat et al., "Data-IQ: Characterizing Subgroups with Heterogeneous Outcomes in Tabular Data", NeurIPS 2022.
 
     Args:
-        losses: Losses, floating point, `[T, N]`; cross-entropy for `p` to be a probability. NaN (not logged) is left
-            out.
+        losses: Losses, floating point, `[T, N]`. `p` is a probability if they are cross-entropy. NaN (not logged) is
+            left out.
 
     Returns:
-        Float32, `[N]`, on the device of `losses`; in [0, 0.25] for losses that are not negative; NaN where nothing
-        was logged or a loss is infinite (not finite).
+        Float32, `[N]`, on the device of `losses`; in [0, 0.25] if no loss is negative. NaN marks samples without a
+        logged loss or with an infinite one (not finite).
 
     Raises:
         TypeError: If `losses` is not a floating point tensor.
-        ValueError: If it is not `[T, N]` with at least one column.
+        ValueError: If the shape is not `[T, N]` with at least one column.
 
     Example:
         >>> import torch

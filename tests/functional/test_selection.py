@@ -191,7 +191,7 @@ SCORES, CLASSES = torch.tensor([0.5, NAN, NAN, 0.4, 0.3, 0.2]), torch.tensor([3,
         ({"size": 2, "fraction": 0.5}, TypeError, r"exactly one budget.*got fraction=0\.5, size=2"),
         ({"size": 0}, ValueError, r"size must be at least 1, got 0"),
         ({"size": -1}, ValueError, r"size must be at least 1, got -1"),
-        ({"size": 7}, ValueError, r"size=7 asks for more than the 6 samples"),
+        ({"size": 7}, ValueError, r"size=7 is more than the 6 samples"),
         ({"size": 2.0}, TypeError, r"size must be a whole number, got 2\.0"),
         ({"size": "2"}, TypeError, r"size must be a whole number, got '2'"),
         ({"size": True}, TypeError, r"size must be a whole number, got True"),
@@ -199,8 +199,8 @@ SCORES, CLASSES = torch.tensor([0.5, NAN, NAN, 0.4, 0.3, 0.2]), torch.tensor([3,
         ({"per_class": -2}, ValueError, r"per_class must be at least 1, got -2"),
         ({"per_class": 1.5}, TypeError, r"per_class must be a whole number, got 1\.5"),
         ({"per_class": True}, TypeError, r"per_class must be a whole number, got True"),
-        ({"per_class": 3}, ValueError, r"class 3: 3 asked, 2 can be chosen; class 700: 3 asked, 2 can be chosen"),
-        ({"size": 5}, ValueError, r"are: class 3: 3 asked, 2 can be chosen\. Lower it"),
+        ({"per_class": 3}, ValueError, r"class 3 needs 3 but has 2; class 700 needs 3 but has 2"),
+        ({"size": 5}, ValueError, r"are: class 3 needs 3 but has 2\. Lower it"),
         ({"fraction": 0}, ValueError, r"fraction must be in \(0, 1\], got 0"),
         ({"fraction": -0.5}, ValueError, r"fraction must be in \(0, 1\], got -0\.5"),
         ({"fraction": 1.01}, ValueError, r"fraction must be in \(0, 1\], got 1\.01"),
@@ -240,7 +240,7 @@ def test_bad_scores_and_classes_raise(scores, classes, error, message):
 
 
 def test_only_the_first_classes_that_are_short_are_named():
-    with pytest.raises(ValueError, match=r"class 4: 2 asked, 1 can be chosen \(and 15 more classes\)"):
+    with pytest.raises(ValueError, match=r"class 4 needs 2 but has 1 \(and 15 more classes\)"):
         select_top(torch.rand(20), torch.arange(20), per_class=2)
 
 
