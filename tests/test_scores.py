@@ -542,7 +542,7 @@ def test_a_file_of_another_kind_is_refused(path):
 def test_a_file_of_a_newer_format_is_refused(path):
     scores().save(path)
     rewrite_header(path, format=2)
-    assert_refused(path, "has format 2, this lightning-cld reads up to 1. Upgrade")
+    assert_refused(path, "has format 2, but this lightning-cld reads up to 1. Upgrade")
 
 
 @pytest.mark.parametrize(

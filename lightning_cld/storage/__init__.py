@@ -1,1 +1,1 @@
-"""The files that the library writes, and what they say of where they come from."""
+"""The files that the library writes, and the provenance stored in them."""

@@ -20,13 +20,13 @@ _HEADER = "header"
 
 
 def write_arrays(path: str | Path, kind: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Path:
-    """Writes `arrays` and a JSON `header` to `path`, so that a reader sees the old file or the new, never half of one.
+    """Writes `arrays` and a JSON `header` to `path` atomically: readers see the old file or the new one, never a part.
 
     Args:
-        path: The file's path, used as it is; missing parent directories are made.
-        kind: What the file holds, checked when it is read.
+        path: The file's path, used as it is. Missing parent directories are created.
+        kind: What the file holds; checked on reading.
         header: Values that JSON can express.
-        arrays: Arrays of plain numbers by name.
+        arrays: Numeric arrays by name.
 
     Returns:
         The path written.
@@ -49,7 +49,7 @@ def write_arrays(path: str | Path, kind: str, header: Mapping[str, Any], arrays:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes the place of `path` once the body has ended well, and is gone if it has not."""
+    """Opens a temporary file. It replaces `path` if the body succeeds, and is deleted if the body fails."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
@@ -67,67 +67,67 @@ def read_arrays(path: str | Path, kind: str, reader: str) -> tuple[dict[str, Any
 
     Args:
         path: The file's path.
-        kind: What it must hold.
-        reader: The call that a user made, named in errors.
+        kind: What the file must hold.
+        reader: The user's call, named in errors.
 
     Returns:
         The header and the arrays.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is truncated, damaged, of another kind or format, or not such a file at all.
+        ValueError: If the file is truncated, damaged, foreign, or of another kind or format.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{reader}: there is no file {path}. CLDCallback(dirpath=...) says where it saves.")
-    if not path.is_file():  # a pipe would be waited for
+        raise FileNotFoundError(f"{reader}: there is no file {path}. CLDCallback(dirpath=...) sets where it saves.")
+    if not path.is_file():  # reading a pipe could wait forever
         raise ValueError(f"{reader}: {path} is not a regular file.")
     try:
         arrays = _read_members(path)
         header = json.loads(str(arrays.pop(_HEADER)[()]))
-        found, version = header["kind"], int(header["format"])
+        stored_kind, version = header["kind"], int(header["format"])
         if version <= FORMAT_VERSION:
             _check_header(header, sorted(arrays))
-    except Exception as error:  # zipfile, numpy's header parser and json raise all kinds
+    except Exception as error:  # zipfile, numpy's header parser and json raise many types
         raise ValueError(
             f"{reader}: {path} is not a complete {kind} file ({type(error).__name__}: {error}). It was truncated, "
-            "changed, or written by something else; write it again with `.save(path)` or by another run."
+            "changed, or written by another program. Write it again with `.save(path)` or another run."
         ) from error
     if version > FORMAT_VERSION:
         raise ValueError(
-            f"{reader}: {path} has format {version}, this lightning-cld reads up to {FORMAT_VERSION}. "
+            f"{reader}: {path} has format {version}, but this lightning-cld reads up to {FORMAT_VERSION}. "
             "Upgrade lightning-cld."
         )
-    if found != kind:
-        raise ValueError(f"{reader}: {path} holds {found!r}, not {kind!r}. Load it with the class that wrote it.")
+    if stored_kind != kind:
+        raise ValueError(f"{reader}: {path} holds {stored_kind!r}, not {kind!r}. Load it with the class that wrote it.")
     return header, arrays
 
 
 def _check_header(header: dict[str, Any], arrays: list[str]) -> None:
     if header["arrays"] != arrays:
-        raise ValueError(f"it holds {arrays} where {header['arrays']} were written")
+        raise ValueError(f"it holds {arrays}, but {header['arrays']} were written")
     epochs, metadata = header["epochs"], header["metadata"]
     if not isinstance(epochs, list) or not all(type(epoch) is int for epoch in epochs):
-        raise ValueError(f"its epochs are not a list of whole numbers but {epochs!r}")
+        raise ValueError(f"its epochs must be a list of whole numbers, got {epochs!r}")
     if not isinstance(metadata, dict):
-        raise ValueError(f"its metadata are not a dictionary but {metadata!r}")
+        raise ValueError(f"its metadata must be a dictionary, got {metadata!r}")
 
 
 def _read_members(path: Path) -> dict[str, np.ndarray]:
-    """The archive's arrays. Sizes are checked before memory is taken; zipfile checks each member's checksum."""
+    """Reads the arrays. Sizes are checked before memory is allocated; zipfile checks each member's checksum."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         stored = all(m.compress_type == zipfile.ZIP_STORED and m.compress_size == m.file_size for m in members)
         if not stored or sum(member.file_size for member in members) > path.stat().st_size:
-            raise ValueError("its members are compressed, or larger than the file that holds them")
+            raise ValueError("its members are compressed, or larger than the file itself")
         names = [member.filename.removesuffix(".npy") for member in members]
         if len(set(names)) < len(names):
-            raise ValueError("it has two members of one name")
+            raise ValueError("it has two members with the same name")
         return {name: _parse_array(archive.read(member)) for name, member in zip(names, members, strict=True)}
 
 
 def _parse_array(content: bytes) -> np.ndarray:
-    """One `.npy` of plain values. `np.load` would first take the memory that a damaged header claims."""
+    """Reads one `.npy` member. `np.load` would first allocate the memory that a damaged header claims."""
     stream = io.BytesIO(content)
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):

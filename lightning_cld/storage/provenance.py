@@ -1,4 +1,4 @@
-"""Where scores come from: what every file of scores says of its making."""
+"""Where scores come from: the metadata that every file of scores holds."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 def provenance(
     val_classes: Tensor | None, references: int, *, scored_by: str = "CLD", every_n_epochs: int = 1
 ) -> dict[str, Any]:
-    """Plain JSON values: how and when the scores were made, by which versions, against how many samples of each class.
+    """Returns how and when the scores were made, library versions and reference sizes, as plain JSON values.
 
     Args:
         val_classes: Classes of the validation samples, integer, `[M]`; None for one class.
-        references: How many validation samples there are.
-        scored_by: The name of what was computed from the losses.
-        every_n_epochs: The checkpoints that were scored.
+        references: The number of validation samples.
+        scored_by: The name of the score.
+        every_n_epochs: The spacing of the scored checkpoints, in epochs.
     """
     classes = torch.zeros(references) if val_classes is None else val_classes
     labels, counts = torch.unique(classes.long(), return_counts=True)
@@ -34,10 +34,10 @@ def provenance(
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": python_version()}
+    versions = {"python": python_version()}
     for name in ("lightning-cld", "lightning", "torch", "numpy"):
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:  # run from a source tree, or in an environment with pytorch-lightning
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
