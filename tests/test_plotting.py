@@ -258,7 +258,7 @@ def test_extremes_read_only_what_they_show():
     ],
 )
 def test_images_of_another_dataset_are_refused(draw):
-    with pytest.raises(ValueError, match="The scores are not of this dataset: it has other labels"):
+    with pytest.raises(ValueError, match="The scores don't belong to this dataset: it has other labels"):
         draw(TensorDataset(torch.rand(60, 1, 8, 8), CLASSES.flip(0)))
 
 
@@ -357,7 +357,7 @@ def test_the_images_beside_the_lines_do_not_overlap(samples):
 
 
 def test_scores_and_trajectories_of_two_runs_are_refused():
-    with pytest.raises(ValueError, match="The scores are not of these trajectories: there are 2 scores"):
+    with pytest.raises(ValueError, match="The scores don't belong to these trajectories: there are 2 scores"):
         plotting.plot_trajectories(TIMELINE, scores=CLDScores([0.1, 0.2]))
 
 
@@ -367,7 +367,7 @@ def test_a_class_that_there_is_not_raises():
         lambda: plotting.plot_scores(SCORES, classes=[9]),
         lambda: plotting.plot_extremes(SCORES, IMAGES, classes=[9]),
     ):
-        with pytest.raises(ValueError, match="To show class 9 was asked, but the scores are of classes 0, 1, 2"):
+        with pytest.raises(ValueError, match="Can't show class 9: the scores are of classes 0, 1, 2"):
             draw()
 
 
@@ -423,7 +423,10 @@ def test_too_few_checkpoints_raise():
         (lambda: plotting.plot_scores(SCORES, classes="3"), r"classes must be a sequence .*, got '3'"),
         (lambda: plotting.plot_extremes(TIMELINE, IMAGES), "scores must be CLDScores, got LossTrajectories"),
         (lambda: plotting.plot_extremes(SCORES, IMAGES, classes=3), "classes must be a sequence"),
-        (lambda: plotting.plot_trajectories(SCORES), "trajectories must be LossTrajectories, got CLDScores. They are"),
+        (
+            lambda: plotting.plot_trajectories(SCORES),
+            "trajectories must be LossTrajectories, got CLDScores. Take .trajectories",
+        ),
         (lambda: plotting.plot_trajectories(Path("a")), "trajectories must be .*Path. Load .* LossTrajectories.load"),
         (lambda: plotting.plot_trajectories(TIMELINE, scores=TIMELINE), "scores must be CLDScores"),
         (lambda: plotting.plot_trajectories(TIMELINE, [1]), r"of_class must be one class, .*got \[1\]"),

@@ -1,1 +1,1 @@
-"""From scores to what a person reads: the summary, figures, thumbnails and the page."""
+"""What people read about scores: the summary, figures, thumbnails and the HTML page."""

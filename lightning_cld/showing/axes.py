@@ -1,4 +1,4 @@
-"""What the figures are put together from. matplotlib is imported where it is used, since it is an extra."""
+"""Building blocks of the figures. Functions import matplotlib themselves, because it is an optional dependency."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-BEST, WORST, REFERENCE, REST = "#0072b2", "#d55e00", "#222222", "#bbbbbb"  # told apart by the colour-blind too
+BEST, WORST, REFERENCE, REST = "#0072b2", "#d55e00", "#222222", "#bbbbbb"  # safe for color-blind readers
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of that size in inches, which belongs to no window."""
+    """An empty figure of the given size in inches, without a window."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -33,7 +33,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def axes_or_new(ax: Axes | None, width: float, height: float) -> tuple[Figure, Axes]:
-    """The axes given and their figure, or new ones."""
+    """Returns the given axes and their figure, or new ones."""
     if ax is None:
         figure = new_figure(width, height)
         return figure, figure.subplots()
@@ -41,37 +41,39 @@ def axes_or_new(ax: Axes | None, width: float, height: float) -> tuple[Figure, A
 
 
 def given_axes(ax: Axes | Sequence[Axes] | np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
-    """The axes given, in that shape; or raises, saying `what` they should be."""
+    """Returns the given axes in `shape`. Raises if their number is wrong; `what` describes them in the error."""
     axes = np.atleast_1d(np.array(ax, dtype=object))
     if axes.size != np.prod(shape):
-        raise ValueError(f"ax must hold {np.prod(shape)} axes, {what}, got {axes.size}. See classes.")
+        raise ValueError(
+            f"ax must hold {np.prod(shape)} axes, {what}, got {axes.size}. Limit the classes with classes=[...]."
+        )
     return axes.reshape(shape)
 
 
 def name_figure(figure: Figure, title: str, left_out: int) -> None:
-    """Titles the figure, and says that there are more classes than it shows."""
+    """Sets the title, and says how many classes are not shown."""
     more = f"the classes with the lowest mean scores; {left_out} more are not shown" if left_out else ""
     figure.suptitle(": ".join(part for part in (title, more) if part), fontsize=10)
 
 
 def shade(place: int, samples: int) -> float:
-    """How opaque a sample is drawn: the most extreme one fully, the others less and less."""
+    """The opacity of a sample: 1 for the most extreme one, then less and less."""
     return 1 - 0.6 * place / samples
 
 
 def handle(label: str, colour: str, style: Any) -> Line2D:
-    """What stands in a legend for something that has no line of its own there."""
+    """A legend entry for something without a line of its own."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=colour, linestyle=style, label=label)
 
 
 def legend_below(ax: Axes, columns: Sequence[Sequence[Line2D]]) -> None:
-    """A legend below the axes and their label, where it hides nothing."""
+    """Draws a legend below the axes and their label, where it hides nothing."""
     from matplotlib.transforms import ScaledTranslation
 
     rows = max(map(len, columns))
-    gap = handle(" ", REST, "")  # a legend fills one column after the other
+    gap = handle(" ", REST, "")  # legends fill column by column, so short columns are padded
     ax.legend(
         handles=[line for column in columns for line in (*column, *[gap] * (rows - len(column)))],
         ncols=len(columns),
@@ -88,14 +90,14 @@ def legend_below(ax: Axes, columns: Sequence[Sequence[Line2D]]) -> None:
 
 
 def draw_beside(ax: Axes, dataset: Dataset[Any], scores: CLDScores, best: Tensor, worst: Tensor, samples: int) -> None:
-    """Draws the images of the best and of the worst in two columns on the right, in frames that match their lines."""
+    """Draws images of the best and worst samples in two columns on the right, in frames that match their lines."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage, TextArea, VPacker
 
     rows = max(len(best), len(worst))
     if rows == 0:  # no sample of the class is scored
         return
     images = read_images(dataset, [*best.tolist(), *worst.tolist()]).permute(0, 2, 3, 1).numpy()
-    room = 72 * ax.bbox.height / ax.figure.dpi / rows  # before the layout, which takes some of it for labels
+    room = 72 * ax.bbox.height / ax.figure.dpi / rows  # the layout later takes some of it for labels
     points = max(10, min(44, 0.85 * room - 28))
     for column, (name, part, pictures, colour, style) in enumerate(
         (
@@ -116,12 +118,12 @@ def draw_beside(ax: Axes, dataset: Dataset[Any], scores: CLDScores, best: Tensor
             annotation_clip=False,
         )
         for row, (position, picture) in enumerate(zip(part.tolist(), pictures, strict=True)):
-            told = TextArea(
+            label = TextArea(
                 caption(position, scores),
                 textprops={"fontsize": 7, "color": colour, "multialignment": "center"},
             )
             image = OffsetImage(picture, zoom=points / max(picture.shape[:2]), interpolation="nearest")
-            packed = VPacker(children=[image, told], align="center", pad=0, sep=1)
+            packed = VPacker(children=[image, label], align="center", pad=0, sep=1)
             ax.add_artist(
                 AnnotationBbox(
                     packed,
@@ -142,7 +144,7 @@ def draw_beside(ax: Axes, dataset: Dataset[Any], scores: CLDScores, best: Tensor
 
 
 def draw_row(ax: Axes, images: Tensor, positions: Tensor, scores: CLDScores, columns: int) -> None:
-    """Draws images side by side, as wide as `columns` of them, with positions and scores below."""
+    """Draws images side by side, with positions and scores below. The row has room for `columns` images."""
     ax.set_yticks([])
     ax.tick_params(length=0, labelsize=6, pad=1)
     ax.spines[:].set_visible(False)
@@ -158,5 +160,5 @@ def draw_row(ax: Axes, images: Tensor, positions: Tensor, scores: CLDScores, col
 
 
 def caption(position: int, scores: CLDScores) -> str:
-    """What stands below the image of a sample: where it is in the train dataset, and its score."""
+    """The text below the image of a sample: its position in the train dataset and its score."""
     return f"#{position}\n{scores.values[position]:+.2f}"

@@ -1,4 +1,4 @@
-"""What figures and reports show of scores: which classes, which samples, which cutoffs."""
+"""Chooses the classes, samples and cutoffs that figures and reports show."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from lightning_cld.scores import CLDScores
 from lightning_cld.trajectories import LossTrajectories
 
 MOST_CLASSES = 10
-"""Classes that are shown if `classes` does not name them; of more, those with the lowest mean scores."""
+"""How many classes are shown if `classes` is None: those with the lowest mean scores."""
 
 MOST_CUTOFFS = 20
-"""Cutoffs at which agreement is computed, evenly spaced over the checkpoints: each is a scoring of its own."""
+"""Agreement is computed at no more cutoffs than this, evenly spaced. Each costs one scoring."""
 
 
 def check_kind(name: str, value: object, kind: type[CLDScores] | type[LossTrajectories]) -> None:
-    """Raises unless `value` is of that kind.
+    """Raises unless `value` is of the given kind.
 
     Raises:
-        TypeError: If it is not; the error says how to get what is wanted.
+        TypeError: If it is not. The error says how to get such an object.
     """
     if isinstance(value, kind):
         return
     if isinstance(value, (str, PathLike)):
         remedy = f"Load the file first: {kind.__name__}.load(path)."
     elif kind is CLDScores:
-        remedy = "A callback has them as .scores; LossTrajectories.score() makes them."
+        remedy = "Take .scores of the callback, or the result of LossTrajectories.score()."
     else:
-        remedy = 'They are the logged losses that scores are made from; CLDCallback(history="full") has .trajectories.'
+        remedy = 'Take .trajectories of CLDCallback(history="full"), the logged losses.'
     raise TypeError(f"{name} must be {kind.__name__}, got {type(value).__name__}. {remedy}")
 
 
 def by_mean_score(scores: CLDScores) -> list[int]:
-    """The classes, that with the lowest mean score first; one without any score last. One class is class 0."""
+    """The classes by rising mean score, unscored classes last. Without classes, all samples are class 0."""
     pool = scores.positions()
     of_pool = torch.zeros(len(pool), dtype=torch.int64) if scores.classes is None else scores.classes[pool]
     labels, groups = torch.unique(of_pool, return_inverse=True)
@@ -53,11 +53,11 @@ def by_mean_score(scores: CLDScores) -> list[int]:
 
 
 def shown_classes(scores: CLDScores, classes: Sequence[int] | None) -> tuple[list[int], int]:
-    """The classes to show, and how many are left out: those named, else up to `MOST_CLASSES`.
+    """The classes to show, and how many are left out. If `classes` is None, up to `MOST_CLASSES` are shown.
 
     Raises:
-        TypeError: If they are not a sequence of whole numbers.
-        ValueError: If none is named, or one that there is not.
+        TypeError: If `classes` is not a sequence of whole numbers.
+        ValueError: If `classes` is empty or holds an unknown class.
     """
     known = by_mean_score(scores)
     if classes is None:
@@ -70,10 +70,8 @@ def shown_classes(scores: CLDScores, classes: Sequence[int] | None) -> tuple[lis
         ) from None
     missing = sorted(set(named) - set(known))
     if missing or not named:
-        asked = listed(missing, "class", "classes") if missing else "no class"
-        raise ValueError(
-            f"To show {asked} was asked, but the scores are of {listed(sorted(known), 'class', 'classes')}."
-        )
+        problem = f"Can't show {listed(missing, 'class', 'classes')}" if missing else "There is no class to show"
+        raise ValueError(f"{problem}: the scores are of {listed(sorted(known), 'class', 'classes')}.")
     return named, 0
 
 
@@ -83,9 +81,10 @@ def positions_of(scores: CLDScores, label: int) -> Tensor:
 
 
 def extremes(scores: CLDScores, label: int, samples: int) -> tuple[Tensor, Tensor]:
-    """Positions of up to `samples` best- and as many worst-scored samples of a class, the most extreme ones first.
+    """Positions of up to `samples` best-scored and `samples` worst-scored samples of a class, most extreme first.
 
-    No sample is in both; of few the best get one more. Unscored samples are left out.
+    No sample is in both. If a class has too few samples, they are halved, and the best get the odd one. Unscored
+    samples are left out.
     """
     own = positions_of(scores, label)
     own = own[~scores.values[own].isnan()]
@@ -98,16 +97,17 @@ def extremes(scores: CLDScores, label: int, samples: int) -> tuple[Tensor, Tenso
 def agreement(
     trajectories: LossTrajectories, fraction: float, last: int | None = None
 ) -> tuple[list[int], list[float], list[float]]:
-    """How far scores of early cutoffs agree with those of the last.
+    """How far the scores at early cutoffs agree with the scores at the last cutoff.
 
     Args:
         trajectories: The logged losses.
         fraction: The share of the train set that the compared coresets keep.
-        last: The last cutoff epoch; None: that of the last checkpoint.
+        last: The last cutoff epoch; None takes the last checkpoint.
 
     Returns:
         The cutoff epochs; the rank correlation within the class at each (NaN where nothing can be scored); and the
-        overlap of the coresets, empty where the losses are from training steps: such scores choose no coreset.
+        overlap of the coresets at each. The overlaps are empty for losses of training steps, whose scores choose no
+        coreset.
 
     Raises:
         TypeError: If `fraction` is not a number.
@@ -123,32 +123,32 @@ def agreement(
     epochs = [due[place] for place in spaced]
     correlations, overlaps = [], []
     for epoch in epochs:
-        correlation = same = float("nan")
-        with suppress(ValueError):  # too few differences were logged by then, or too few of a class's samples scored
+        correlation = shared = float("nan")
+        with suppress(ValueError):  # too few differences were logged by then, or too few samples of a class scored
             values = trajectories.values(epoch)
             correlation = rank_agreement(values, final, classes)
             if chosen is not None:
-                same = overlap(chosen, select_top(values[used], of_used, fraction=fraction))
+                shared = overlap(chosen, select_top(values[used], of_used, fraction=fraction))
         correlations.append(correlation)
-        overlaps.append(same)
+        overlaps.append(shared)
     return epochs, correlations, [] if chosen is None else overlaps
 
 
 def check_same_train_set(scores: CLDScores, trajectories: LossTrajectories) -> None:
-    """Raises unless the scores can be of these trajectories' train set.
+    """Raises unless the scores and the trajectories fit the same train set.
 
     Raises:
         ValueError: If their lengths or classes differ.
     """
     samples = trajectories.train_losses.shape[1]
-    other = None
+    problem = None
     if len(scores) != samples:
-        other = f"there are {len(scores):,} scores and losses of {samples:,} samples"
+        problem = f"there are {len(scores):,} scores, but losses of {samples:,} samples"
     elif (scores.classes is None) != (trajectories.train_classes is None) or (
         scores.classes is not None
         and trajectories.train_classes is not None
         and not torch.equal(scores.classes, trajectories.train_classes)
     ):
-        other = "their classes differ"
-    if other:
-        raise ValueError(f"The scores are not of these trajectories: {other}. Take both from one run.")
+        problem = "their classes differ"
+    if problem:
+        raise ValueError(f"The scores don't belong to these trajectories: {problem}. Take both from the same run.")

@@ -1,4 +1,4 @@
-"""`CLDScores.report`: scores as one HTML page that holds all it shows."""
+"""`CLDScores.report`: scores as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image  # which torchvision brings
+from PIL import Image  # installed with torchvision
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _HIGHEST, _LOWEST = 6, 12
-"""Samples shown of each class."""
+"""Samples shown per class."""
 
 _SUSPECTS = 24
 
 _DRAWN = 4
-"""Classes whose trajectories are drawn."""
+"""The number of classes whose trajectories are drawn."""
 
 _PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -90,7 +90,7 @@ def make_page(scores: CLDScores, dataset: Dataset[Any] | None, trajectories: Los
         check_kind("trajectories", trajectories, LossTrajectories)
         check_same_train_set(scores, trajectories)
     shown, left_out = shown_classes(scores, None)
-    note = f"Shown are the {len(shown)} classes with the lowest mean scores, of {len(shown) + left_out}."
+    note = f"The {len(shown)} classes with the lowest mean scores, of {len(shown) + left_out} classes."
     account = scores.account()
     parts = [
         _section("Summary", _table(account, kind="trusted" if account[-1][0] == "trust" else "")),
@@ -110,23 +110,23 @@ def make_page(scores: CLDScores, dataset: Dataset[Any] | None, trajectories: Los
 
 
 def _suspects(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
-    """The lowest-scored samples of all."""
+    """The lowest-scored samples of all classes."""
     if scores.metadata.get("scored_by", "CLD") != "CLD":
-        return _p("Only CLD tells by its sign which labels may be wrong.")
+        return _p("Suspects are listed for CLD scores only: their sign hints at mislabeled samples.")
     suspects = scores.suspects()
     if len(suspects) == 0:
         return _p("No sample has a score of zero or less.")
     first = suspects[:_SUSPECTS]
-    told = _p(
-        f"{len(suspects):,} samples have a score of zero or less. Below zero, the loss of a sample tends to rise when "
-        "that of its class falls; around zero, it goes its own way. Wrong labels may be among them. The lowest "
+    note = _p(
+        f"{len(suspects):,} samples have a score of zero or less. Some may be mislabeled. Below zero, the loss of a "
+        "sample tends to rise when the loss of its class falls; around zero, the two are unrelated. The lowest "
         f"{len(first)}:"
     )
     if dataset is not None:
-        return told + _thumbnails(scores, dataset, first, named=scores.classes is not None)
+        return note + _thumbnails(scores, dataset, first, named=scores.classes is not None)
     classes = torch.zeros(len(scores), dtype=torch.int64) if scores.classes is None else scores.classes
     rows = [(str(p), str(int(classes[p])), f"{scores.values[p]:+.3f}") for p in first.tolist()]
-    return told + _table(rows, ("position", "class", "score"))
+    return note + _table(rows, ("position", "class", "score"))
 
 
 def _histograms(scores: CLDScores, shown: Sequence[int]) -> str:
@@ -137,35 +137,35 @@ def _histograms(scores: CLDScores, shown: Sequence[int]) -> str:
         figure, (ax,) = plot_scores(scores, fraction=fraction, classes=[label])
         figure.suptitle("")
         figure.set_size_inches(3.6, 2.3)
-        told = ax.get_title().replace("\n", ", ")
-        figures.append(_drawn(figure, f"Histogram of the scores of {told}"))
+        title = ax.get_title().replace("\n", ", ")
+        figures.append(_drawn(figure, f"Histogram of the scores of {title}"))
     coreset = f"No coreset of {SHARE:.0%} is marked: {missing}."
     if not missing:
-        coreset = f"Blue: the coreset of {SHARE:.0%}; the dashed line is its lowest score."
-    return _p(f"Logarithmic counts. {coreset}") + f'<div class="row large">{"".join(figures)}</div>'
+        coreset = f"Blue: the coreset of {SHARE:.0%}. Dashed line: its lowest score."
+    return _p(f"Counts are on a logarithmic scale. {coreset}") + f'<div class="row large">{"".join(figures)}</div>'
 
 
 def _of_trajectories(scores: CLDScores, trajectories: LossTrajectories, dataset: Dataset[Any] | None) -> list[str]:
-    found = []
+    sections = []
     if scores.metadata.get("scored_by", "CLD") == "CLD":
         missing = _why_no_tenth(scores)
-        told = (
-            "How far the scores of an earlier cutoff agree with these: where the line of the coreset is high and flat, "
+        caption = (
+            "How far the scores at an earlier cutoff agree with these scores. Where the coreset line is high and flat, "
             "the proxy could have stopped."
         )
-        shown = (
-            _p(f"Not known, there is no coreset of {SHARE:.0%} to compare: {missing}.")
+        content = (
+            _p(f"Not known, because there is no coreset of {SHARE:.0%} to compare: {missing}.")
             if missing
             else _drawn(
-                plot_agreement(trajectories, fraction=SHARE, cutoff_epoch=scores.epochs[-1])[0], told, wide=True
+                plot_agreement(trajectories, fraction=SHARE, cutoff_epoch=scores.epochs[-1])[0], caption, wide=True
             )
         )
-        found.append(_section("When it could have stopped", shown))
+        sections.append(_section("When the proxy could have stopped", content))
     drawn = []
     for label in by_mean_score(scores)[:_DRAWN]:
         figure, ax = plot_trajectories(trajectories, label, scores=scores)
-        told = f"{ax.get_title()}: the highest scores in blue, the lowest in orange and dashed."
-        drawn.append(_drawn(figure, told, wide=True))
+        caption = f"{ax.get_title()}: highest scores in blue, lowest scores dashed in orange."
+        drawn.append(_drawn(figure, caption, wide=True))
         if dataset is not None:
             for name, kind, part in zip(
                 ("highest", "lowest"), ("best", "worst"), extremes(scores, label, 3), strict=True
@@ -174,7 +174,7 @@ def _of_trajectories(scores: CLDScores, trajectories: LossTrajectories, dataset:
                     images = _thumbnails(scores, dataset, part)
                     drawn.append(f'<div class="pair"><b class="{kind}">{name}</b>{images}</div>')
     note = "The classes with the lowest mean scores. The reference is the mean validation loss of the class."
-    return [*found, _section("Trajectories", _p(note), *drawn)]
+    return [*sections, _section("Trajectories", _p(note), *drawn)]
 
 
 def _extremes(scores: CLDScores, dataset: Dataset[Any], label: int) -> str:
@@ -189,14 +189,14 @@ def _extremes(scores: CLDScores, dataset: Dataset[Any], label: int) -> str:
 
 
 def _all_classes(scores: CLDScores) -> str:
-    """A table of what is known of each class, folded up where it is long."""
+    """A table with a row per class, collapsed if it is long."""
     known = [scores.metadata.get(name) for name in ("reference_sizes", "reference_reliability")]
-    sizes, reliability = (found if isinstance(found, Mapping) else {} for found in known)
+    sizes, reliability = (entry if isinstance(entry, Mapping) else {} for entry in known)
     labels = sorted(by_mean_score(scores))
     kept = {}
     if not _why_no_tenth(scores):
-        found = alignment(scores.values, scores.classes)
-        kept = dict(zip(found.classes.tolist(), found.kept_of_class.tolist(), strict=True))
+        means = alignment(scores.values, scores.classes)
+        kept = dict(zip(means.classes.tolist(), means.kept_of_class.tolist(), strict=True))
     rows = []
     for label in labels:
         values = scores.values[positions_of(scores, label)].double()
@@ -214,14 +214,14 @@ def _all_classes(scores: CLDScores) -> str:
             )
         )
     names = ("class", "samples", "mean", "best tenth", "reliability", "validation", "negative", "unscored")
-    told = _p("Mean score of all and of the best tenth; reliability and size of the validation samples.")
+    note = _p("Mean scores of all samples and of the best tenth; reliability and number of the validation samples.")
     hint = '<p class="note narrow">Scroll sideways for more columns &rarr;</p>'
-    table = f'{told}{hint}<div class="scroll">{_table(rows, names, "numbers")}</div>'
+    table = f'{note}{hint}<div class="scroll">{_table(rows, names, "numbers")}</div>'
     return table if len(rows) <= 20 else f"<details><summary>{len(rows)} classes</summary>{table}</details>"
 
 
 def _provenance(scores: CLDScores) -> str:
-    of_classes = ("reference_sizes", "reference_reliability")  # which the table of classes has
+    of_classes = ("reference_sizes", "reference_reliability")  # shown in the table of classes
     kept = {name: value for name, value in scores.metadata.items() if name not in of_classes}
     return _table([(name, _plain(value)) for name, value in kept.items()])
 
@@ -233,17 +233,17 @@ def _plain(value: Any) -> str:
 
 
 def _why_no_tenth(scores: CLDScores) -> str:
-    """Why there is no coreset of a tenth; empty if there is one."""
+    """Why there is no coreset of 10 %; empty if there is one."""
     try:
         scores.select(fraction=SHARE)
     except ValueError:
         if scores.metadata.get("record") == "step" and scores.metadata.get("scored_by") == "CLD":
-            return "scores from the losses of training steps are not fit to choose the best by"
-        return "there are too few scored samples, of a class or in all"
+            return "scores from training steps are not fit for choosing the best samples"
+        return "there are too few scored samples, in a class or overall"
     return ""
 
 
-# Their parts. Whatever text comes from data is escaped here.
+# The parts of sections. Text from data is escaped here.
 
 
 def _section(title: str, *content: str) -> str:
@@ -255,7 +255,7 @@ def _p(text: str) -> str:
 
 
 def _table(rows: Iterable[Sequence[str]], names: Sequence[str] = (), kind: str = "") -> str:
-    """Rows whose first cell names them, below the names of the columns if there are any."""
+    """A table. The first cell of a row is its header; `names` are the column headers."""
     lines = [[f'<th scope="col">{escape(name)}</th>' for name in names]] if names else []
     for row in rows:
         first, *others = map(escape, row)
@@ -263,19 +263,19 @@ def _table(rows: Iterable[Sequence[str]], names: Sequence[str] = (), kind: str =
     return f'<table class="{kind}">' + "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in lines) + "</table>"
 
 
-def _drawn(figure: Figure, told: str, *, wide: bool = False) -> str:
+def _drawn(figure: Figure, text: str, *, wide: bool = False) -> str:
     if wide:
-        figure.set_size_inches(4.2, 3.8)  # so that its letters can be read on a telephone
+        figure.set_size_inches(4.2, 3.8)  # so that its text is readable on a phone
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=130)
-    caption = f"<figcaption>{escape(told)}</figcaption>" if wide else ""
+    caption = f"<figcaption>{escape(text)}</figcaption>" if wide else ""
     kind = ' class="wide"' if wide else ""
-    return f'<figure{kind}><img src="{_embedded(stream)}" alt="{escape(told)}">{caption}</figure>'
+    return f'<figure{kind}><img src="{_embedded(stream)}" alt="{escape(text)}">{caption}</figure>'
 
 
 def _thumbnails(scores: CLDScores, dataset: Dataset[Any], positions: Tensor, *, named: bool = False) -> str:
-    """The images of samples in a row that wraps, with position, score, and the class if it is to be named."""
-    found = []
+    """The images of samples in a wrapping row, with position, score and, if `named`, the class."""
+    items = []
     for position, image in zip(positions.tolist(), read_images(dataset, positions.tolist()), strict=True):
         stream = io.BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, format="PNG")
@@ -283,8 +283,8 @@ def _thumbnails(scores: CLDScores, dataset: Dataset[Any], positions: Tensor, *, 
         score = f"{scores.values[position]:+.2f}"
         alt = f"sample {position}, score {score}{f', {of_class}' if of_class else ''}"
         caption = "<br>".join([f"#{position}", *([of_class] if of_class else []), score])
-        found.append(f'<figure><img src="{_embedded(stream)}" alt="{alt}"><figcaption>{caption}</figcaption></figure>')
-    return f'<div class="row small">{"".join(found)}</div>'
+        items.append(f'<figure><img src="{_embedded(stream)}" alt="{alt}"><figcaption>{caption}</figcaption></figure>')
+    return f'<div class="row small">{"".join(items)}</div>'
 
 
 def _embedded(stream: io.BytesIO) -> str:

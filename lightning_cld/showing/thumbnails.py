@@ -1,4 +1,4 @@
-"""The images of a few samples of a dataset, brought to one shape to be looked at."""
+"""Reads the images of a few samples, in one shape, for display."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from PIL import Image  # which torchvision brings
+from PIL import Image  # installed with torchvision
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -18,43 +18,43 @@ from lightning_cld.guards import preserved_rng
 from lightning_cld.scores import CLDScores
 
 SIDE = 96
-"""The most pixels that an image is shown with in height or width."""
+"""The largest height or width of a displayed image, in pixels."""
 
 
 def check_dataset(scores: CLDScores, dataset: Dataset[Any]) -> None:
-    """Raises unless `dataset` is the one that was scored, as far as its length and labels tell.
+    """Raises unless `dataset` has the length and the labels of the scored dataset.
 
     Raises:
-        TypeError: If it is no map-style dataset.
-        ValueError: If it is another one.
+        TypeError: If it is not a map-style dataset.
+        ValueError: If it is another dataset.
     """
     if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise TypeError(
-            "dataset must be a map-style dataset, with a length and samples at positions: the train dataset that the "
-            f"Trainer was given. Got {type(dataset).__name__}."
+            "dataset must be a map-style dataset, with __len__ and __getitem__: the train dataset that the Trainer "
+            f"was given. Got {type(dataset).__name__}."
         )
     served = fingerprint_of(DataLoader(dataset), "train")
     problem = scores.fingerprint.mismatch(served)
     if problem:
         raise ValueError(
-            f"The scores are not of this dataset: {problem}. Give the train dataset that the Trainer was given, with "
-            "the same split made again (random_split needs a seeded generator), or the same samples un-augmented."
+            f"The scores don't belong to this dataset: {problem}. Give the train dataset that the Trainer was given, "
+            "with the same split (random_split needs a seeded generator). A view without augmentation is fine."
         )
     if not scores.fingerprint.shares_labels(served):
         rank_zero_warn(
-            "The dataset, or the one that was scored, does not tell its labels, so that only its length was compared. "
-            "Make sure that it has the same samples in the same order."
+            "The labels of this dataset, or of the scored one, are unknown, so only its length was compared. Make sure "
+            "that it has the same samples in the same order."
         )
 
 
 def read_images(dataset: Dataset[Any], positions: Sequence[int]) -> Tensor:
-    """The images of the samples at `positions`, and of no others.
+    """Reads the images of the samples at `positions`, and no other samples.
 
-    A sample is an image, or holds one, in a tuple, a list or a mapping: the first PIL image; else the first tensor or
-    array of `[C, H, W]` or `[H, W, C]` with 1, 3 or 4 channels (the last of 4 is dropped); else the first of `[H, W]`.
-    Of any dtype and range: together they are stretched from black, the lowest value among them, to white, the highest,
-    which undoes a normalisation well enough to look at. Larger ones than `SIDE` are scaled down; where sizes differ the
-    smaller ones get a white border. The global random states are left as they are.
+    A sample is an image, or a tuple, list or mapping with an image in it. The first PIL image is taken. Without one, it
+    is the first tensor or array of shape `[C, H, W]` or `[H, W, C]` with 1, 3 or 4 channels (the fourth is dropped), or
+    else the first of shape `[H, W]`. Any dtype and range will do: the lowest value in all images becomes black and the
+    highest white, which makes normalized images recognizable. Images larger than `SIDE` are scaled down. If sizes
+    differ, smaller images get a white border. The global random states stay unchanged.
 
     Args:
         dataset: A map-style dataset.
@@ -85,15 +85,15 @@ def read_images(dataset: Dataset[Any], positions: Sequence[int]) -> Tensor:
 
 def _image_of(sample: Any, position: int) -> Tensor:
     """Float32 `[3, H, W]`, no larger than `SIDE`."""
-    found = list(_images_in(sample))
-    if not found:
+    candidates = list(_images_in(sample))
+    if not candidates:
         raise TypeError(
-            f"Sample {position} holds no image that can be drawn: there is no PIL image in it, nor a tensor or array "
-            "[C, H, W], [H, W, C] or [H, W] with 1, 3 or 4 channels. If your data are not images, leave the dataset "
-            "out; else give one with the same samples as images."
+            f"Sample {position} holds no image: no PIL image, and no tensor or array of shape [C, H, W], [H, W, C] or "
+            "[H, W] with 1, 3 or 4 channels. If your data are not images, leave out the dataset; otherwise give one "
+            "that returns the same samples as images."
         )
-    # A flat one may be a mask, or a row of numbers.
-    image = min(found, key=lambda kind_and_image: kind_and_image[0])[1]
+    # Two-dimensional tensors come last: they may be masks or tables.
+    image = min(candidates, key=lambda kind_and_image: kind_and_image[0])[1]
     image = image.expand(3, -1, -1) if len(image) == 1 else image[:3]
     image = image.float().nan_to_num()
     scale = SIDE / max(image.shape[1:])
@@ -104,7 +104,7 @@ def _image_of(sample: Any, position: int) -> Tensor:
 
 
 def _images_in(sample: Any) -> Iterator[tuple[int, Tensor]]:
-    """All that look like images in a sample, `[C, H, W]`, each with a number: the smaller, the surer it is one."""
+    """Yields all possible images in a sample, `[C, H, W]`, each with a rank: the lower, the more certain."""
     if isinstance(sample, Mapping):
         sample = list(sample.values())
     for part in sample if isinstance(sample, (tuple, list)) else [sample]:

@@ -35,8 +35,8 @@ def test_of_many_classes_those_with_the_lowest_means_are_shown():
 @pytest.mark.parametrize(
     ("classes", "error", "message"),
     [
-        ([0, 3, 12], ValueError, r"To show classes 3, 12 was asked, but the scores are of classes 0, 1"),
-        ([], ValueError, r"no class"),
+        ([0, 3, 12], ValueError, r"Can't show classes 3, 12: the scores are of classes 0, 1\."),
+        ([], ValueError, r"There is no class to show: the scores are of classes 0, 1\."),
         ([0.5], TypeError, "float"),
     ],
 )
@@ -120,7 +120,7 @@ def test_agreement_of_a_long_timeline_is_computed_at_twenty_cutoffs():
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        (CLDScores(torch.rand(59), CLASSES[:59]), r"59 scores and losses of 60 samples"),
+        (CLDScores(torch.rand(59), CLASSES[:59]), r"59 scores, but losses of 60 samples"),
         (CLDScores(torch.rand(60), CLASSES.flip(0)), "their classes differ"),
         (CLDScores(torch.rand(60)), "their classes differ"),
     ],

@@ -106,7 +106,7 @@ def test_a_page_has_the_summary_the_figures_and_the_images(full):
         assert told in page.text
     found = pictures(page)
     assert sum(alt.startswith("Histogram of the scores of class") for alt, _ in found) == 3
-    assert sum(alt.startswith("How far the scores of an earlier cutoff agree") for alt, _ in found) == 1
+    assert sum(alt.startswith("How far the scores at an earlier cutoff agree") for alt, _ in found) == 1
     assert sum(alt.startswith("Loss, class") for alt, _ in found) == 3
     suspects = min(24, len(scores.suspects()))
     thumbnails = [(alt, picture) for alt, picture in found if alt.startswith("sample ")]
@@ -196,7 +196,7 @@ def test_without_dataset_and_trajectories_there_is_a_table_of_suspects(tmp_path)
 def test_of_many_classes_ten_are_shown_and_all_are_in_the_table(tmp_path):
     classes = torch.arange(360) // 3
     page = write(timeline(classes).score(), tmp_path / "page.html")
-    assert "Shown are the 10 classes with the lowest mean scores, of 120." in page.words
+    assert "The 10 classes with the lowest mean scores, of 120 classes." in page.words
     assert len(page.all("img")) == 10
     assert "120 classes" in page.words
     assert len(page.all("details")) == 1
@@ -220,8 +220,8 @@ def test_scores_of_every_kind_get_a_page(tmp_path, scores):
 def test_other_scores_get_no_suspects_and_no_agreement(tmp_path):
     scores = TIMELINE.score(by=baselines.variability)
     page = write(scores, tmp_path / "page.html", IMAGES, TIMELINE)
-    assert "Only CLD tells by its sign which labels may be wrong." in page.words
-    assert "When it could have stopped" not in page.words
+    assert "Suspects are listed for CLD scores only: their sign hints at mislabeled samples." in page.words
+    assert "When the proxy could have stopped" not in page.words
     assert "Trajectories" in page.words
 
 
@@ -230,7 +230,7 @@ def test_a_run_that_diverged_after_the_cutoff_gets_its_page(tmp_path):
     val[-1] = float("inf")
     diverged = LossTrajectories(TIMELINE.train_losses, val, CLASSES, CLASSES)
     page = write(diverged.score(cutoff_epoch=7), tmp_path / "page.html", IMAGES, diverged)
-    assert "When it could have stopped" in page.words
+    assert "When the proxy could have stopped" in page.words
 
 
 def from_steps():
@@ -246,15 +246,15 @@ def unscored():
 @pytest.mark.parametrize(
     ("make", "why"),
     [
-        (from_steps, "scores from the losses of training steps are not fit to choose the best by."),
-        (unscored, "there are too few scored samples, of a class or in all."),
+        (from_steps, "scores from training steps are not fit for choosing the best samples."),
+        (unscored, "there are too few scored samples, in a class or overall."),
     ],
 )
 def test_a_page_without_a_coreset_says_why(tmp_path, make, why):
     trajectories = make()
     page = write(trajectories.score(), tmp_path / "page.html", None, trajectories)
-    assert f"Logarithmic counts. No coreset of 10% is marked: {why}" in page.words
-    assert f"Not known, there is no coreset of 10% to compare: {why}" in page.words
+    assert f"Counts are on a logarithmic scale. No coreset of 10% is marked: {why}" in page.words
+    assert f"Not known, because there is no coreset of 10% to compare: {why}" in page.words
     assert not [alt for alt, _ in pictures(page) if alt.startswith("How far")]
 
 
@@ -272,9 +272,9 @@ def test_a_directory_or_the_wrong_kind_is_refused_before_any_work(tmp_path, monk
 
 def test_another_dataset_or_run_is_refused_and_nothing_written(tmp_path):
     path = tmp_path / "page.html"
-    with pytest.raises(ValueError, match="not of this dataset: it has other labels"):
+    with pytest.raises(ValueError, match="don't belong to this dataset: it has other labels"):
         TIMELINE.score().report(path, TensorDataset(IMAGES.tensors[0], CLASSES.flip(0)))
-    with pytest.raises(ValueError, match="not of these trajectories"):
+    with pytest.raises(ValueError, match="don't belong to these trajectories"):
         TIMELINE.score().report(path, trajectories=timeline(CLASSES[:60]))
     assert list(tmp_path.iterdir()) == []
 
