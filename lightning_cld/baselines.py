@@ -1,12 +1,12 @@
-"""Other scores that the same logged losses give for nothing, to compare CLD with.
+"""Other scores from the same logged losses, to compare with CLD.
 
-Each function takes `LossTrajectories` and returns a value for every training sample, so that
-`trajectories.score(by=baselines.variability)` selects, saves and serves like CLD. Higher values are kept first; where a
-source keeps the lowest, its negative is given under a name of its own.
+Each function takes `LossTrajectories` and returns a value for every training sample. The scores of
+`trajectories.score(by=baselines.variability)` select, save and serve like CLD scores. Higher values are kept first. For
+a source that keeps the lowest values, the function returns the negative, such as `lowest_mean_loss`.
 
-The probability of a sample's label is taken as `exp(-loss)`, which it is where the loss is cross-entropy. Checkpoints
-that were not logged are left out, and a sample with a loss that is not finite has the value NaN, as in `cld_scores`.
-The model before its first step says nothing about a sample yet: theta_0 counts in `area_under_loss` only.
+The probability of a sample's label is computed as `exp(-loss)`, which is exact for cross-entropy. Checkpoints that were
+not logged are left out. A sample with a loss that is not finite has the value NaN, as in `cld_scores`. theta_0 counts
+only in `area_under_loss` and in the functions of CLD: before its first step the model knows nothing about a sample.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from lightning_cld.functional.checks import check_count
 from lightning_cld.trajectories import LossTrajectories, trained_losses
 
 _SLICE_ELEMENTS = 2**20
-"""Losses worked on at a time, all windows of them counted: a few float64 temporaries of 8 MiB."""
+"""Losses processed at a time, counted once per window: a few float64 temporaries of 8 MiB."""
 
 
 def random_values(trajectories: LossTrajectories, *, seed: int = 0) -> Tensor:
-    """Uniform random values: the baseline to beat. Selected per class, it is random within each class.
+    """Uniform random values: the baseline to beat. Its coresets are stratified by class, like all others.
 
     Args:
         trajectories: Only the number of samples is read.
@@ -46,10 +46,10 @@ def random_values(trajectories: LossTrajectories, *, seed: int = 0) -> Tensor:
 
 
 def highest_mean_loss(trajectories: LossTrajectories) -> Tensor:
-    """The mean loss over the epochs: hard samples first, and wrongly labelled ones before all.
+    """The mean loss over the epochs: hard samples first, mislabeled samples above all.
 
-    Huang et al., "O2U-Net: A Simple Noisy Label Detection Approach for Deep Neural Networks", ICCV 2019, rank samples
-    by it (over epochs of a cyclical learning rate) to find wrong labels.
+    Huang et al., "O2U-Net: A Simple Noisy Label Detection Approach for Deep Neural Networks", ICCV 2019, use this
+    ranking (over epochs with a cyclical learning rate) to find mislabeled samples.
 
     Returns:
         Float32, `[N]`, on the CPU.
@@ -68,7 +68,7 @@ def highest_mean_loss(trajectories: LossTrajectories) -> Tensor:
 
 
 def lowest_mean_loss(trajectories: LossTrajectories) -> Tensor:
-    """The negative of `highest_mean_loss`: easy samples first, the "small-loss" choice against wrong labels.
+    """The negative of `highest_mean_loss`: easy samples first, the "small-loss" choice against mislabeled samples.
 
     Example:
         >>> import torch
@@ -83,13 +83,13 @@ def lowest_mean_loss(trajectories: LossTrajectories) -> Tensor:
 def area_under_loss(trajectories: LossTrajectories) -> Tensor:
     """The area under the loss over completed epochs, theta_0 included, by the trapezoidal rule: hard samples first.
 
-    It weights a checkpoint by the epochs around it, so that a timeline with gaps counts every epoch alike: a straight
-    line leads across what was not logged, and the nearest loss stands for what is missing at either end. The idea of an
-    area over training is that of Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin
-    Ranking", NeurIPS 2020, with the loss in place of the margin.
+    Every epoch counts the same, even if the timeline has gaps: losses that were not logged are interpolated linearly,
+    and the nearest loss is used before the first and after the last logged one. The idea of an area over training is
+    from Pleiss et al., "Identifying Mislabeled Data using the Area Under the Margin Ranking", NeurIPS 2020; here the
+    loss replaces the margin.
 
     Returns:
-        Loss times epochs, float32, `[N]`, on the CPU.
+        Areas in loss times epochs, float32, `[N]`, on the CPU.
 
     Raises:
         ValueError: If fewer than 2 checkpoints were logged.
@@ -121,8 +121,8 @@ def area_under_loss(trajectories: LossTrajectories) -> Tensor:
 def confidence(trajectories: LossTrajectories) -> Tensor:
     """The mean probability of the label over the epochs: easy samples first.
 
-    Swayamdipta et al., "Dataset Cartography: Mapping and Diagnosing Datasets with Training Dynamics", EMNLP 2020,
-    "confidence".
+    This is the "confidence" of Swayamdipta et al., "Dataset Cartography: Mapping and Diagnosing Datasets with Training
+    Dynamics", EMNLP 2020.
 
     Returns:
         In [0, 1] for cross-entropy, float32, `[N]`, on the CPU.
@@ -143,8 +143,8 @@ def confidence(trajectories: LossTrajectories) -> Tensor:
 def variability(trajectories: LossTrajectories) -> Tensor:
     """The standard deviation of the probability of the label over the epochs: ambiguous samples first.
 
-    Swayamdipta et al., "Dataset Cartography: Mapping and Diagnosing Datasets with Training Dynamics", EMNLP 2020,
-    "variability" (the population's standard deviation).
+    This is the "variability" of Swayamdipta et al., "Dataset Cartography: Mapping and Diagnosing Datasets with Training
+    Dynamics", EMNLP 2020 (population standard deviation).
 
     Returns:
         Float32, `[N]`, on the CPU.
@@ -163,10 +163,10 @@ def variability(trajectories: LossTrajectories) -> Tensor:
 
 
 def uncertainty(trajectories: LossTrajectories) -> Tensor:
-    """Aleatoric uncertainty, the mean of `p (1 - p)` over the epochs, `p` the probability of the label.
+    """Aleatoric uncertainty: the mean of `p (1 - p)` over the epochs, where `p` is the probability of the label.
 
-    Seedat et al., "Data-IQ: Characterizing Subgroups with Heterogeneous Outcomes in Tabular Data", NeurIPS 2022; see
-    `lightning_cld.functional.aleatoric_uncertainty`.
+    From Seedat et al., "Data-IQ: Characterizing Subgroups with Heterogeneous Outcomes in Tabular Data", NeurIPS 2022;
+    see `lightning_cld.functional.aleatoric_uncertainty`.
 
     Returns:
         Float32, `[N]`, on the CPU.
@@ -187,14 +187,14 @@ def uncertainty(trajectories: LossTrajectories) -> Tensor:
 def dual(trajectories: LossTrajectories, *, window: int = 10) -> Tensor:
     """The DUAL score: uncertain and difficult samples first.
 
-    In each window of consecutive epochs, one minus the mean probability of the label times that probability's standard
-    deviation (that of a sample, with `window - 1`), averaged over all windows: Cho et al., "Lightweight Dataset Pruning
-    without Full Training via Example Difficulty and Prediction Uncertainty", ICML 2025, the DUAL score; without that
-    paper's sampling by a Beta distribution.
+    For each window of consecutive epochs, `(1 - mean(p)) * std(p)` is computed, where `p` is the probability of the
+    label and `std` the sample standard deviation (dividing by `window - 1`). The score is the mean over all windows.
+    From Cho et al., "Lightweight Dataset Pruning without Full Training via Example Difficulty and Prediction
+    Uncertainty", ICML 2025, without that paper's Beta sampling.
 
     Args:
         trajectories: The logged losses.
-        window: Epochs in a window; the paper takes 10. A timeline that is shorter is one window.
+        window: Epochs per window; the paper uses 10. A shorter timeline is a single window.
 
     Returns:
         Float32, `[N]`, on the CPU.
@@ -221,15 +221,15 @@ def dual(trajectories: LossTrajectories, *, window: int = 10) -> Tensor:
 
 
 def near_zero_cld(trajectories: LossTrajectories) -> Tensor:
-    """Minus the distance of CLD from zero: the samples first that go their own way.
+    """The negative of the absolute CLD score: samples whose losses are unrelated to their class first.
 
-    The middle one of the three coresets that Nagaraj et al., TMLR 2025, compare (highest, near zero, lowest CLD).
+    Nagaraj et al., TMLR 2025, compare coresets with the highest, near-zero and lowest CLD; this is the near-zero one.
 
     Returns:
         In [-1, 0], float32, `[N]`, on the CPU.
 
     Raises:
-        ValueError: As `LossTrajectories.score` does.
+        ValueError: As for `LossTrajectories.score`.
 
     Example:
         >>> import torch
@@ -242,13 +242,13 @@ def near_zero_cld(trajectories: LossTrajectories) -> Tensor:
 
 
 def lowest_cld(trajectories: LossTrajectories) -> Tensor:
-    """Minus CLD: the samples first whose loss rises while that of their class falls.
+    """The negative of CLD: samples whose loss rises while the loss of their class falls come first.
 
     Returns:
         In [-1, 1], float32, `[N]`, on the CPU.
 
     Raises:
-        ValueError: As `LossTrajectories.score` does.
+        ValueError: As for `LossTrajectories.score`.
 
     Example:
         >>> import torch
@@ -261,10 +261,10 @@ def lowest_cld(trajectories: LossTrajectories) -> Tensor:
 
 
 def stratified_cld(trajectories: LossTrajectories, *, strata: int = 10, seed: int = 0) -> Tensor:
-    """Values whose best are a random draw of equal size from every percentile range of CLD within each class.
+    """CLD stratified by percentile: the best values are a random draw from every percentile range of each class.
 
-    The paper (Nagaraj et al., TMLR 2025) found that such stratification on top of CLD hurts; its scripts do not hold
-    it, so the details are ours: as many samples in each range, drawn within a range at random.
+    The paper (Nagaraj et al., TMLR 2025) found that such stratification on top of CLD hurts. Its scripts do not include
+    it, so the details are ours: every range holds equally many samples, and samples are drawn at random within a range.
 
     Args:
         trajectories: The logged losses.
@@ -272,11 +272,11 @@ def stratified_cld(trajectories: LossTrajectories, *, strata: int = 10, seed: in
         seed: Seed of the draw; the global random state is neither used nor changed.
 
     Returns:
-        Float32, `[N]`, on the CPU; minus the place in the draw from its own range, so that the best-valued of a class
-        hold as many of each range, give or take one.
+        Float32, `[N]`, on the CPU: the negative of the sample's place in the draw from its range. The best values of a
+        class therefore take equally many samples from each range, give or take one.
 
     Raises:
-        ValueError: If `strata` is below 1, and as `LossTrajectories.score` does.
+        ValueError: If `strata` is below 1, or as for `LossTrajectories.score`.
 
     Example:
         >>> import torch
@@ -298,7 +298,7 @@ def stratified_cld(trajectories: LossTrajectories, *, strata: int = 10, seed: in
         by_score = members[torch.argsort(scores.values[members], stable=True)]
         for stratum in by_score.tensor_split(strata):
             drawn = torch.randperm(len(stratum), generator=generator)
-            # The fraction decides between ranges where the budget does not divide: without it the lower index would.
+            # If the budget doesn't divide evenly, the random fraction decides between ranges, not the lower index.
             values[stratum] = -(drawn + torch.rand(1, generator=generator)).float()
     return values
 
@@ -306,7 +306,7 @@ def stratified_cld(trajectories: LossTrajectories, *, strata: int = 10, seed: in
 def _over_epochs(
     trajectories: LossTrajectories, reduce: Callable[[Tensor], Tensor], *, least: int = 1, copies: int = 1
 ) -> Tensor:
-    """`reduce` over the rows after theta_0, of which `least` must be logged."""
+    """Applies `reduce` to the rows after theta_0; at least `least` of them must be logged."""
     losses = trained_losses(trajectories)
     if (logged := _logged_rows(losses)) < least:
         raise ValueError(
@@ -316,14 +316,14 @@ def _over_epochs(
 
 
 def _logged_rows(losses: Tensor) -> int:
-    """How many rows hold a loss: a checkpoint that was due, but is missing, is a row of NaN."""
+    """The number of rows with a loss. A missing checkpoint is a row of NaN."""
     return sum(not bool(row.isnan().all()) for row in losses)
 
 
 def _in_slices(losses: Tensor, reduce: Callable[[Tensor], Tensor], copies: int = 1) -> Tensor:
-    """`reduce` from float64 `[T, n]` to `[n]` over slices of the columns; NaN where a loss is not finite.
+    """Applies `reduce`, from float64 `[T, n]` to `[n]`, to slices of the columns; NaN where a loss is not finite.
 
-    `copies` is how often `reduce` holds each loss.
+    `copies` is how many copies of each loss `reduce` holds.
     """
     work_device = torch.device("cpu") if losses.device.type == "mps" else losses.device
     values = torch.empty(losses.shape[1])
@@ -336,7 +336,7 @@ def _in_slices(losses: Tensor, reduce: Callable[[Tensor], Tensor], copies: int =
 
 
 def _nanstd(values: Tensor, *, correction: int) -> Tensor:
-    """Standard deviation down the first dimension, NaN left out; NaN where too few values are left."""
+    """Standard deviation over the first dimension without NaN; NaN if too few values are left."""
     logged = ~values.isnan()
     squares = (values - values.nanmean(dim=0)).square().where(logged, 0.0).sum(dim=0)
     freedom = (logged.sum(dim=0) - correction).double()

@@ -1,4 +1,4 @@
-"""`CLDMetric`: CLD in constant memory, as a metric that is updated with one checkpoint after another."""
+"""`CLDMetric`: CLD in constant memory, as a metric that is updated with one checkpoint at a time."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from lightning_cld.functional.moments import Classes, Moments, scores, update
 
 
 class CLDMetric(Metric):
-    """CLD of every training sample without keeping the losses, for those who have their own loop or use Fabric.
+    """Computes the CLD of every training sample without keeping the losses, for Fabric and your own training loops.
 
-    Each `update` takes the losses of all samples at one checkpoint, the first from before the first step, in the same
-    order every time. What is kept is the newest loss and moments of the differences: with the class 20 bytes a training
-    sample (22 with more than 32,767 classes), however many checkpoints there are. `compute` gives the scores of
-    `cld_scores` within 1e-5, at any time and as often as you like.
+    Each `update` takes the losses of all samples at one checkpoint, always in the same order. The first checkpoint must
+    be the model before its first step. The metric keeps the newest loss, moments of the differences and the class: 20
+    bytes per training sample (22 with more than 32,767 classes), for any number of checkpoints. `compute` returns the
+    scores of `cld_scores` within 1e-5, at any time and as often as you like.
 
-    A row of training losses that is NaN throughout stands for a checkpoint that was not logged: no difference spans it.
-    Unlike in `cld_scores`, a single sample's NaN in a row leaves it unscored from then on. Losses are taken as float32.
+    If all training losses of an update are NaN, the checkpoint was not logged, and no difference spans it. If only some
+    are NaN, these samples are unscored from then on, unlike in `cld_scores`. Losses are converted to float32.
 
-    In a distributed run every process must be given the losses of *all* samples (gather them first) and then has all
-    scores. The states of different processes can't be merged, so there is no synchronisation, and asking for it raises.
-    The state is float64 in part, which MPS devices lack: keep the metric on the CPU there. Changing the dtype of a
-    module that holds the metric leaves it as it is.
+    In a distributed run, give every process the losses of *all* samples (gather them first); every process then has all
+    scores. States of different processes can't be merged, so a request to synchronize raises an error. Part of the
+    state is float64, which MPS devices lack: keep the metric on the CPU there. If a module holds the metric, changing
+    the module's dtype does not change the state.
 
     Args:
         train_classes: The training samples' classes, integer, `[N]`; None puts all samples into one class.
-        val_classes: The validation samples' classes, integer, `[M]`; None exactly where `train_classes` is.
-        kwargs: Of `torchmetrics.Metric`, but for those that synchronise.
+        val_classes: The validation samples' classes, integer, `[M]`; None if `train_classes` is None.
+        kwargs: Arguments of `torchmetrics.Metric`, except those that synchronize.
 
     Raises:
         TypeError: If the classes are not integers.
-        ValueError: If shapes don't match, a class has training but no validation samples, or synchronisation is asked
-            for.
+        ValueError: If shapes don't match, a class has training but no validation samples, or an argument asks to
+            synchronize.
 
     Example:
         >>> import torch
@@ -56,7 +56,7 @@ class CLDMetric(Metric):
 
     is_differentiable = False
     higher_is_better = None
-    full_state_update = True  # so that torchmetrics refuses to merge states
+    full_state_update = True  # makes torchmetrics refuse to merge states
 
     labels: Tensor | None
     groups: Tensor | None
@@ -73,7 +73,7 @@ class CLDMetric(Metric):
             known = Classes.of(*(classes.cpu() for classes in pair))
         for name in Classes._fields:
             self.register_buffer(name, None if known is None else getattr(known, name))
-        # Empty until the first update: torchmetrics keeps a copy of every default.
+        # Empty until the first update, because torchmetrics keeps a copy of every default.
         for name, value in Moments.empty(0, 0, 0)._asdict().items():
             self.add_state(name, value, persistent=True)
 
@@ -81,12 +81,12 @@ class CLDMetric(Metric):
         """Takes the losses of one checkpoint.
 
         Args:
-            train_losses: Of all training samples, floating point, `[N]`.
-            val_losses: Of all validation samples, floating point, `[M]`.
+            train_losses: Losses of all training samples, floating point, `[N]`.
+            val_losses: Losses of all validation samples, floating point, `[M]`.
 
         Raises:
-            TypeError: If they are not floating point tensors.
-            ValueError: If their lengths are not those of the classes or of the checkpoints before.
+            TypeError: If the losses are not floating point tensors.
+            ValueError: If their lengths differ from the classes or from earlier checkpoints.
         """
         moments = self._moments()
         started = int(moments.rows) > 0
@@ -111,20 +111,20 @@ class CLDMetric(Metric):
 
         Raises:
             ValueError: If there are fewer than 4 checkpoints or 3 usable differences, or a validation loss was not
-                finite at one of them.
+                finite.
         """
         moments = self._moments()
         return scores(moments, self._classes(moments))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Not defined: one checkpoint alone has no score."""
+        """Raises: one checkpoint alone has no score."""
         raise NotImplementedError(
-            "One checkpoint alone has no score, so CLDMetric can't be called: call update(train_losses, val_losses) at "
+            "One checkpoint alone has no score, so CLDMetric can't be called. Use update(train_losses, val_losses) at "
             "each checkpoint, and compute() for the scores."
         )
 
     def _moments(self) -> Moments:
-        # Moved, since a state that was loaded lies where the file had it.
+        # load_state_dict leaves the state on the device that it was saved from.
         return Moments(*(getattr(self, name).to(self.device) for name in Moments._fields))
 
     def _classes(self, moments: Moments) -> Classes:
@@ -136,7 +136,7 @@ class CLDMetric(Metric):
         return Classes(self.labels, self.groups, self.val_classes).to(device)
 
     def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = ()) -> Any:
-        # Devices change, dtypes must not: `module.to(torch.bfloat16)` reaches the metrics that a module holds.
+        # Moves the state but keeps its dtypes: `module.to(torch.bfloat16)` also reaches the metrics in a module.
         moved = super()._apply(fn, exclude_state=list(self._defaults))
         for name, default in self._defaults.items():
             self._defaults[name] = default.to(self.device)  # type: ignore[union-attr]  # all are tensors
@@ -149,7 +149,7 @@ class CLDMetric(Metric):
 
 _NO_SYNC = (
     "the states of different processes can't be merged into one CLDMetric. Give each process the losses of all samples "
-    "(gather them before update), and it has all scores."
+    "(gather them before update); each then has all scores."
 )
 
 
@@ -158,7 +158,7 @@ def _length(classes: object) -> int:
 
 
 def _check_row(row: object, name: str, samples: int | None) -> None:
-    """Raises unless `row` holds one loss for each of `samples` (None: of any number)."""
+    """Raises unless `row` holds one loss for each of `samples` (None allows any number)."""
     if not isinstance(row, Tensor) or not row.is_floating_point():
         raise TypeError(f"{name} must be a floating point tensor with a loss for each sample, got {kind_of(row)}.")
     if row.ndim != 1 or len(row) == 0 or len(row) != (samples or len(row)):

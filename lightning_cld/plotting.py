@@ -1,7 +1,7 @@
 """Figures of scores and trajectories. They need matplotlib: `pip install "lightning-cld[plots]"`.
 
-Every function returns `(figure, axes)` and leaves matplotlib's global state alone: figures are made without pyplot, so
-that no window opens and no backend is chosen. Save them with `figure.savefig(path)`.
+Every function returns `(figure, axes)` and leaves matplotlib's global state alone: it does not use pyplot, opens no
+window and chooses no backend. Save a figure with `figure.savefig(path)`.
 """
 
 from __future__ import annotations
@@ -57,23 +57,23 @@ def plot_scores(
     classes: Sequence[int] | None = None,
     ax: Axes | Sequence[Axes] | np.ndarray | None = None,
 ) -> tuple[Figure, np.ndarray]:
-    """Histograms of the scores of each class, with the cut that a budget makes (rule "top").
+    """Draws a histogram of the scores of each class, with the cut that a budget makes (rule "top").
 
     Args:
         scores: The scores.
-        fraction: Budget, as for `CLDScores.select`; without any no cut is drawn.
-        size: Budget.
-        per_class: Budget.
-        classes: The classes to draw; None draws up to ten, those with the lowest mean scores.
-        ax: Where to draw, axes for each class; None makes a new figure.
+        fraction: A budget, as for `CLDScores.select`. Without a budget no cut is drawn.
+        size: A budget.
+        per_class: A budget.
+        classes: The classes to draw; None draws up to ten classes, those with the lowest mean scores.
+        ax: The axes to draw on, one for each class; None makes a new figure.
 
     Returns:
         The figure and its axes, one for each class, `[C]`.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
-        TypeError: As `CLDScores.select`; or if an argument has the wrong type.
-        ValueError: As `CLDScores.select`; or if there is no such class, or not as many axes as classes.
+        TypeError: As for `CLDScores.select`, or if an argument has the wrong type.
+        ValueError: As for `CLDScores.select`, or if a class is unknown, or the number of axes is wrong.
 
     Example:
         >>> from lightning_cld import CLDScores, plotting
@@ -90,9 +90,9 @@ def plot_scores(
     shown, left_out = shown_classes(scores, classes)
     pool = scores.values[scores.positions()].nan_to_num()
     ends = (-1.0, 1.0)
-    if pool.abs().max() > 1:  # not all scores are CLD
+    if pool.abs().max() > 1:  # scores other than CLD
         low, high = float(pool.min()), float(pool.max())
-        ends = (low, high + ((high - low) / 40 or 1))  # with room for a bar from the highest score on
+        ends = (low, high + ((high - low) / 40 or 1))  # leaves room for a bar that starts at the highest score
     if ax is None:
         columns = min(len(shown), 5 if len(shown) > 4 else 2)
         rows = -(-len(shown) // columns)
@@ -118,20 +118,20 @@ def plot_scores(
             edges = np.union1d(edges, float(scores.values[kept].min()))  # so that no bar crosses the cut
         for part, colour in ((own, REST), (kept, BEST)):
             values = scores.values[part]
-            # Its edge shows a bar that is narrower than a pixel, as that of the coreset is where the cut is close to 1.
+            # The edge keeps bars visible that are narrower than a pixel, such as the coreset's if the cut is near 1.
             axis.hist(values[~values.isnan()].numpy(), bins=edges, facecolor=colour, edgecolor=colour, linewidth=0.8)
-        told = f"{len(own):,} samples"
+        title = f"{len(own):,} samples"
         if cut:
-            told = f"{len(kept):,} of {len(own):,}"
+            title = f"{len(kept):,} of {len(own):,}"
             if len(kept):
                 least = float(scores.values[kept].min())
                 axis.axvline(least, color=BEST, linestyle="--", linewidth=1, zorder=0)
-                told += f", from {least:+.3f}"
-        axis.set_title(told if scores.classes is None else f"class {label}\n{told}", fontsize=8)
+                title += f", from {least:+.3f}"
+        axis.set_title(title if scores.classes is None else f"class {label}\n{title}", fontsize=8)
         if not scores.values[own].isnan().all():
-            # Most samples of an easy class are near 1; the few others are the ones to see.
+            # Most scores of an easy class are near 1; the logarithm shows the few others.
             axis.set_yscale("log")
-            axis.set_ylim(0.7, max(12, axis.get_ylim()[1]))  # two powers of ten, to read heights by
+            axis.set_ylim(0.7, max(12, axis.get_ylim()[1]))  # at least two powers of ten as ticks
             axis.yaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
         axis.locator_params(axis="x", nbins=5)
         axis.tick_params(labelsize=7)
@@ -146,26 +146,26 @@ def plot_extremes(
     classes: Sequence[int] | None = None,
     ax: Sequence[Axes] | np.ndarray | None = None,
 ) -> tuple[Figure, np.ndarray]:
-    """The images with the highest and the lowest scores of each class: look among the lowest for wrong labels.
+    """Draws the images with the highest and the lowest scores of each class. Look for mislabeled ones among the lowest.
 
-    Only the samples that are shown are read. A sample is an image, or holds one in a tuple, a list or a mapping: a PIL
-    image, or a tensor or array of `[C, H, W]`, `[H, W, C]` or `[H, W]`. Below each image are its position in the train
-    dataset and its score.
+    Only the displayed samples are read. A sample is an image, or a tuple, list or mapping with an image in it. An image
+    is a PIL image, or a tensor or array of shape `[C, H, W]`, `[H, W, C]` or `[H, W]`. The text below each image is its
+    position in the train dataset and its score.
 
     Args:
         scores: The scores.
-        dataset: The train dataset that the Trainer was given, best without augmentation.
-        samples: Images on either side of each class.
-        classes: The classes to draw; None draws up to ten, those with the lowest mean scores.
-        ax: Where to draw, two axes for each class; None makes a new figure.
+        dataset: The train dataset that the Trainer was given, preferably without augmentation.
+        samples: The number of highest and of lowest images per class.
+        classes: The classes to draw; None draws up to ten classes, those with the lowest mean scores.
+        ax: The axes to draw on, two for each class; None makes a new figure.
 
     Returns:
-        The figure and its axes, `[C, 2]`: of each class the highest and the lowest.
+        The figure and its axes, `[C, 2]`: highest and lowest scores of each class.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
         TypeError: If a sample holds no image, or an argument has the wrong type.
-        ValueError: If the dataset is not the one that was scored, or there is no such class, or not two axes for each.
+        ValueError: If the dataset is not the scored one, a class is unknown, or the number of axes is wrong.
 
     Example:
         >>> import torch
@@ -210,18 +210,18 @@ def plot_trajectories(
     dataset: Dataset[Any] | None = None,
     ax: Axes | None = None,
 ) -> tuple[Figure, Axes]:
-    """The losses of a class's best- and worst-scored samples over the checkpoints, and its mean validation loss.
+    """Draws the losses of a class's best- and worst-scored samples over the checkpoints.
 
-    The mean validation loss is what the class reference is the difference of. The more extreme a score, the stronger
-    its line.
+    The thick line is the mean validation loss of the class; its differences are the class reference. The more extreme a
+    score, the stronger its line.
 
     Args:
         trajectories: The logged losses.
-        of_class: The class; None takes the one with the lowest mean score.
-        scores: What the samples are ranked by, of the same train set; None scores by CLD.
-        samples: Lines on either side.
-        dataset: The train dataset that the Trainer was given: its images are drawn beside.
-        ax: Where to draw; None makes a new figure.
+        of_class: The class; None takes the class with the lowest mean score.
+        scores: Scores of the same train set, to rank the samples by; None scores by CLD.
+        samples: The number of best-scored and of worst-scored samples.
+        dataset: The train dataset that the Trainer was given. If given, the images are drawn beside the lines.
+        ax: The axes to draw on; None makes a new figure.
 
     Returns:
         The figure and the axes.
@@ -229,7 +229,7 @@ def plot_trajectories(
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
         TypeError: If a sample holds no image, or an argument has the wrong type.
-        ValueError: If scores, dataset and trajectories don't belong together, or there is no such class.
+        ValueError: If scores, dataset and trajectories don't belong together, or the class is unknown.
 
     Example:
         >>> import torch
@@ -282,20 +282,20 @@ def plot_trajectories(
 def plot_agreement(
     trajectories: LossTrajectories, *, fraction: float = 0.1, cutoff_epoch: int | None = None, ax: Axes | None = None
 ) -> tuple[Figure, Axes]:
-    """How far the scores of an early cutoff agree with those of all checkpoints: when the proxy could have stopped.
+    """Draws how far the scores at early cutoffs agree with the final scores, to see when the proxy could have stopped.
 
     One line is Spearman's rank correlation within the class (`lightning_cld.functional.rank_agreement`). The other is
-    the share of the final coreset that an early cutoff chooses too. A mark stands at the first cutoff from which that
-    share stays at 85 % or more. Both lines end at 1, because they compare with the last checkpoint. If they still rise
-    steeply there, more epochs would change the coreset. For losses of training steps
+    the share of the final coreset that an early cutoff chooses too. A vertical line marks the first cutoff from which
+    this share stays at 85 % or more. Both lines end at 1, because they compare with the last checkpoint. If they still
+    rise steeply there, more epochs would change the coreset. For losses of training steps
     (`CLDCallback(record="step")`) only the correlation is drawn, because their scores choose no coreset.
 
     Args:
         trajectories: The logged losses.
         fraction: The share of the train set that the coresets keep.
-        cutoff_epoch: Compare with the scores of this cutoff; None: of all checkpoints. A run that diverged has no
-            others.
-        ax: Where to draw; None makes a new figure.
+        cutoff_epoch: The cutoff to compare with; None takes the last checkpoint. If the run diverged, give a cutoff
+            before that.
+        ax: The axes to draw on; None makes a new figure.
 
     Returns:
         The figure and the axes.
@@ -317,21 +317,21 @@ def plot_agreement(
     check_kind("trajectories", trajectories, LossTrajectories)
     epochs, correlations, overlaps = agreement(trajectories, fraction, cutoff_epoch)
     figure, ax = axes_or_new(ax, 6, 4.2)
-    told = "rank correlation within the class"
-    named = ax.plot(epochs, correlations, "o-", color=REFERENCE, markersize=3, label=told)
+    label = "rank correlation within the class"
+    lines = ax.plot(epochs, correlations, "o-", color=REFERENCE, markersize=3, label=label)
     if overlaps:
-        told = f"overlap of the coreset of {fraction:.0%}"
-        named += ax.plot(epochs, overlaps, "s-", color=BEST, markersize=3, label=told)
+        label = f"overlap of the coresets of {fraction:.0%}"
+        lines += ax.plot(epochs, overlaps, "s-", color=BEST, markersize=3, label=label)
         ax.axhline(OVERLAP, color=BEST, linewidth=1, linestyle=":")
         stays = next((e for place, e in enumerate(epochs) if all(o >= OVERLAP for o in overlaps[place:])), epochs[-1])
         if stays < epochs[-1]:
-            told = f"{OVERLAP:.0%} or more from epoch {stays} on"
-            named.append(ax.axvline(stays, color=BEST, linewidth=1, linestyle=":", label=told))
+            label = f"{OVERLAP:.0%} or more from epoch {stays} on"
+            lines.append(ax.axvline(stays, color=BEST, linewidth=1, linestyle=":", label=label))
     ax.set_title(f"Agreement with the scores after {epochs[-1]} epochs", fontsize=10)
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("cutoff epoch")
     ax.set_ylabel("agreement")
     ax.set_ylim(top=1.03)
     ax.grid(alpha=0.25)
-    legend_below(ax, [named])
+    legend_below(ax, [lines])
     return figure, ax
