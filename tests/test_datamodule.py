@@ -192,7 +192,7 @@ def test_a_random_baseline_is_balanced_like_the_coreset():
         (None, {"fraction": 0.1, "size": 3}, TypeError, "exactly one budget"),
         (None, {"fraction": 1.5}, ValueError, r"\(0, 1\]"),
         (None, {"size": 91}, ValueError, "more than the 90 samples"),
-        (None, {"per_class": 89}, ValueError, "89 asked"),
+        (None, {"per_class": 89}, ValueError, "needs 89"),
         (None, {"size": 5, "epoch_length": "half"}, ValueError, '"coreset" or "full"'),
     ],
 )
