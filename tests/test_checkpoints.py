@@ -34,7 +34,7 @@ pytestmark = [
 
 
 class SaveStart(Callback):
-    """As in the README."""
+    """As in the guide."""
 
     def __init__(self, folder):
         self.folder = folder

@@ -1,15 +1,44 @@
+"""README.md and the guides: their snippets run, and their commands and links lead somewhere."""
+
+from __future__ import annotations
+
 import re
+import shlex
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 import torchvision
-from torch.utils.data import TensorDataset
-from toys import Blobs, Classifier
+from torch.utils.data import DataLoader, TensorDataset
+from toys import Blobs, Classifier, fit
 
-README = Path(__file__).parent.parent / "README.md"
+from lightning_cld import CLDCallback
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+GUIDES = sorted((ROOT / "examples" / "guides").glob("*.md"))
+RESULTS = ROOT / "examples" / "benchmarks" / "RESULTS.md"
+PAGES = [README, *GUIDES]
+
+
+def of_page(pages: list[Path]) -> Any:
+    return pytest.mark.parametrize("page", pages, ids=lambda page: page.stem)
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def snippets(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", read(page), re.DOTALL | re.MULTILINE)
+
+
+# Snippets
 
 
 class SmallCifar(torchvision.datasets.FakeData):
@@ -18,22 +47,26 @@ class SmallCifar(torchvision.datasets.FakeData):
         self.targets = [int(torch.randint(10, (), generator=torch.Generator().manual_seed(i))) for i in range(60)]
 
 
-def test_the_commands_are_there():
-    text = README.read_text()
-    assert 'pip install -e ".[examples]" && python examples/quickstart.py' in text
-    assert 'pip install -e ".[test]" && pytest' in text
+@pytest.fixture(scope="module")
+def proxy_run(tmp_path_factory):
+    """The files that the README's first step leaves."""
+    folder = tmp_path_factory.mktemp("proxy")
+    fit(folder, CLDCallback(dirpath=folder), Classifier(lr=0.001), max_epochs=12)
+    return folder
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_the_snippets_work_one_after_the_other(tmp_path, monkeypatch):
+@pytest.fixture
+def names(tmp_path, monkeypatch) -> dict[str, Any]:
+    """What a reader has: models, data, and losses of their own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", SmallCifar)
     data = Blobs()
     generator = np.random.default_rng(0)
     L.seed_everything(7, verbose=False)
-    names = {
+    return {
         "proxy": Classifier(lr=0.001),
         "target": Classifier(lr=0.001),
+        "make_target": Classifier,
         "cifar": data,
         "network": torch.nn.Linear(4, 3),
         "train_set": data.train_set,
@@ -46,20 +79,158 @@ def test_the_snippets_work_one_after_the_other(tmp_path, monkeypatch):
             torch.rand(len(data.train_set), 3, 8, 8), data.train_set.dataset.tensors[1][data.train_set.indices]
         ),
     }
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert len(blocks) >= 7
-    for block in blocks:
-        exec(block, names)  # that readers can run them is the test
-    assert Path("report.html").exists()
-    assert len(names["small_set"]) == 9
-    assert len(names["coreset"].indices) == len(names["baseline"].indices) == 9
 
+
+def check_readme(names: dict[str, Any]) -> None:
+    assert len(names["small_set"]) == len(names["coreset"].indices) == 9
+    assert names["scores"].epochs == list(range(0, 31, 2))
+    assert Path("report.html").exists()
+    losses = names["trajectories"].train_losses[1:].double().mean(dim=0).numpy()
+    assert names["first_hundred"][:3].tolist() == np.argsort(-losses)[:3].tolist()
+
+
+def check_your_data(names: dict[str, Any]) -> None:
     cifar = names["Cifar"]()
     cifar.setup("fit")
     assert len(cifar.plain_train_set) == len(cifar.train_set)
     for loader in (cifar.train_dataloader(), cifar.cld_train_dataloader(), cifar.val_dataloader()):
         assert next(iter(loader))[0].shape[1:] == (3, 32, 32)
+
+
+def check_other_tasks(names: dict[str, Any]) -> None:
     style = names["HuggingFaceStyle"]()
     style.forward = lambda pixels: pixels.flatten(1)[:, :5]
     losses, classes = style.cld_step({"pixel_values": torch.rand(2, 3, 4, 4), "labels": torch.tensor([4, 1])})
     assert (losses.shape, classes.tolist()) == ((2,), [4, 1])
+    numbers = DataLoader(TensorDataset(torch.rand(20, 4), torch.rand(20, 3)), 5)
+    L.Trainer(max_epochs=3, callbacks=[names["cld"]], logger=False).fit(LinearRegression(), numbers, numbers)
+    assert names["cld"].scores.num_classes == 1
+    torch.testing.assert_close(names["values"], names["scores"].values, atol=1e-5, rtol=0)
+
+
+class LinearRegression(Classifier):
+    def training_step(self, batch, batch_idx):
+        return (self(batch[0]) - batch[1]).square().mean()
+
+    validation_step = training_step
+
+
+def check_costs(names: dict[str, Any]) -> None:
+    assert names["cld"].scores.epochs == list(range(46))
+    assert len(names["small_set"]) == len(names["coreset"].indices) == 9
+
+
+def check_comparing(names: dict[str, Any]) -> None:
+    assert [(name, seed) for name, seed, _ in names["results"]] == [
+        (name, seed) for seed in range(3) for name in ("random", "CLD", "CLD, drawn")
+    ]
+    assert {len(data.indices) for data in names["choices"].values()} == {len(names["coreset"].indices)} == {9}
+
+
+def check_looking(names: dict[str, Any]) -> None:
+    assert Path("report.html").exists()
+    assert Path("scores.png").exists()
+
+
+def check_distributed_and_resuming(names: dict[str, Any]) -> None:
+    assert names["cld"].scores.epochs == list(range(46))
+    assert torch.load("runs/long/last.ckpt", weights_only=True)["epoch"] == 44
+
+
+def check_saved_checkpoints(names: dict[str, Any]) -> None:
+    assert names["scores"].epochs == list(range(10))
+
+
+CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "README": check_readme,
+    "your_data": check_your_data,
+    "other_tasks": check_other_tasks,
+    "costs": check_costs,
+    "comparing": check_comparing,
+    "looking": check_looking,
+    "distributed_and_resuming": check_distributed_and_resuming,
+    "saved_checkpoints": check_saved_checkpoints,
+}
+
+
+def test_every_page_with_snippets_is_checked():
+    assert {page.stem for page in PAGES if "```py" in read(page)} == set(CHECKS)
+
+
+@pytest.mark.filterwarnings("ignore")
+@of_page([page for page in PAGES if page.stem in CHECKS])
+def test_the_snippets_of_a_page_work_one_after_the_other(page, names, proxy_run):
+    if page != README:
+        shutil.copytree(proxy_run, "runs/proxy")
+    for snippet in snippets(page):
+        exec(snippet, names)  # that readers can run them is the test
+    CHECKS[page.stem](names)
+
+
+# Commands
+
+
+def test_the_two_commands_are_there():
+    for command in (
+        'pip install -e ".[examples]" && python examples/quickstart.py',
+        'pip install -e ".[test]" && pytest',
+    ):
+        assert f"```bash\n{command}\n```\n" in read(README)
+
+
+@of_page(PAGES)
+def test_commands_name_scripts_files_and_options_that_there_are(page):
+    text = read(page).replace("examples/NAME.py", "examples/cli.py")
+    for command in re.findall(r"\bpython (examples/[^`\n]+)", text):
+        script, *arguments = shlex.split(command)
+        source = read(ROOT / script) + read(ROOT / "examples" / "benchmarks" / "_runs.py")
+        for argument in arguments:
+            if argument.startswith("examples/"):
+                assert (ROOT / argument).exists(), command
+            elif argument.startswith("--") and script != "examples/cli.py":  # whose options are LightningCLI's
+                assert f'"{argument}"' in source, command
+
+
+# Links
+
+
+_CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+
+
+def without_code(text: str) -> str:
+    return _CODE.sub("", text)
+
+
+def targets(text: str) -> list[str]:
+    """Where links and pictures lead, but for web addresses."""
+    ways = r'\]\(([^)]*)\)|\b(?:src|href)="([^"]*)"|^\[[^\]]+\]: *(\S+)'
+    found = re.findall(ways, without_code(text), re.MULTILINE)
+    return [target for target in map("".join, found) if not re.match(r"https?://", target)]
+
+
+def sections(text: str) -> dict[str, str]:
+    """By its anchor, the text below each heading, down to the next."""
+    _, *parts = re.split(r"^#+ (.+)$", without_code(text), flags=re.MULTILINE)
+    anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in parts[::2]]
+    return dict(zip(anchors, parts[1::2], strict=True))
+
+
+@of_page([*PAGES, RESULTS])
+def test_links_lead_to_files_and_sections_that_there_are(page):
+    assert page in GUIDES or targets(read(page))
+    for target in targets(read(page)):
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        assert not anchor or anchor in sections(read(file)), target
+
+
+def test_the_readme_leads_to_every_guide():
+    assert {f"examples/guides/{guide.name}" for guide in GUIDES} <= set(targets(read(README)))
+
+
+# What is said
+
+
+def test_the_readme_is_short():
+    assert len(read(README).splitlines()) <= 250

@@ -59,7 +59,7 @@ def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
     return result
 
 
-def table(rows: Iterable[Row], detectors: Sequence[str] = tuple(DETECTORS)) -> str:
+def table(rows: Iterable[Row]) -> str:
     """Mean ± spread over the seeds."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -68,14 +68,14 @@ def table(rows: Iterable[Row], detectors: Sequence[str] = tuple(DETECTORS)) -> s
     for (kind, noise, val_noise), group in groups.items():
         validation = "as noisy" if float(val_noise) else "clean"
         line = [f"{float(noise):.0%} {kind}", validation]
-        for name in detectors:
+        for name in DETECTORS:
             aurocs, precisions = ([float(row[f"{name}: {what}"]) for row in group] for what in ("AUROC", "precision"))
             line.append(f"{_shown(aurocs)} / {_shown(precisions)}")
         found = [
             _shown([float(row[f"suspects: {what}"]) for row in group]) for what in ("share", "precision", "recall")
         ]
         body.append([*line, " / ".join(found)])
-    head = ["wrong labels", "validation", *detectors, "suspects: share / precision / recall"]
+    head = ["wrong labels", "validation", *DETECTORS, "suspects: share / precision / recall"]
     return markdown(head, body)
 
 

@@ -37,6 +37,11 @@ def _rows(name: str) -> list[Row]:
     return read_rows(RESULTS / f"{name}.csv")
 
 
+def _of_sizes(name: str, *fractions: str) -> list[Row]:
+    """The rows of a few sizes, and of what they are compared with."""
+    return [row for row in _rows(name) if row["fraction"] in fractions or row["method"] in (EVERYTHING, HELD_OUT)]
+
+
 def _accuracy(name: str, noise: str, methods: Sequence[str]) -> Callable[[], str]:
     return lambda: accuracy.table(_rows(name), noise, "steps", methods)
 
@@ -51,8 +56,8 @@ def _quality(dataset: str, noise: float) -> Callable[[], str]:
 
 TABLES: dict[str, Callable[[], str]] = {
     "rules": lambda: accuracy.compact_table(_rows("fashion_mnist"), RULES),
+    "rules, in short": lambda: accuracy.compact_table(_of_sizes("fashion_mnist", "0.1", "0.3"), RULES),
     "label noise": lambda: label_noise.table(_rows("label_noise")),
-    "label noise, in short": lambda: label_noise.table(_rows("label_noise"), ("low CLD", "high mean loss")),
     "robustness": lambda: accuracy.compact_table(_rows("robustness"), (*RULES, "CLD, drawn above zero")),
     "fresh seeds": lambda: accuracy.compact_table(_rows("digits_fresh"), RULES),
     "early": lambda: early.table(_rows("early")),

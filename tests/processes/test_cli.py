@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+GUIDE = EXAMPLES / "guides" / "yaml.md"
 CONFIGS = sorted((EXAMPLES / "configs").glob("*.yaml"))
 
 
@@ -243,8 +244,8 @@ def test_what_a_constructor_refuses_is_passed_on(parsed, arguments, message):
         parsed(*arguments)
 
 
-def test_the_configurations_in_the_readme(parsed):
-    proxy, target = re.findall(r"```yaml\n(.*?)```", (EXAMPLES.parent / "README.md").read_text(), re.DOTALL)
+def test_the_configurations_in_the_guide(parsed):
+    proxy, target = re.findall(r"```yaml\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     Path("proxy.yaml").write_text(proxy)
     (cld,) = [callback for callback in parsed("--config=proxy.yaml").trainer.callbacks if type(callback) is CLDCallback]
     assert (cld.cutoff_epoch, cld.stop_at_cutoff) == (45, True)
@@ -299,12 +300,12 @@ def test_arguments_of_the_same_name_may_have_been_mixed_up(parsed):
 
 
 @has_remedy
-def test_one_that_reads_them_in_its_constructor_needs_what_the_readme_says(parsed):
+def test_one_that_reads_them_in_its_constructor_needs_what_the_guide_says(parsed):
     command = [*CORESET, "--data.datamodule=test_cli.EarlyRows"]
     with pytest.raises(ValueError, match="no attribute 'rows'"):
         parsed(*command)
     assert parsed(*command, load_from_checkpoint_support=False).datamodule.rows == 6
-    assert "load_from_checkpoint_support=False" in (EXAMPLES.parent / "README.md").read_text()
+    assert "load_from_checkpoint_support=False" in GUIDE.read_text()
 
 
 def test_hyperparameters_that_lightningcli_did_not_give_are_left_alone():

@@ -29,7 +29,7 @@ from lightning_cld.recording import loggers
 from lightning_cld.recording.loggers import log_scores
 from lightning_cld.recording.settling import Settling
 
-README = Path(__file__).parents[2] / "README.md"
+GUIDE = Path(__file__).parents[2] / "examples" / "guides" / "looking.md"
 PER_CHECKPOINT = {"cld/epoch", "cld/train_loss", "cld/val_loss", "cld/seconds"}
 PER_SCORES = {f"cld/scores/{name}" for name in ("unscored", "negative", *loggers._QUANTILES)}
 EPOCHS = 8
@@ -212,11 +212,11 @@ def test_scores_of_which_there_are_none_are_logged_too(tmp_path):
     assert logged(tmp_path)[1] == {"step": 7, "cld/epoch": 3, "cld/scores/unscored": 1}
 
 
-def test_the_readme_names_all_that_is_logged(tmp_path):
+def test_the_guide_names_all_that_is_logged(tmp_path):
     run(tmp_path, CLDCallback(dirpath=tmp_path), logger=CSVLogger(tmp_path))
     found = {name for row in read_csv(tmp_path) for name in row if name.startswith("cld/")}
     assert found == PER_CHECKPOINT | PER_SCORES | {"cld/overlap_previous", "cld/overlap_half"}
-    text = README.read_text()
+    text = GUIDE.read_text()
     for name in found:
         assert f"`{name}`" in text or (
             name.startswith("cld/scores/") and f"`{name.removeprefix('cld/scores/')}`" in text
