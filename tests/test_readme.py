@@ -1,12 +1,15 @@
-"""README.md and the guides: their snippets run, and their commands and links lead somewhere."""
+"""README.md and the guides: their snippets run, their commands and links lead somewhere, and an index can show them."""
 
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -197,6 +200,10 @@ def test_commands_name_scripts_files_and_options_that_there_are(page):
 _CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
+def code_blocks(text: str) -> list[str]:
+    return _CODE.findall(text)
+
+
 def without_code(text: str) -> str:
     return _CODE.sub("", text)
 
@@ -227,6 +234,28 @@ def test_links_lead_to_files_and_sections_that_there_are(page):
 
 def test_the_readme_leads_to_every_guide():
     assert {f"examples/guides/{guide.name}" for guide in GUIDES} <= set(targets(read(README)))
+
+
+@pytest.fixture
+def for_indexes(monkeypatch):
+    """The function that makes of the README what an index shows; without hatchling, which only builds have."""
+    interface = SimpleNamespace(MetadataHookInterface=object)
+    monkeypatch.setitem(sys.modules, "hatchling.metadata.plugin.interface", interface)
+    return runpy.run_path(str(ROOT / ".ci" / "long_description.py"))["for_indexes"]
+
+
+def test_on_an_index_nothing_leads_nowhere(for_indexes):
+    shown = for_indexes(read(README))
+    assert targets(shown) == []
+    for target in targets(read(README)):
+        assert f"(`{target}`)" in shown
+    assert re.findall(r"\]\((https?://[^)]*)\)", shown) == re.findall(r"\]\((https?://[^)]*)\)", read(README))
+
+
+def test_on_an_index_all_else_is_as_in_the_readme(for_indexes):
+    assert code_blocks(for_indexes(read(README))) == code_blocks(read(README)) != []
+    given = "![a](b.png) [c](d.md) [e](https://f.org)"
+    assert for_indexes(given) == "*Picture (`b.png`): a* c (`d.md`) [e](https://f.org)"
 
 
 # What is said
