@@ -263,3 +263,14 @@ def test_on_an_index_all_else_is_as_in_the_readme(for_indexes):
 
 def test_the_readme_is_short():
     assert len(read(README).splitlines()) <= 250
+
+
+def test_the_summary_of_the_results_has_the_figures_of_its_sections():
+    rows = re.findall(r"^\|.*\| (.+) \| \[.+\]\(#(.+)\) \|$", sections(read(RESULTS))["summary"], re.MULTILINE)
+    assert len(rows) >= 10
+    for figures, anchor in rows:
+        numbers = re.findall(r"\d+\.\d+", figures)
+        assert numbers, figures
+        section = sections(read(RESULTS))[anchor]
+        for number in numbers:
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", section), (number, anchor)
