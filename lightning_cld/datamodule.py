@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_cld.data.loaders import fingerprint_of
+from lightning_cld.data.identity import compare
 from lightning_cld.data.narrowing import check_narrowable, narrow_loader
 from lightning_cld.functional.checks import is_integer
 from lightning_cld.functional.selection import check_budget
@@ -133,6 +133,7 @@ class CoresetDataModule(LightningDataModule):
                 given = given or {"rule": rule}
                 raise TypeError(f"Positions are the coreset as they are and take no budget or rule, got {given}.")
             self.indices = _check_indices(coreset)
+        self._doubted = False
         self._passes_on = True
 
     @property
@@ -174,19 +175,18 @@ class CoresetDataModule(LightningDataModule):
         check_narrowable(loader)
         length = len(loader.dataset)
         if self.scores is not None:
-            served = fingerprint_of(loader, "train")
-            problem = self.scores.fingerprint.mismatch(served)
-            if problem is None and not self.scores.fingerprint.shares_labels(served):
-                rank_zero_warn(
-                    "The train set, or the one that was scored, does not tell its labels, so that only its length was "
-                    "compared. Make sure that it has the same samples in the same order: seed what splits it."
-                )
+            problem, doubt = compare(
+                self.scores.fingerprint, loader, getattr(self.datamodule, "cld_train_dataloader", None)
+            )
             if problem:
                 raise ValueError(
                     f"The scores are not of this train set: {problem}. Score this one, or make the same split again "
                     "(random_split needs a seeded generator). If you know better, pass the positions: "
                     "CoresetDataModule(datamodule, scores.select(...))."
                 )
+            if doubt and not self._doubted:
+                self._doubted = True
+                rank_zero_warn(doubt)
         elif self.indices and max(self.indices) >= length:
             raise ValueError(f"Position {max(self.indices)} is outside of the train set of {length:,} samples.")
         return narrow_loader(loader, self.indices, self.epoch_length, self.trainer)

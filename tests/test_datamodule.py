@@ -26,7 +26,7 @@ from torchvision.datasets import FakeData
 from toys import CLASSES, Blobs, Classifier, blobs, fit, quiet_trainer
 
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, select_top
-from lightning_cld.data.loaders import fingerprint_of
+from lightning_cld.data.identity import look_at
 from lightning_cld.data.narrowing import FullLengthSampler
 
 
@@ -260,7 +260,7 @@ def test_the_numbers_of_a_regression_tell_datasets_apart(hide):
             self.train_set = Unlabelled(points) if hide else points
 
     scored = Regression(0)
-    fingerprint = fingerprint_of(scored.train_dataloader(), "train")
+    fingerprint = look_at(scored.train_dataloader(), "train").fingerprint
     scores = CLDScores(torch.rand(120), fingerprint=fingerprint)
     assert len(CoresetDataModule(Regression(0), scores, size=16).train_dataloader()) == 1
     with pytest.raises(ValueError, match="not of this train set"):
@@ -272,12 +272,12 @@ def test_a_dataset_that_tells_no_labels_is_served_with_a_warning():
         def train_dataloader(self):
             return DataLoader(TensorDataset(torch.rand(90, 4)), 16)
 
-    with pytest.warns(UserWarning, match="only its length was compared"):
+    with pytest.warns(UserWarning, match="could compare only the length of the train set"):
         CoresetDataModule(Inputs(), CLDScores(torch.rand(90)), size=16).train_dataloader()
 
 
 def test_scores_that_know_no_labels_are_served_with_a_warning():
-    with pytest.warns(UserWarning, match="only its length was compared"):
+    with pytest.warns(UserWarning, match="could compare only the length of the train set"):
         CoresetDataModule(Blobs(), CLDScores(torch.rand(90)), size=16).train_dataloader()
 
 
@@ -304,8 +304,8 @@ class Batched(Unlabelled):
 
 def test_labels_of_batches_that_the_dataset_makes_itself_are_known():
     points = blobs()
-    known, read = (fingerprint_of(DataLoader(part), "train") for part in (points, Batched(points)))
-    assert known.shares_labels(read)
+    known, read = (look_at(DataLoader(part), "train").fingerprint for part in (points, Batched(points)))
+    assert "labels" in known.compared(read)
     assert known.mismatch(read) is None
 
 
@@ -313,9 +313,9 @@ def test_numbers_that_differ_in_their_precision_alone_are_the_same():
     numbers = torch.rand(40, dtype=torch.float64)
     points = TensorDataset(torch.rand(40, 4), numbers.float())
     points.targets = numbers.tolist()
-    known, read = (fingerprint_of(DataLoader(part), "train") for part in (points, Unlabelled(points)))
+    known, read = (look_at(DataLoader(part), "train").fingerprint for part in (points, Unlabelled(points)))
     assert known.mismatch(read) is None
-    assert known.shares_labels(read)
+    assert "labels" in known.compared(read)
 
 
 def test_checking_the_dataset_draws_no_random_numbers():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import operator
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -16,15 +19,16 @@ from torch.utils.data import (
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
-    default_collate,
 )
 
-from lightning_cld.data.fingerprint import Fingerprint, as_labels, dataset_labels, probe_positions
 from lightning_cld.guards import preserved_rng
 
 _WHOLE_SET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
 _POSITIONS = (list, tuple, range, Tensor, np.ndarray)
 """A loader's sampler may be a plain sequence of positions."""
+
+_DRAWN = 5
+"""What an unknown sampler is asked for, to see whether it draws positions."""
 
 
 def check_loader(loaders: Any, kind: str) -> DataLoader[Any]:
@@ -115,9 +119,13 @@ def sequential_loader(
 def sampled_positions(loader: DataLoader[Any]) -> Tensor:
     """Positions of the dataset that the loader's sampler can draw, sorted, int64.
 
-    All of them, but for a `SubsetRandomSampler` or a sequence of positions, whose others may be validation samples.
+    These are all positions, but for a `SubsetRandomSampler` or a sequence of positions, whose others may be validation
+    samples, and for a `WeightedRandomSampler`, which never draws those of weight zero.
     """
     sampler = _own_sampler(loader)
+    if isinstance(sampler, WeightedRandomSampler):
+        drawable = torch.nonzero(torch.as_tensor(sampler.weights) > 0).flatten()
+        return drawable[drawable < len(loader.dataset)]  # type: ignore[arg-type]  # map-style, as checked
     if isinstance(sampler, SubsetRandomSampler):
         sampler = sampler.indices
     if isinstance(sampler, _POSITIONS):
@@ -133,6 +141,48 @@ def unknown_sampler(loader: DataLoader[Any]) -> str | None:
     return None if known else type(sampler).__name__
 
 
+def check_drawn(loader: DataLoader[Any], kind: str) -> None:
+    """Raises if an unknown sampler draws something else than positions in the dataset.
+
+    A copy of the sampler is asked for the first few, so that the user's own goes on as it would have.
+
+    Raises:
+        TypeError: If what it draws are no whole numbers.
+        ValueError: If they lie outside of the dataset.
+    """
+    sampler, length = _own_sampler(loader), len(loader.dataset)  # type: ignore[arg-type]  # map-style, as checked
+    if unknown_sampler(loader) is None:
+        return
+    with preserved_rng():
+        try:
+            # The data are shared with the copy: they may be large.
+            copied = copy.deepcopy(sampler, {id(shared): shared for shared in (loader, *_datasets_of(loader.dataset))})
+            drawn = list(itertools.islice(copied, _DRAWN))
+        except Exception:  # noqa: BLE001  # it can't be copied, or not be asked now; nothing is known of it then
+            return
+    if sampler is loader.batch_sampler:  # which draws lists of positions
+        drawn = [position for batch in drawn if isinstance(batch, (list, tuple)) for position in batch]
+    name = type(sampler).__name__
+    for position in drawn:
+        if isinstance(position, bool) or not isinstance(position, SupportsIndex):
+            raise TypeError(
+                f"The {kind} dataloader's {name} draws {position!r}, which is no position in the dataset, so there are "
+                "no samples to score or select. Use a dataset whose samples have positions, 0 to its length."
+            )
+        if not -length <= operator.index(position) < length:
+            raise ValueError(
+                f"The {kind} dataloader's {name} draws position {operator.index(position)}, outside of the dataset, "
+                f"whose length is {length:,}. CLD scores the samples at the positions from 0 to the length."
+            )
+
+
+def _datasets_of(dataset: Any) -> list[Any]:
+    """A dataset and those that it wraps."""
+    inner = getattr(dataset, "dataset", None)
+    within = getattr(dataset, "datasets", [] if inner is None else [inner])
+    return [dataset, *(below for part in within for below in _datasets_of(part))]
+
+
 def _own_sampler(loader: DataLoader[Any]) -> Any:
     """The user's sampler, from within the wrapper that Lightning puts around it in a distributed run.
 
@@ -144,73 +194,3 @@ def _own_sampler(loader: DataLoader[Any]) -> Any:
         sampler = [position for batch in batches for position in batch]
     wrapped = getattr(getattr(sampler, "dataset", None), "_sampler", None)
     return sampler if wrapped is None else wrapped
-
-
-def fingerprint_of(loader: DataLoader[Any], kind: str) -> Fingerprint:
-    """The identity of a loader's dataset; reads a few evenly spaced samples if it does not offer its labels."""
-    labels = dataset_labels(loader.dataset)
-    if labels is not None:
-        return Fingerprint.of_labels(labels)
-    length = len(loader.dataset)  # type: ignore[arg-type]  # map-style, as checked
-    # Not by the user's collate function, which may mix labels, and differ between two views of the same data.
-    probed = read_batches(loader, probe_positions(length).tolist(), times=1, kind=kind, collate_fn=_sample_labels)
-    return Fingerprint.of_probe(length, probed[0])
-
-
-def changes_between_reads(loader: DataLoader[Any], kind: str) -> bool:
-    """Whether the dataset shows a few samples differently when read twice, as random augmentation does.
-
-    More of them where worker processes are to be kept, which can be only if no sample ever changes.
-    """
-    length = len(loader.dataset)  # type: ignore[arg-type]  # map-style, as checked
-    probes = probe_positions(length)
-    few = probes[:: 1 if loader.persistent_workers else max(1, len(probes) // 8)].tolist()
-    first, second = read_batches(loader, few, times=2, kind=kind)
-    return not _same(first, second)
-
-
-def read_batches(loader: DataLoader[Any], positions: list[int], *, times: int, kind: str, **changes: Any) -> list[Any]:
-    """The samples at `positions` as one batch, read `times` over; `changes` as for `sequential_loader`.
-
-    Where the user's loader has workers one worker reads them: a dataset that opens files lazily must not open them
-    in the main process, from which later workers are forked.
-    """
-    with preserved_rng():
-        return list(
-            sequential_loader(
-                loader,
-                positions * times,
-                batch_size=len(positions),
-                kind=kind,
-                num_workers=min(1, loader.num_workers),
-                **changes,
-            )
-        )
-
-
-def _sample_labels(samples: Any) -> Tensor | None:
-    """Collates the labels of samples; None if they have none, or none that are numbers of one shape."""
-    if not isinstance(samples, list):  # a batch already, from a dataset's `__getitems__`
-        return as_labels(_label(samples))
-    try:
-        return as_labels(default_collate([_label(sample) for sample in samples]))
-    except (TypeError, RuntimeError):
-        return None
-
-
-def _label(sample: Any) -> Any:
-    """What stands in the usual place: second in `(input, label, ...)`, or "labels" or "label" of a mapping."""
-    if isinstance(sample, Mapping):
-        return sample.get("labels", sample.get("label"))
-    return sample[1] if isinstance(sample, (tuple, list)) and len(sample) > 1 else None
-
-
-def _same(first: Any, second: Any) -> bool:
-    """Whether two batches hold the same tensors; anything that is not a tensor is taken for the same."""
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return first.shape == second.shape and bool(((first == second) | (first != first)).all())
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        return all(_same(first[key], second[key]) for key in first.keys() & second.keys())
-    if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)):
-        return all(_same(a, b) for a, b in zip(first, second, strict=False))
-    return True

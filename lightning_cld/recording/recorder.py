@@ -13,15 +13,19 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_cld.data.fingerprint import Fingerprint, hash_of
 from lightning_cld.data.indexed import check_indexed
 from lightning_cld.functional.checks import check_class_pair, check_count, listed
 from lightning_cld.guards import agreed, is_a
-from lightning_cld.recording.batch_losses import LossFunction, check_loss_fn, make_step
+from lightning_cld.recording.batch_losses import LossFunction, Step, check_loss_fn, make_step
 from lightning_cld.recording.running_history import RunningHistory
-from lightning_cld.recording.sources import find_sweeps
+from lightning_cld.recording.sources import Sources, find_sources
 from lightning_cld.recording.training_steps import StepLosses
 from lightning_cld.scores import OUTSIDE
 from lightning_cld.trajectories import LossTrajectories
+
+_VAL_FINGERPRINT = "validation_fingerprint"
+"""Where the identity of the validation set stands in the metadata of a history."""
 
 
 class Checkpoint(NamedTuple):
@@ -51,6 +55,11 @@ class Recorder:
         TypeError: If an argument has the wrong type.
         ValueError: If an argument is out of range.
     """
+
+    # Of the fit that goes on.
+    step: Step
+    sources: Sources
+    _found_for: Any
 
     def __init__(
         self,
@@ -101,7 +110,7 @@ class Recorder:
         if self.history is not None:
             self.history.to(self.buffer_device or module.device)
         if self.step_losses is not None:
-            self.step_losses.start(self.train_sweep.length, module.device)
+            self.step_losses.start(self.sources.train.length, module.device)
 
     def record(self, trainer: Trainer, module: LightningModule, epoch: int) -> Checkpoint:
         """Takes the checkpoint after `epoch` completed epochs, from the weights of the moment."""
@@ -110,17 +119,17 @@ class Recorder:
             self._find_data(trainer)
         step_row = None if self.step_losses is None else self.step_losses.row(trainer)
         if step_row is None or self.history is None:
-            train_row, train_classes = self.train_sweep.run(trainer, module, self.step)
-            val_row, val_classes = self.val_sweep.run(trainer, module, self.step)
+            train_row, train_classes = self.sources.train.run(trainer, module, self.step)
+            val_row, val_classes = self.sources.val.run(trainer, module, self.step)
         else:
             train_row = step_row
-            val_row, val_classes = self.val_sweep.run(trainer, module, self.step)
+            val_row, val_classes = self.sources.val.run(trainer, module, self.step)
             # Without classes the history has at most marks of what the sampler draws, which are made again below.
             train_classes = None if val_classes is None else self.history.train_classes
-        val_row = val_row[self.val_sweep.positions.to(val_row.device)]
+        val_row = val_row[self.sources.val.positions.to(val_row.device)]
         train_classes, val_classes = self._check_classes(train_classes, val_classes)
         if epoch == 0 and val_row.isinf().any():
-            first = int(self.val_sweep.positions[int(val_row.isinf().int().argmax())])
+            first = int(self.sources.val.positions[int(val_row.isinf().int().argmax())])
             raise ValueError(
                 f"Validation losses{_classes_at(val_row.isinf(), val_classes)} are not finite before the first step "
                 f"(position {first} of the validation set, say), so nothing could be scored. Repair or leave out those "
@@ -132,9 +141,11 @@ class Recorder:
                 if self.running
                 else partial(LossTrajectories, from_steps=self.step_losses is not None)
             )
+            fingerprint = self.sources.fingerprint.of_classes(train_classes)
             self.history = begin(
-                train_row[None], val_row[None], train_classes, val_classes, [epoch], fingerprint=self.fingerprint
+                train_row[None], val_row[None], train_classes, val_classes, [epoch], fingerprint=fingerprint
             ).to(self.buffer_device or module.device)
+            self.history.metadata[_VAL_FINGERPRINT] = self.sources.val_fingerprint.to_dict()
         else:
             for name, classes, known in (
                 ("train", train_classes, self.history.train_classes),
@@ -167,7 +178,7 @@ class Recorder:
 
     def release(self) -> None:
         """Lets go of the data and the module of a fit that is over; what was recorded stays."""
-        for name in ("step", "train_sweep", "val_sweep", "_found_for"):
+        for name in ("step", "sources", "_found_for"):
             vars(self).pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,13 +199,17 @@ class Recorder:
 
     def _find_data(self, trainer: Trainer) -> None:
         with agreed(trainer, "Finding the data to sweep"):
-            train_sweep, val_sweep, fingerprint = find_sweeps(
-                trainer, self.train_dataloader, self.val_dataloader, self.batch_size
-            )
+            found = find_sources(trainer, self.train_dataloader, self.val_dataloader, self.batch_size)
             if self.step_losses is not None:
                 check_indexed(getattr(trainer.train_dataloader, "dataset", None))
         if trainer.world_size > 1:
-            own = (fingerprint, train_sweep.length, len(train_sweep.positions), len(val_sweep.positions))
+            # Numbers in samples that are no labels may differ between ranks.
+            own = (
+                found.fingerprint.of_classes(None),
+                hash_of(found.train.positions),
+                found.val_fingerprint,
+                hash_of(found.val.positions),
+            )
             with agreed(trainer, "Comparing the data of the ranks"):
                 if own != trainer.strategy.broadcast(own):
                     raise ValueError(
@@ -202,17 +217,8 @@ class Recorder:
                         "split in the same order: seed it (random_split takes a generator)."
                     )
         if self.history is not None:
-            recorded = self.history.fingerprint
-            problem = recorded.mismatch(fingerprint) if recorded is not None else None
-            references = self.history.references
-            if problem is None and len(val_sweep.positions) != references:
-                problem = f"its validation set has {len(val_sweep.positions):,} samples, not {references:,}"
-            if problem is not None:
-                raise ValueError(
-                    f"The train set is not the one whose losses were logged so far: {problem}. Seed what splits or "
-                    "orders it (random_split takes a generator), or start anew."
-                )
-        self.train_sweep, self.val_sweep, self.fingerprint = train_sweep, val_sweep, fingerprint
+            _check_same(self.history, found)
+        self.sources = found
         self._found_for = trainer.train_dataloader
 
     def _check_classes(
@@ -223,19 +229,19 @@ class Recorder:
         Here the user's classes are still apart from the mark of positions that are not evaluated, so negative ones
         can be refused.
         """
-        used = self.train_sweep.positions
+        used = self.sources.train.positions
         if val_classes is not None:
-            val_classes = val_classes.cpu()[self.val_sweep.positions]
-        if train_classes is None and val_classes is None and len(used) < self.train_sweep.length:
+            val_classes = val_classes.cpu()[self.sources.val.positions]
+        if train_classes is None and val_classes is None and len(used) < self.sources.train.length:
             # One class, but positions that the sampler never draws are to be told apart.
-            train_classes = torch.full((self.train_sweep.length,), OUTSIDE).index_fill(0, used, 0)
-            val_classes = torch.zeros(len(self.val_sweep.positions), dtype=torch.int64)
+            train_classes = torch.full((self.sources.train.length,), OUTSIDE).index_fill(0, used, 0)
+            val_classes = torch.zeros(len(self.sources.val.positions), dtype=torch.int64)
         train_classes = None if train_classes is None else train_classes.cpu()
         check_class_pair(
             None if train_classes is None else train_classes[used],
             val_classes,
             len(used),
-            len(self.val_sweep.positions),
+            len(self.sources.val.positions),
         )
         return train_classes, val_classes
 
@@ -253,6 +259,22 @@ def _check_strategy(trainer: Trainer) -> None:
         raise TypeError(
             f"CLD needs each process to take its own samples, but {name} has {layout['num_replicas']} data "
             f"parallel groups for {trainer.world_size} processes. Use ModelParallelStrategy(tensor_parallel_size=1)."
+        )
+
+
+def _check_same(history: LossTrajectories | RunningHistory, found: Sources) -> None:
+    """Raises unless the data are those whose losses were logged so far."""
+    recorded, val_recorded = history.fingerprint, history.metadata.get(_VAL_FINGERPRINT)
+    problem = None if recorded is None else recorded.mismatch(found.fingerprint)
+    kind = "train"
+    if problem is None and len(found.val.positions) != history.references:
+        problem, kind = f"it has {len(found.val.positions):,} samples, not {history.references:,}", "validation"
+    if problem is None and val_recorded is not None:
+        problem, kind = Fingerprint.from_dict(val_recorded).mismatch(found.val_fingerprint), "validation"
+    if problem is not None:
+        raise ValueError(
+            f"The {kind} set is not the one whose losses were logged so far: {problem}. Seed what splits or orders it "
+            "(random_split takes a generator), or start anew."
         )
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from lightning_cld.data.fingerprint import Fingerprint
-from lightning_cld.data.loaders import (
-    changes_between_reads,
-    check_loader,
-    fingerprint_of,
-    sampled_positions,
-    unknown_sampler,
-)
+from lightning_cld.data.identity import look_at, with_view
+from lightning_cld.data.loaders import check_drawn, check_loader, sampled_positions, unknown_sampler
 from lightning_cld.guards import preserved_rng
 from lightning_cld.recording.sweep import Sweep
 
@@ -29,32 +26,42 @@ _REFERENCE = (
 )
 
 
-def find_sweeps(
-    trainer: Trainer, train_dataloader: Any, val_dataloader: Any, batch_size: int | None
-) -> tuple[Sweep, Sweep, Fingerprint]:
-    """The sweeps over the train and the validation set, and the identity of the train set that the Trainer holds.
+class Sources(NamedTuple):
+    """What a run is watched on.
+
+    Attributes:
+        train: The sweep over the train set, or over its un-augmented view.
+        val: The sweep over the validation set.
+        fingerprint: The identity of the train set that the Trainer holds.
+        val_fingerprint: The identity of the validation set.
+    """
+
+    train: Sweep
+    val: Sweep
+    fingerprint: Fingerprint
+    val_fingerprint: Fingerprint
+
+
+def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, batch_size: int | None) -> Sources:
+    """Finds what a run is watched on.
 
     Raises:
         TypeError: If a loader can't be read.
-        ValueError: If there is none or are several, or the un-augmented view is of other data than the train set.
+        ValueError: If there is none or are several, if the un-augmented view is of other data than the train set, or if
+            the positions of a dataset mean nothing.
     """
     view = train_dataloader
     if view is None:
         view = _from_datamodule(trainer, "cld_train_dataloader")
     if view is None:
         given = view = check_loader(trainer.train_dataloader, "train")
-        fingerprint = fingerprint_of(given, "train")
+        check_drawn(given, "train")
+        look = look_at(given, "train")
+        fingerprint = look.fingerprint
     else:
         view = check_loader(view, "train")
-        given = _one_loader(trainer.train_dataloader, otherwise=view)
-        fingerprint = fingerprint_of(given, "train")
-        problem = fingerprint.mismatch(fingerprint_of(view, "train"))
-        if problem:
-            raise ValueError(
-                f"The un-augmented view of the train set ({_VIEW}) is not of the dataset that is trained on: "
-                f"{problem}. It must hold the same samples at the same positions."
-            )
-    train_changes = changes_between_reads(view, "train")
+        look = look_at(view, "train")
+        given, fingerprint = _viewed(trainer.train_dataloader, view, look.fingerprint)
     reference = val_dataloader
     if reference is None:
         reference = _from_datamodule(trainer, "cld_val_dataloader")
@@ -65,22 +72,53 @@ def find_sweeps(
     reference = check_loader(reference, "val")
     if len(sampled_positions(reference)) == 0:
         raise ValueError(f"The validation set is empty. {_REFERENCE}")
-    _warn_of_surprises(given, view, reference, train_changes)
-    keep_train = view.persistent_workers and not train_changes
-    keep_val = reference.persistent_workers and not changes_between_reads(reference, "val")
-    return (
+    check_drawn(reference, "val")
+    reference_look = look_at(reference, "val")
+    _warn_of_surprises(given, view, reference, changes=look.changes == "yes")
+    keep_train = view.persistent_workers and look.changes == "no"
+    keep_val = reference.persistent_workers and reference_look.changes == "no"
+    return Sources(
         Sweep(view, sampled_positions(given), batch_size=batch_size, kind="train", keep_workers=keep_train),
         Sweep(reference, sampled_positions(reference), batch_size=batch_size, kind="val", keep_workers=keep_val),
         fingerprint,
+        reference_look.fingerprint.of_classes(None),
     )
 
 
-def _one_loader(loaders: Any, otherwise: DataLoader[Any]) -> DataLoader[Any]:
-    """The Trainer's train loader if CLD can read it."""
-    try:
-        return check_loader(loaders, "train")
-    except (TypeError, ValueError):
-        return otherwise
+def _viewed(loaders: Any, view: DataLoader[Any], seen: Fingerprint) -> tuple[DataLoader[Any], Fingerprint]:
+    """The one of the Trainer's train loaders that `view` is a view of, and the identity of its dataset.
+
+    Raises:
+        ValueError: If it is a view of none of them.
+    """
+    problems = []
+    for given in _readable(loaders):
+        check_drawn(given, "train")
+        fingerprint = look_at(given, "train").fingerprint
+        # Numbers in samples that are no labels may be other ones where a sample is augmented.
+        problem = replace(fingerprint, numbers=()).mismatch(seen)
+        if problem is None:
+            return given, with_view(fingerprint, seen)
+        problems.append(problem)
+    if not problems:  # none can be read, so it is for the user to say that they belong together
+        return view, seen
+    raise ValueError(
+        f"The un-augmented view of the train set ({_VIEW}) is not of the dataset that is trained on: {problems[0]}. It "
+        "must hold the same samples at the same positions."
+    )
+
+
+def _readable(loaders: Any) -> list[DataLoader[Any]]:
+    """Those of the Trainer's train loaders that CLD can read."""
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    found = []
+    for loader in loaders if isinstance(loaders, (list, tuple)) else [loaders]:
+        try:
+            found.append(check_loader(loader, "train"))
+        except (TypeError, ValueError):
+            continue
+    return found
 
 
 def _from_datamodule(trainer: Trainer, name: str) -> Any:
@@ -107,7 +145,7 @@ def _trainer_val_dataloader(trainer: Trainer) -> Any:
 
 
 def _warn_of_surprises(
-    given: DataLoader[Any], view: DataLoader[Any], reference: DataLoader[Any], changes: bool
+    given: DataLoader[Any], view: DataLoader[Any], reference: DataLoader[Any], *, changes: bool
 ) -> None:
     sampler = unknown_sampler(given)
     if sampler is not None:
@@ -130,5 +168,6 @@ def _warn_of_surprises(
     if changes:
         rank_zero_warn(
             "The train set shows the same sample differently when read twice (random augmentation?). CLD sweeps it as "
-            f"it is, from the same seed each time. Better give the un-augmented view: {_VIEW}."
+            "it is: from the same seed each time, as far as it draws from the global generators of torch, numpy and "
+            f"python. Better give the un-augmented view: {_VIEW}."
         )

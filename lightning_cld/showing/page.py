@@ -221,8 +221,9 @@ def _all_classes(scores: CLDScores) -> str:
 
 
 def _provenance(scores: CLDScores) -> str:
-    of_classes = ("reference_sizes", "reference_reliability")  # shown in the table of classes
-    kept = {name: value for name, value in scores.metadata.items() if name not in of_classes}
+    # The table of classes has the first two; the third are hashes.
+    left_out = ("reference_sizes", "reference_reliability", "validation_fingerprint")
+    kept = {name: value for name, value in scores.metadata.items() if name not in left_out}
     return _table([(name, _plain(value)) for name, value in kept.items()])
 
 

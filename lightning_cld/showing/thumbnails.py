@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_cld.data.loaders import fingerprint_of
+from lightning_cld.data.identity import look_at, offered_by
 from lightning_cld.guards import preserved_rng
 from lightning_cld.scores import CLDScores
 
@@ -22,7 +23,7 @@ SIDE = 96
 
 
 def check_dataset(scores: CLDScores, dataset: Dataset[Any]) -> None:
-    """Raises unless `dataset` has the length and the labels of the scored dataset.
+    """Raises if `dataset` is not the scored dataset, as far as length, positions, file names and labels say.
 
     Raises:
         TypeError: If it is not a map-style dataset.
@@ -33,14 +34,18 @@ def check_dataset(scores: CLDScores, dataset: Dataset[Any]) -> None:
             "dataset must be a map-style dataset, with __len__ and __getitem__: the train dataset that the Trainer "
             f"was given. Got {type(dataset).__name__}."
         )
-    served = fingerprint_of(DataLoader(dataset), "train")
-    problem = scores.fingerprint.mismatch(served)
+    served = offered_by(dataset)
+    if not served.labels:
+        served = look_at(DataLoader(dataset), "train").fingerprint
+    # The same samples may look different here, without normalization for example.
+    scored = replace(scores.fingerprint, samples=())
+    problem = scored.mismatch(served)
     if problem:
         raise ValueError(
             f"The scores don't belong to this dataset: {problem}. Give the train dataset that the Trainer was given, "
             "with the same split (random_split needs a seeded generator). A view without augmentation is fine."
         )
-    if not scores.fingerprint.shares_labels(served):
+    if not scored.compared(served):
         rank_zero_warn(
             "The labels of this dataset, or of the scored one, are unknown, so only its length was compared. Make sure "
             "that it has the same samples in the same order."

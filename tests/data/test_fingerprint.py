@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from lightning_cld.data.fingerprint import PROBES, Fingerprint, dataset_labels, probe_positions
+from lightning_cld.data.fingerprint import PROBES, Fingerprint, hash_of, probe_positions
+from lightning_cld.data.labels import dataset_labels
 
 LABELS = [5, 6, 7, 8]
 
@@ -56,7 +60,7 @@ def test_labels_are_read_from_attributes_as_int64(name, values):
     [
         [5, 6, 7],
         [5, 6, 7, 8, 9],
-        ["cat", "dog", "cat", "dog"],
+        ["cat", "dog", "cat", None],
         [[1], [2, 3], [4], [5]],
         [None] * 4,
         [2**70] * 4,
@@ -198,6 +202,78 @@ def test_probes_are_distinct_positions_spread_over_the_dataset(length):
     assert length < 2 or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)
 
 
-def test_a_fingerprint_survives_its_plain_values():
-    assert Fingerprint(**FULL.to_dict()) == FULL
-    assert all(type(value) in (int, str) for value in FULL.to_dict().values())
+WHOLE = replace(FULL, positions="900:ab", files="cd", samples=("ef", "01"), read="raw", numbers=((".y", "23"),))
+
+
+@pytest.mark.parametrize("fingerprint", [FULL, Fingerprint(3), WHOLE])
+def test_a_fingerprint_survives_json(fingerprint):
+    assert Fingerprint.from_dict(json.loads(json.dumps(fingerprint.to_dict()))) == fingerprint
+
+
+def test_a_fingerprint_of_a_former_version_is_read():
+    saved = {"length": 300, "labels": FULL.labels, "probe": FULL.probe}
+    read = Fingerprint.from_dict(saved)
+    assert read == replace(FULL, former=True)
+    assert read.mismatch(WHOLE) is None
+    assert read.compared(WHOLE) == ["labels"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"samples": [3]}, {"samples": "ab"}, {"numbers": [["a"]]}, {"numbers": [["a", 3]]}, {"read": 1}, {"former": "no"},
+     {"files": None}, {"length": "3"}, {"more": 1}],
+    ids=str,
+)  # fmt: skip
+def test_changed_values_are_refused(change):
+    with pytest.raises((TypeError, ValueError)):
+        Fingerprint.from_dict({**WHOLE.to_dict(), **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"positions": "900:ba"}, "it takes other positions"),
+        ({"files": "dc"}, "it has files of other names"),
+        ({"samples": ("ef", "02")}, "its labels are the same, but some of its samples are not"),
+        ({"labels": "", "probe": "", "numbers": ((".y", "24"),)}, "it has other labels"),
+    ],
+)
+def test_whatever_both_know_is_compared(change, problem):
+    other = replace(WHOLE, **change)
+    assert WHOLE.mismatch(other).startswith(problem)
+    assert other.mismatch(WHOLE).startswith(problem)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"positions": "901:ba"},  # of another dataset, of which this one may be a part
+        {"positions": ""},
+        {"files": ""},
+        {"samples": ()},
+        {"samples": ("xx", "yy"), "read": "given"},  # with transforms, which the other look left out
+        {"numbers": ((".z", "24"),)},
+    ],
+    ids=str,
+)
+def test_what_one_of_them_does_not_know_is_not_compared(change):
+    other = replace(WHOLE, **change)
+    assert WHOLE.mismatch(other) is None
+    assert other.mismatch(WHOLE) is None
+
+
+def test_samples_of_another_form_are_not_compared_unless_they_are_raw():
+    one, other = (
+        replace(FULL, samples=(form + "0123456789abcdef",), read="given") for form in ("00000000", "11111111")
+    )
+    assert one.mismatch(other) is None
+    assert "samples" not in one.compared(other)
+    assert replace(one, read="raw").mismatch(replace(other, read="raw")) is not None
+
+
+def test_only_numbers_that_are_the_logged_classes_are_kept():
+    classes = torch.arange(300) % 3
+    probed = classes[probe_positions(300)]
+    numbers = ((".a", hash_of(probed)), (".b", hash_of(probed + 1)), (".c", hash_of(probed[:, None])))
+    assert dict(replace(FULL, numbers=numbers).of_classes(classes).numbers).keys() == {".a", ".c"}
+    assert replace(FULL, numbers=numbers).of_classes(None).numbers == ()

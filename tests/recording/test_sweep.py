@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_cld import CLDCallback
-from lightning_cld.data.loaders import changes_between_reads
+from lightning_cld.data.identity import look_at
 from lightning_cld.recording.sweep import Sweep
 from tests.toys import Blobs, Classifier, blobs, fit, quiet_trainer
 
@@ -126,7 +126,7 @@ def test_a_rare_augmentation_is_found_before_workers_are_kept():
             point, target, reader = super().__getitem__(index)
             return point + (self.reads % 23 == 0), target, reader
 
-    assert changes_between_reads(DataLoader(Rarely(), num_workers=1, persistent_workers=True), "train")
+    assert look_at(DataLoader(Rarely(), num_workers=1, persistent_workers=True), "train").changes == "yes"
 
 
 def test_a_sweep_that_failed_starts_its_workers_anew(tmp_path):

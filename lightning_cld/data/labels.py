@@ -1,0 +1,87 @@
+"""The labels that a dataset offers without reading its samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+
+from lightning_cld.data.indexed import IndexedDataset
+
+
+def dataset_labels(dataset: Dataset[Any]) -> Tensor | None:
+    """The labels that a dataset offers without reading its samples: numbers `[N, ...]` on the CPU, or None.
+
+    Looks for `targets`, then `labels`, at the second tensor of a `TensorDataset`, and through `Subset`,
+    `ConcatDataset` and `IndexedDataset`. Names are numbered by their first appearance.
+
+    Example:
+        >>> import torch
+        >>> from torch.utils.data import Subset, TensorDataset
+        >>> from lightning_cld.data.labels import dataset_labels
+        >>> pool = TensorDataset(torch.rand(4, 2), torch.tensor([5, 6, 7, 8]))
+        >>> dataset_labels(Subset(pool, [3, 1]))
+        tensor([8, 6])
+    """
+    if isinstance(dataset, Subset):
+        labels = dataset_labels(dataset.dataset)
+        return labels[torch.as_tensor(dataset.indices, dtype=torch.int64)] if labels is not None else None
+    if isinstance(dataset, IndexedDataset):
+        return dataset_labels(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        parts: list[Tensor] = []
+        for part in dataset.datasets:
+            part_labels = dataset_labels(part)
+            if part_labels is None:
+                return None
+            parts.append(part_labels)
+        return torch.cat(parts)
+    if isinstance(dataset, TensorDataset):
+        candidates: list[Any] = list(dataset.tensors[1:2])
+    else:
+        candidates = [attribute_of(dataset, name) for name in ("targets", "labels")]
+    for candidate in candidates:
+        labels = as_labels(candidate)
+        if labels is None:
+            labels = _numbered(candidate)
+        if labels is not None and len(labels) == len(dataset):  # type: ignore[arg-type]  # map-style has a length
+            return labels
+    return None
+
+
+def as_labels(values: Any) -> Tensor | None:
+    """`values` as int64 or float64 on the CPU if they are numbers, one or several a sample; else None."""
+    if type(values).__module__.startswith("pandas"):
+        values = values.to_numpy()  # torch would read a Series by its index
+    if isinstance(values, np.ndarray) and values.dtype.kind == "O":
+        values = values.tolist()
+    if isinstance(values, np.ndarray):
+        values = values.astype(np.int64) if values.dtype.kind == "u" else np.ascontiguousarray(values)
+    try:
+        labels = torch.as_tensor(values).detach().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+    if labels.ndim == 0 or labels.is_complex():
+        return None
+    return labels.double() if labels.is_floating_point() else labels.long()
+
+
+def attribute_of(dataset: Dataset[Any], name: str) -> Any:
+    """An attribute of a dataset; None if it has none, or none that can be read."""
+    try:
+        return getattr(dataset, name, None)
+    except Exception:  # noqa: BLE001  # a property that can't be read, for whatever reason, offers nothing
+        return None
+
+
+def _numbered(values: Any) -> Tensor | None:
+    """Names as int64 by their first appearance; None for anything else."""
+    if isinstance(values, np.ndarray) or type(values).__module__.startswith("pandas"):
+        values = values.tolist()
+    if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
+        return None
+    numbers: dict[Any, int] = {}
+    return torch.tensor([numbers.setdefault(value, len(numbers)) for value in values], dtype=torch.int64)
