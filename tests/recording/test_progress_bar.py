@@ -97,7 +97,8 @@ def train(root: Path, *callbacks: L.Callback, module=None, **arguments) -> tuple
 
 
 def without_times(lines: list[str]) -> list[str]:
-    return [re.split(r" *\[|\d:\d\d:\d\d", line)[0] for line in lines]
+    # And without tqdm's drawing, which fills what the rate beside it leaves: a column less at 100 batches/s than at 99.
+    return [re.sub(r"\|.*\|", "|", re.split(r" *\[|\d:\d\d:\d\d", line)[0]) for line in lines]
 
 
 @pytest.mark.parametrize("kind", ["tqdm", "rich"])
