@@ -29,8 +29,8 @@ class Fingerprint:
         samples: Digests of a few samples, read one at a time.
         read: What those samples are: "raw" (without the dataset's transforms), "given" (as the dataset gives them) or
             "view" (as its un-augmented view gives them).
-        numbers: Paths to small numbers in the samples at `probe_positions(length)`, and hashes of them. After a run only
-            those are kept that are the classes which it logged.
+        numbers: Paths to small numbers in the samples at `probe_positions(length)`, and their hashes. After a run these
+            are only the numbers that are the classes which it logged.
         former: Whether it was saved by a version that knew only `length`, `labels` and `probe`.
 
     Example:
