@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
+from weakref import ReferenceType, ref
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,12 +15,15 @@ from typing_extensions import override
 from lightning_cld.guards import agreed
 from lightning_cld.recording.batch_losses import LossFunction
 from lightning_cld.recording.loggers import log_checkpoint, log_scores
+from lightning_cld.recording.own_validation import OwnValidation
 from lightning_cld.recording.recorder import Recorder
 from lightning_cld.recording.results import Results
 from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.recording.timeline import Timeline
 from lightning_cld.scores import CLDScores
 from lightning_cld.trajectories import LossTrajectories
+
+_FILENAME = "cld-scores"
 
 
 class CLDCallback(Callback):
@@ -121,7 +125,7 @@ class CLDCallback(Callback):
         record: Literal["sweep", "step"] = "sweep",
         buffer_device: str | torch.device | None = None,
         dirpath: str | Path | None = None,
-        filename: str = "cld-scores",
+        filename: str = _FILENAME,
     ) -> None:
         self._timeline = Timeline(
             cutoff_epoch, every_n_epochs, stop_at_cutoff=stop_at_cutoff, history=history, record=record
@@ -147,7 +151,9 @@ class CLDCallback(Callback):
         self._fitted_here = False
         self._fitting = False
         self._finished = False
-        self._swept = 0  # the newest due epoch whose sweep was tried, whether or not it could be logged
+        self._restored = False
+        self._module: ReferenceType[LightningModule] | None = None
+        self._forget()
         self._scores: CLDScores | None = None
 
     # What the user reads
@@ -209,9 +215,13 @@ class CLDCallback(Callback):
         if not self._fitting:
             return
         self._fitted_here = True
-        self._scores, self._finished = None, False
-        if _is_untrained(trainer):
+        self._scores, self._finished, self._restored = None, False, False
+        is_same_module = self._module is not None and self._module() is pl_module
+        self._module = ref(pl_module)
+        if _is_untrained(trainer) or not is_same_module:
             self._forget()
+            # Another module in the same Trainer, as in cross-validation: its epochs are counted from here.
+            self._timeline.epochs_before = trainer.current_epoch
         self._results.choose_folder(trainer)
         self._timeline.begin(trainer)
 
@@ -225,8 +235,8 @@ class CLDCallback(Callback):
         with agreed(trainer, "Making dirpath"):
             if self.dirpath is not None:  # now, so that a folder that can't be made costs no training
                 self.dirpath.mkdir(parents=True, exist_ok=True)
-        epoch = trainer.current_epoch
-        if _is_untrained(trainer):
+        epoch = self._timeline.completed(trainer)
+        if _is_untrained(trainer) or (epoch == 0 and not self._restored):
             self._sweep(trainer, pl_module, epoch=0)
         elif self._recorder.history is None:
             rank_zero_warn(
@@ -249,14 +259,40 @@ class CLDCallback(Callback):
             self._recorder.step_losses.add(trainer, outputs)
 
     @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._own_validation.start()
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._fitting and not trainer.sanity_checking:
+            self._own_validation.add(outputs)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._fitting and not trainer.sanity_checking:
+            self._own_validation.end(trainer)
+
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        epoch = trainer.current_epoch + 1
+        epoch = self._timeline.completed(trainer) + 1
         if not self._fitting or not self._timeline.is_due(epoch):
             return
-        try:
-            self._sweep(trainer, pl_module, epoch)
-        except Exception as error:  # noqa: BLE001  # watching must not end a training that runs
-            rank_zero_warn(f"CLD: the losses after {epoch} epochs could not be logged: {error}")
+        if _trained_batches(trainer) == self._swept_at:
+            # Lightning skips an epoch when it resumes from a checkpoint that an exception wrote before its first batch.
+            self._recorder.leave_holes(epoch)
+        else:
+            try:
+                self._sweep(trainer, pl_module, epoch)
+            except Exception as error:  # noqa: BLE001  # watching must not end a training that runs
+                rank_zero_warn(f"CLD: the losses after {epoch} epochs could not be logged: {error}")
         self._timeline.look_whether_settled(trainer, self._recorder.history)
         if self._timeline.is_past_cutoff(epoch):
             self._finish(trainer, pl_module)
@@ -288,12 +324,20 @@ class CLDCallback(Callback):
 
     # What a checkpoint of Lightning's holds
 
+    @property
+    @override
+    def state_key(self) -> str:
+        # The names of their files tell several callbacks in one Trainer apart.
+        return super().state_key if self.filename == _FILENAME else self._generate_state_key(filename=self.filename)
+
     @override
     def state_dict(self) -> dict[str, Any]:
         return {
             **{name: getattr(self, name) for name in _OF_THE_TIMELINE},
             "settled": self._timeline.settled,
             "swept": self._swept,
+            "swept_at": self._swept_at,
+            "epochs_before": self._timeline.epochs_before,
             **self._recorder.state_dict(),
         }
 
@@ -302,6 +346,7 @@ class CLDCallback(Callback):
         # What an earlier fit of the same Trainer logged is not this checkpoint's past, even if it has no state of ours.
         if self._fitting:
             self._forget()
+            self._restored = True
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -316,19 +361,32 @@ class CLDCallback(Callback):
                 )
         self._recorder.load_state_dict(state_dict)
         self._swept = state_dict["swept"]
+        self._swept_at = state_dict.get("swept_at", -1)  # not in checkpoints of earlier versions
+        self._timeline.epochs_before = state_dict.get("epochs_before", 0)
         self._timeline.settled = state_dict["settled"]
 
     def _forget(self) -> None:
         self._recorder.forget()
         self._timeline.forget()
-        self._swept = 0
+        self._own_validation = OwnValidation()
+        self._swept = 0  # the newest due epoch whose sweep was tried, whether or not it could be logged
+        self._swept_at = -1  # how many batches had been trained on then
 
     # What is done then
 
     def _sweep(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
-        self._swept = epoch
-        checkpoint = self._recorder.record(trainer, pl_module, epoch)
+        before = self._swept, self._swept_at
+        self._swept, self._swept_at = epoch, _trained_batches(trainer)
+        try:
+            checkpoint = self._recorder.record(trainer, pl_module, epoch)
+        except Exception:
+            raise
+        except BaseException:  # Ctrl-C or a signal, after which a resumed run makes up for this sweep
+            self._swept, self._swept_at = before
+            raise
         log_checkpoint(trainer, checkpoint, self._recorded, self._timeline.settling)
+        if self._recorder.sources.own_val:
+            self._own_validation.compare(trainer, checkpoint.val_loss)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores, saves and says so, on rank 0, while the other ranks wait."""
@@ -381,4 +439,8 @@ def _is_untrained(trainer: Trainer) -> bool:
 
     `global_step` alone does not say: with manual optimization it may stay 0.
     """
-    return trainer.global_step == 0 and trainer.fit_loop.epoch_loop.batch_progress.total.ready == 0
+    return trainer.global_step == 0 and _trained_batches(trainer) == 0
+
+
+def _trained_batches(trainer: Trainer) -> int:
+    return trainer.fit_loop.epoch_loop.batch_progress.total.ready

@@ -128,11 +128,13 @@ def trajectories_from_checkpoints(
     # Before the Trainer does anything; whether they are of this model is known once it has set the model up.
     files = files_by_epoch(paths, weights_only)
 
+    callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]  # Lightning sets it in a connector
+
     def sweep() -> None:
         module = trainer.lightning_module
         for path in files.values():
             _check_weights(module, _weights(module, read_checkpoint(path, weights_only)), path)
-        recorder.start(trainer, module)
+        recorder.start(trainer, module, callbacks)
         with progress(trainer, "CLD checkpoints", nested=False) as show:
             for done, (epoch, path) in enumerate(files.items()):
                 show(done, len(files))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, default_collate
 
 from lightning_cld.data.fingerprint import Fingerprint, hash_of, probe_positions
+from lightning_cld.data.generators import OwnGenerators
 from lightning_cld.data.indexed import IndexedDataset
 from lightning_cld.data.labels import attribute_of, dataset_labels
 from lightning_cld.data.parts import Parts, parts_of
@@ -199,7 +200,9 @@ def _read(
     loader: DataLoader[Any], plain: Dataset[Any] | None, positions: list[int], plain_positions: list[int]
 ) -> list[_Reading]:
     reads = [*((False, position) for position in positions), *((True, position) for position in plain_positions)]
-    with preserved_rng():
+    # Where there is a worker it has copies of them.
+    own = OwnGenerators(*(() if loader.num_workers else (loader.dataset, loader.collate_fn)))
+    with preserved_rng(), own.rewound():
         return list(
             DataLoader(
                 _Reader(loader.dataset, plain, loader.collate_fn),

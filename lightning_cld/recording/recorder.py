@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,6 +17,7 @@ from lightning_cld.data.fingerprint import Fingerprint, hash_of
 from lightning_cld.data.indexed import check_indexed
 from lightning_cld.functional.checks import check_class_pair, check_count, listed
 from lightning_cld.guards import agreed, is_a
+from lightning_cld.recording.batch_hooks import BatchHooks
 from lightning_cld.recording.batch_losses import LossFunction, Step, check_loss_fn, make_step
 from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.recording.sources import Sources, find_sources
@@ -59,6 +60,7 @@ class Recorder:
     # Of the fit that goes on.
     step: Step
     sources: Sources
+    _hooks: BatchHooks
     _found_for: Any
 
     def __init__(
@@ -96,8 +98,13 @@ class Recorder:
         if self.step_losses is not None:
             self.step_losses.forget()
 
-    def start(self, trainer: Trainer, module: LightningModule) -> None:
+    def start(self, trainer: Trainer, module: LightningModule, callbacks: Sequence[Callback] | None = None) -> None:
         """Finds the data and the loss of a fit that is about to take its first step.
+
+        Args:
+            trainer: The Trainer of the fit.
+            module: Its module.
+            callbacks: Those that may prepare batches; None takes the Trainer's.
 
         Raises:
             TypeError: If the module or a loader can't be used.
@@ -106,6 +113,7 @@ class Recorder:
         _check_strategy(trainer)
         with agreed(trainer, "Finding the loss"):
             self.step = make_step(module, self.loss_fn)
+        self._hooks = BatchHooks(trainer.callbacks if callbacks is None else callbacks, module)  # type: ignore[attr-defined]  # Lightning sets it in a connector
         self._find_data(trainer)
         if self.history is not None:
             self.history.to(self.buffer_device or module.device)
@@ -119,11 +127,11 @@ class Recorder:
             self._find_data(trainer)
         step_row = None if self.step_losses is None else self.step_losses.row(trainer)
         if step_row is None or self.history is None:
-            train_row, train_classes = self.sources.train.run(trainer, module, self.step)
-            val_row, val_classes = self.sources.val.run(trainer, module, self.step)
+            train_row, train_classes = self.sources.train.run(trainer, module, self.step, self._hooks)
+            val_row, val_classes = self.sources.val.run(trainer, module, self.step, self._hooks)
         else:
             train_row = step_row
-            val_row, val_classes = self.sources.val.run(trainer, module, self.step)
+            val_row, val_classes = self.sources.val.run(trainer, module, self.step, self._hooks)
             # Without classes the history has at most marks of what the sampler draws, which are made again below.
             train_classes = None if val_classes is None else self.history.train_classes
         val_row = val_row[self.sources.val.positions.to(val_row.device)]
@@ -178,7 +186,7 @@ class Recorder:
 
     def release(self) -> None:
         """Lets go of the data and the module of a fit that is over; what was recorded stays."""
-        for name in ("step", "sources", "_found_for"):
+        for name in ("step", "sources", "_hooks", "_found_for"):
             vars(self).pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:

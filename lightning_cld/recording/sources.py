@@ -34,12 +34,14 @@ class Sources(NamedTuple):
         val: The sweep over the validation set.
         fingerprint: The identity of the train set that the Trainer holds.
         val_fingerprint: The identity of the validation set.
+        own_val: Whether that is the set that the run itself validates on.
     """
 
     train: Sweep
     val: Sweep
     fingerprint: Fingerprint
     val_fingerprint: Fingerprint
+    own_val: bool
 
 
 def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, batch_size: int | None) -> Sources:
@@ -65,6 +67,7 @@ def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, b
     reference = val_dataloader
     if reference is None:
         reference = _from_datamodule(trainer, "cld_val_dataloader")
+    own_val = reference is None
     if reference is None:
         reference = _trainer_val_dataloader(trainer)
     if reference is None or (isinstance(reference, (list, tuple, dict)) and len(reference) == 0):
@@ -75,13 +78,26 @@ def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, b
     check_drawn(reference, "val")
     reference_look = look_at(reference, "val")
     _warn_of_surprises(given, view, reference, changes=look.changes == "yes")
-    keep_train = view.persistent_workers and look.changes == "no"
-    keep_val = reference.persistent_workers and reference_look.changes == "no"
     return Sources(
-        Sweep(view, sampled_positions(given), batch_size=batch_size, kind="train", keep_workers=keep_train),
-        Sweep(reference, sampled_positions(reference), batch_size=batch_size, kind="val", keep_workers=keep_val),
+        Sweep(
+            view,
+            sampled_positions(given),
+            batch_size=batch_size,
+            kind="train",
+            keep_workers=view.persistent_workers and look.changes == "no",
+            fixed=look.changes == "no",
+        ),
+        Sweep(
+            reference,
+            sampled_positions(reference),
+            batch_size=batch_size,
+            kind="val",
+            keep_workers=reference.persistent_workers and reference_look.changes == "no",
+            fixed=reference_look.changes == "no",
+        ),
         fingerprint,
         reference_look.fingerprint.of_classes(None),
+        own_val=own_val,
     )
 
 

@@ -10,8 +10,11 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_cld.data.generators import OwnGenerators
 from lightning_cld.data.loaders import sequential_loader
+from lightning_cld.data.parts import parts_of
 from lightning_cld.guards import agreed, evaluation, in_lockstep, preserved_rng
+from lightning_cld.recording.batch_hooks import BatchHooks, Prepare
 from lightning_cld.recording.batch_losses import Step, check_batch
 from lightning_cld.recording.progress_bar import progress
 
@@ -29,6 +32,7 @@ class Sweep:
         kind: "train" or "val", for errors.
         keep_workers: Whether worker processes wait for the next sweep instead of being started anew. They keep their
             random states meanwhile, so the dataset must show a sample the same way whenever it is read.
+        fixed: Whether the dataset was seen to do so. Then it must still do so in later sweeps.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Sweep:
         batch_size: int | None,
         kind: str,
         keep_workers: bool = False,
+        fixed: bool = False,
     ) -> None:
         self.loader = loader
         self.positions = positions
@@ -46,10 +51,22 @@ class Sweep:
         self.batch_size = batch_size
         self.kind = kind
         self.keep_workers = keep_workers
+        self.fixed = fixed
+        self._first_batch: str | None = None
+        # Where there are workers these have copies of them.
+        self._generators = OwnGenerators(*(() if loader.num_workers else (loader.dataset, loader.collate_fn)))
         self._reader: DataLoader[Any] | None = None
 
-    def run(self, trainer: Trainer, module: LightningModule, step: Step) -> tuple[Tensor, Tensor | None]:
+    def run(
+        self, trainer: Trainer, module: LightningModule, step: Step, hooks: BatchHooks
+    ) -> tuple[Tensor, Tensor | None]:
         """One pass.
+
+        Args:
+            trainer: The Trainer of the fit.
+            module: Its module.
+            step: From a batch on the device to losses and classes.
+            hooks: What other callbacks and the module do to a batch before that.
 
         Returns:
             The losses, float32 `[N]` on the module's device: NaN at positions that are not evaluated, infinity where
@@ -63,8 +80,15 @@ class Sweep:
         places = (rank + world * torch.arange(share)) % len(self.positions)
         own = min(share, len(range(rank, len(self.positions), world)))
         showing = progress(trainer, f"CLD {self.kind}")
-        with agreed(trainer, f"The {self.kind} sweep"), preserved_rng(), evaluation(trainer, module), showing as show:
-            losses, classes = self._evaluate(trainer, module, step, self.positions[places], show)
+        with (
+            agreed(trainer, f"The {self.kind} sweep"),
+            preserved_rng(),
+            self._generators.rewound(),
+            evaluation(trainer, module),
+            showing as show,
+        ):
+            prepare = hooks.of_sweep(trainer, module)
+            losses, classes = self._evaluate(trainer, module, step, prepare, self.positions[places], show)
 
         row = torch.zeros(self.length, dtype=torch.float32, device=losses.device)
         where = self.positions[places[:own]].to(losses.device)
@@ -88,6 +112,7 @@ class Sweep:
         trainer: Trainer,
         module: LightningModule,
         step: Step,
+        prepare: Prepare,
         positions: Tensor,
         show: Callable[[int, int], None],
     ) -> tuple[Tensor, Tensor | None]:
@@ -103,7 +128,11 @@ class Sweep:
             show(done, len(loader))
             size = min(loader.batch_size or 1, len(positions) - start)
             with in_lockstep(trainer, f"The {self.kind} sweep"):
-                on_device = _to_device(trainer, module, next(batches))
+                batch = next(batches)
+                if done == 0 and self.fixed:
+                    self._check_same(batch)
+                on_device = _to_device(trainer, module, batch)
+                prepare(on_device, done)
             with trainer.precision_plugin.forward_context():
                 batch_losses, batch_classes = step(on_device)
             check_batch(batch_losses, batch_classes, size)
@@ -117,6 +146,17 @@ class Sweep:
             start += size
         self._reader = loader
         return losses, classes
+
+    def _check_same(self, batch: Any) -> None:
+        """Raises if a sweep's first batch is another one than in the first sweep."""
+        digest = parts_of(batch).digest
+        self._first_batch = self._first_batch or digest
+        if digest != self._first_batch:
+            raise ValueError(
+                f"the {self.kind} set shows other samples at the same positions than in the first sweep, as a dataset "
+                "that replaces its data between epochs does, so positions mean nothing. Sweep a dataset that stays as "
+                "it is."
+            )
 
     def _make_reader(self, positions: Tensor, device: torch.device) -> DataLoader[Any]:
         return sequential_loader(

@@ -23,6 +23,7 @@ class Timeline:
     Attributes:
         settling: Compares the coresets of the checkpoints.
         settled: The epoch at which the coreset settled, for a cutoff of "auto"; None before.
+        epochs_before: Epochs that the Trainer had completed before it got the module that is watched.
     """
 
     def __init__(
@@ -39,18 +40,28 @@ class Timeline:
             raise ValueError(f"history must be 'full' or 'running', got {history!r}.")
         _check_record(record, history, self.every_n_epochs, cutoff_epoch)
         self.cutoff_epoch = _check_cutoff(cutoff_epoch, self.every_n_epochs, history, stop_at_cutoff=stop_at_cutoff)
-        self.last_epoch: int | None = None
+        self._max_epochs: int | None = None
         self.forget()
 
     def forget(self) -> None:
         """Drops what was seen of a run."""
         self.settling = Settling()
         self.settled: int | None = None
+        self.epochs_before = 0
 
     @property
     def cutoff(self) -> int | None:
         """The epoch after which nothing is logged, as far as it is known."""
         return self.settled if isinstance(self.cutoff_epoch, str) else self.cutoff_epoch
+
+    @property
+    def last_epoch(self) -> int | None:
+        """The last epoch of the fit, if that is known."""
+        return None if self._max_epochs is None else self._max_epochs - self.epochs_before
+
+    def completed(self, trainer: Trainer) -> int:
+        """How many epochs the module that is watched has completed, at the start of an epoch."""
+        return trainer.current_epoch - self.epochs_before
 
     def begin(self, trainer: Trainer) -> None:
         """Takes the number of epochs from a Trainer that sets a fit up.
@@ -59,12 +70,16 @@ class Timeline:
             ValueError: If they are too few for scores, or end before the cutoff.
         """
         # Now, because SWA raises max_epochs later, for an extra epoch that ends on averaged weights.
-        self.last_epoch = trainer.max_epochs if trainer.max_epochs != -1 else None
-        if self.last_epoch is None:
+        self._max_epochs = trainer.max_epochs if trainer.max_epochs != -1 else None
+        last = self.last_epoch
+        if last is None:
             return
-        _check_epochs(self.last_epoch, self.every_n_epochs, f"max_epochs={self.last_epoch}")
-        if self.cutoff is not None and self.cutoff > self.last_epoch:
-            raise ValueError(f"cutoff_epoch={self.cutoff} is never reached with max_epochs={self.last_epoch}.")
+        what = f"max_epochs={self._max_epochs}"
+        if self.epochs_before:
+            what += f", of which {self.epochs_before} were completed with another module,"
+        _check_epochs(last, self.every_n_epochs, what)
+        if self.cutoff is not None and self.cutoff > last:
+            raise ValueError(f"cutoff_epoch={self.cutoff} is never reached with {what.rstrip(',')}.")
 
     def check_max_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises ValueError if `max_steps` ends training too early, where the number of steps in an epoch is known."""

@@ -1,0 +1,91 @@
+"""`BatchHooks`: what other callbacks and the module do to a batch before it is evaluated."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_cld.data.parts import parts_of
+from lightning_cld.guards import is_a
+
+_HOOK = "on_validation_batch_start"
+
+Prepare = Callable[[Any, int], None]
+"""Changes a batch in place, given its number."""
+
+
+class BatchHooks:
+    """Runs the hooks `on_validation_batch_start` that prepare batches, as the evaluation loop would.
+
+    All such hooks see the first batch. Those that leave it as it was (they print, log or measure) are not run again.
+    Callbacks run as copies, so that the originals stay as they are. A callback that is a part of the module runs
+    itself, since what it changes is put back with the module.
+
+    Args:
+        callbacks: The callbacks of the run; those of Lightning and progress bars prepare no batches.
+        module: The module of the run.
+    """
+
+    def __init__(self, callbacks: Sequence[Callback], module: LightningModule) -> None:
+        self._owners: list[Callback | LightningModule] = [
+            callback for callback in callbacks if _is_own_hook(callback) and not is_a(callback, "ProgressBar")
+        ]
+        if _is_own_hook(module):
+            self._owners.append(module)
+        self._seen = False
+
+    def of_sweep(self, trainer: Trainer, module: LightningModule) -> Prepare:
+        """The function that prepares the batches of one sweep.
+
+        Raises:
+            TypeError: If a callback that prepares batches can't be copied.
+        """
+        parts_of_module = {id(part): part for part in (trainer, module, *module.modules(), *module.parameters())}
+        hooks = [self._hook_of(owner, trainer, module, dict(parts_of_module)) for owner in self._owners]
+
+        def prepare(batch: Any, number: int) -> None:
+            if self._seen:
+                for hook in hooks:
+                    hook(batch, number)
+                return
+            self._seen = True
+            before = parts_of(batch)
+            preparing = []
+            for owner, hook in zip(self._owners, hooks, strict=True):
+                hook(batch, number)
+                after = parts_of(batch)
+                if not after.known or after.digest != before.digest:
+                    preparing.append((owner, hook))
+                before = after
+            self._owners = [owner for owner, _ in preparing]
+            hooks[:] = [hook for _, hook in preparing]
+
+        return prepare
+
+    def _hook_of(
+        self, owner: Callback | LightningModule, trainer: Trainer, module: LightningModule, shared: dict[int, Any]
+    ) -> Prepare:
+        hook: Any
+        if isinstance(owner, Callback):
+            if id(owner) not in shared:
+                try:
+                    owner = copy.deepcopy(owner, shared)
+                except Exception as error:
+                    raise TypeError(
+                        f"{type(owner).__name__}.{_HOOK} may prepare the batches. A sweep runs it on a copy of the "
+                        f"callback, so that the callback stays as it is, but it can't be copied: {error}. Prepare the "
+                        "batches in on_after_batch_transfer of the module or the datamodule instead."
+                    ) from error
+            hook = getattr(owner, _HOOK)
+            return lambda batch, number: hook(trainer, module, batch, number)
+        hook = getattr(owner, _HOOK)
+        return lambda batch, number: hook(batch, number)
+
+
+def _is_own_hook(owner: Callback | LightningModule) -> bool:
+    """Whether the hook is not Lightning's."""
+    hook = getattr(type(owner), _HOOK, None)
+    return not getattr(hook, "__module__", "").startswith(("lightning.", "pytorch_lightning.", "lightning_cld."))

@@ -1,0 +1,162 @@
+"""Hooks that prepare a batch for evaluation, in sweeps."""
+
+import threading
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor
+from lightning.pytorch.loggers import CSVLogger
+from toys import Blobs, Classifier, fit, plain_losses
+
+from lightning_cld import CLDCallback, trajectories_from_checkpoints
+
+
+class Scaled(Blobs):
+    """Inputs that are a hundred times too large for the module."""
+
+    def __init__(self, **loader):
+        super().__init__(**loader)
+        pool = self.train_set.dataset
+        self.plain = pool.tensors[0].clone()
+        pool.tensors = (100 * pool.tensors[0], pool.tensors[1])
+
+
+class Rescale(Callback):
+    """Prepares batches in place, and counts how often."""
+
+    def __init__(self):
+        self.prepared = 0
+        self.kept = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        batch[0] /= 100
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.prepared += 1
+        self.kept.append(batch_idx)
+        batch[0] = batch[0] / 100
+
+
+class RescalingClassifier(Classifier):
+    def on_validation_batch_start(self, batch, batch_idx, dataloader_idx=0):
+        self.prepared = getattr(self, "prepared", 0) + 1
+        batch[0] = batch[0] / 100
+
+    def on_train_batch_start(self, batch, batch_idx):
+        batch[0] /= 100
+
+
+def last_losses(data, module):
+    """The losses of the train and validation samples as the module sees them once they are prepared."""
+    pool = data.train_set.dataset
+    pool.tensors = (data.plain, pool.tensors[1])
+    return plain_losses(module, data.train_set), plain_losses(module, data.val_set)
+
+
+def assert_prepared(cld, data, module):
+    for row, expected in zip(
+        (cld.trajectories.train_losses[-1], cld.trajectories.val_losses[-1]), last_losses(data, module), strict=True
+    ):
+        assert torch.allclose(row, expected, atol=1e-4)
+
+
+def test_a_callback_prepares_the_batches_of_sweeps(tmp_path):
+    data, cld, rescale = Scaled(), CLDCallback(), Rescale()
+    _, module = fit(tmp_path, cld, datamodule=data, callbacks=[rescale])
+    assert_prepared(cld, data, module)
+    # The run's own validations only: two batches in each of four epochs.
+    assert rescale.prepared == len(rescale.kept) == 8
+
+
+def test_a_module_prepares_the_batches_of_sweeps(tmp_path):
+    data, cld = Scaled(), CLDCallback()
+    _, module = fit(tmp_path, cld, RescalingClassifier, data)
+    assert_prepared(cld, data, module)
+
+
+def test_hooks_prepare_in_the_order_of_callbacks(tmp_path):
+    class Halve(Callback):
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            seen.append(float(batch[0].abs().max()) < 50)
+            batch[0] = batch[0] / 2
+
+    seen = []
+    fit(tmp_path, CLDCallback(), datamodule=Scaled(), callbacks=[Rescale(), Halve()])
+    assert all(seen)
+
+
+def test_a_hook_that_changes_no_batch_runs_once(tmp_path):
+    class Watch(Callback):
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            calls.append(trainer.state.stage)
+
+    calls = []
+    fit(tmp_path, CLDCallback(), callbacks=[Watch()], limit_val_batches=0)
+    assert len(calls) == 1
+
+
+def test_a_hook_sees_what_its_callback_has_learned(tmp_path):
+    class Centre(Callback):
+        """Subtracts the mean of the inputs that training has seen so far."""
+
+        def __init__(self):
+            self.mean = torch.zeros(4)
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.mean = 0.9 * self.mean + 0.1 * batch[0].mean(0)
+
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            batch[0] = batch[0] - self.mean - 1
+
+    data, cld, centre = Blobs(), CLDCallback(), Centre()
+    _, module = fit(tmp_path, cld, datamodule=data, callbacks=[centre])
+    inputs, labels = data.train_set.dataset.tensors
+    data.train_set.dataset.tensors = (inputs - centre.mean - 1, labels)
+    assert torch.allclose(cld.trajectories.train_losses[-1], plain_losses(module, data.train_set), atol=1e-4)
+
+
+def test_a_callback_that_cannot_be_copied_is_refused_at_the_start(tmp_path):
+    class Locked(Rescale):
+        def __init__(self):
+            super().__init__()
+            self.lock = threading.Lock()
+
+    with pytest.raises(TypeError, match=r"Locked\.on_validation_batch_start .* on_after_batch_transfer"):
+        fit(tmp_path, CLDCallback(), callbacks=[Locked()])
+
+
+def test_a_copied_callback_shares_trainer_and_module(tmp_path):
+    class Knows(Rescale):
+        def setup(self, trainer, pl_module, stage):
+            self.trainer, self.module = trainer, pl_module
+
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            seen.append((self.trainer is trainer, self.module is pl_module))
+            super().on_validation_batch_start(trainer, pl_module, batch, batch_idx)
+
+    seen = []
+    fit(tmp_path, CLDCallback(), callbacks=[Knows()])
+    assert set(seen) == {(True, True)}
+
+
+def test_hooks_of_lightning_are_not_called(tmp_path, monkeypatch):
+    def run(cld):
+        calls = []
+        monkeypatch.setattr(DeviceStatsMonitor, "_get_and_log_device_stats", lambda *arguments: calls.append(arguments))
+        fit(tmp_path, cld, callbacks=[DeviceStatsMonitor(cpu_stats=True)], logger=CSVLogger(tmp_path))
+        return len(calls)
+
+    assert run(CLDCallback()) == run(None) > 0
+
+
+def test_checkpoints_are_swept_with_the_hooks_of_the_trainer(tmp_path):
+    class Save(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
+
+    data, cld = Scaled(), CLDCallback()
+    trainer, _ = fit(tmp_path, cld, datamodule=data, callbacks=[Rescale(), Save()])
+    found = trajectories_from_checkpoints(
+        trainer, Classifier(), [tmp_path / f"{epoch}.ckpt" for epoch in range(4)], datamodule=data
+    )
+    assert torch.equal(found.train_losses, cld.trajectories.train_losses[1:])
