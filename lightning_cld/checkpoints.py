@@ -1,4 +1,4 @@
-"""`trajectories_from_checkpoints`: the losses of a finished run, from the checkpoints that Lightning saved in it."""
+"""`trajectories_from_checkpoints`: the losses of a finished run, computed from its Lightning checkpoint files."""
 
 from __future__ import annotations
 
@@ -33,47 +33,49 @@ def trajectories_from_checkpoints(
     buffer_device: str | torch.device | None = None,
     weights_only: bool = True,
 ) -> LossTrajectories:
-    """Logs the losses of a run that is over, from its checkpoint files, without training.
+    """Computes the losses of a finished run from its checkpoint files, without training.
 
-    The rows are those that `CLDCallback` logs in such a run, bit for bit where the device, the precision, the batch
-    size and the number of processes (one) are the same: one for each file, ordered by the number of epochs that were
-    completed when it was saved. That may be in an epoch's last batch, after its validation, or at its very end, but
-    not in mid-epoch, nor at the end of a last epoch that `max_steps` cut short. Differences are taken between one file
-    and the next, so they should be evenly spaced. One should be from before the first step (theta_0), which
-    `ModelCheckpoint` does not save by itself:
+    Each file gives one checkpoint, ordered by completed epochs. Its losses are bit for bit those that `CLDCallback`
+    logs, if the device, precision, batch size and number of processes (one) are the same.
+
+    A file may be saved in the last batch of an epoch, after validation, or at the epoch's end. It may not be saved in
+    mid-epoch, or at the end of a last epoch that `max_steps` cut short. Differences are taken between consecutive
+    files, so the files should be evenly spaced. One file should be from before the first step (theta_0).
+    `ModelCheckpoint` does not save it; this callback does:
 
         class SaveStart(Callback):
             def on_train_start(self, trainer, pl_module):
                 if trainer.global_step == 0:
                     trainer.save_checkpoint("checkpoints/start.ckpt")
 
-    The Trainer sets the model and the data up as for `fit`: it calls `setup("fit")`, `configure_optimizers` and
-    `on_fit_start`, but none of its own callbacks or loggers; only its progress bar shows how far the work has come.
-    Afterwards the weights, buffers and modes of `model` are what they were (a copy of them is kept meanwhile), and the
-    Trainer has its callbacks, loggers, progress and optimizers back.
+    The Trainer sets up the model and the data as in `fit`: it calls `setup("fit")`, `configure_optimizers` and
+    `on_fit_start`. It calls no callbacks and no loggers, except that its progress bar shows the progress. Afterwards
+    the weights, buffers and modes of `model` are restored from a copy. The Trainer gets its callbacks, loggers,
+    progress and optimizers back.
 
     Args:
-        trainer: A Trainer for one device, with the precision of the run. The one that trained will do.
-        model: The LightningModule; its own weights don't matter.
-        paths: Checkpoint files of one run, in any order, none from mid-epoch and one for each epoch at most.
-        datamodule: The datamodule of the run. Without one, give `train_dataloader` and `val_dataloader`, unless the
-            model has its own.
-        train_dataloader: A loader over the train set, or an un-augmented view of the datamodule's.
+        trainer: A Trainer for one device, with the precision of the run. The Trainer that trained is fine.
+        model: The LightningModule. Its current weights don't matter.
+        paths: Checkpoint files of one run, in any order, at most one per epoch and none from mid-epoch.
+        datamodule: The datamodule of the run. Without it, give `train_dataloader` and `val_dataloader`, unless the
+            model defines its own.
+        train_dataloader: A loader over the train set, or over an un-augmented view of the datamodule's train set.
         val_dataloader: A loader over the validation samples to score against.
-        loss_fn: As in `CLDCallback`; a `cld_step` of the model is used as there, too.
-        batch_size: Samples evaluated at a time; None takes the loader's.
-        buffer_device: Where the losses are kept; None: the Trainer's device.
-        weights_only: Load tensors and plain values only. False also runs whatever code a file contains, which some
-            hyperparameters need: only for files that you trust.
+        loss_fn: As in `CLDCallback`, and so is a `cld_step` method of the model.
+        batch_size: Samples evaluated at a time; None uses the loader's.
+        buffer_device: Device that stores the losses; None uses the Trainer's.
+        weights_only: Load only tensors and plain values. Some hyperparameters need False, which also runs any code in
+            the files: use it only for files that you trust.
 
     Returns:
         The losses, float32 `[T, N]` and `[T, M]`, for T files.
 
     Raises:
         TypeError: If an argument has the wrong type, or a loader can't be read.
-        FileNotFoundError: If there is no file at one of `paths`.
-        ValueError: If a file is no checkpoint of Lightning's, of another model, or from mid-epoch, two are of the same
-            epoch, there is no data, or the Trainer uses several processes. All of this is found before the first sweep.
+        FileNotFoundError: If a file in `paths` does not exist.
+        ValueError: If a file is not a Lightning checkpoint, is from another model or from mid-epoch, two files are from
+            the same epoch, there is no data, or the Trainer uses several processes. All these errors come before the
+            first sweep.
 
     Example:
         >>> import tempfile
@@ -115,7 +117,7 @@ def trajectories_from_checkpoints(
     if trainer.world_size > 1 or trainer.strategy.launcher is not None:
         raise ValueError(
             f"trajectories_from_checkpoints runs in one process, but this Trainer has {trainer.world_size} with "
-            f"{type(trainer.strategy).__name__}. Give it a Trainer(devices=1), without a strategy."
+            f"{type(trainer.strategy).__name__}. Use Trainer(devices=1) without a strategy."
         )
     if datamodule is not None:
         data: dict[str, Any] = {"datamodule": datamodule}
@@ -125,7 +127,7 @@ def trajectories_from_checkpoints(
         data = {"train_dataloaders": train_dataloader, "val_dataloaders": val_dataloader}
     else:
         raise ValueError("There is no train set: give datamodule=..., or train_dataloader=... and val_dataloader=....")
-    # Before the Trainer does anything; whether they are of this model is known once it has set the model up.
+    # Bad files raise before the Trainer does anything. Weights can be compared only once it has set up the model.
     files = files_by_epoch(paths, weights_only)
 
     callbacks = list(trainer.callbacks)  # type: ignore[attr-defined]  # Lightning sets it in a connector
@@ -148,7 +150,7 @@ def trajectories_from_checkpoints(
             recorder.release()
     trajectories = recorder.history
     if not isinstance(trajectories, LossTrajectories):
-        raise RuntimeError("The Trainer did not get as far as to training. Does model.on_fit_start end the process?")
+        raise RuntimeError("The Trainer never reached the training loop. Does model.on_fit_start end the process?")
     trajectories.metadata.update(
         model=type(trainer.lightning_module).__name__,
         precision=str(trainer.precision),
@@ -159,27 +161,27 @@ def trajectories_from_checkpoints(
 
 
 def _has_train_dataloader(model: torch.nn.Module) -> bool:
-    """Whether the model brings its own train set."""
-    # By name, since the module may come from the package pytorch_lightning as well, or be compiled.
+    """Whether the model defines its own train set."""
+    # Compared by name: the module may come from the package pytorch_lightning, or be compiled.
     return getattr(getattr(model, "train_dataloader", None), "__qualname__", "") != "DataHooks.train_dataloader"
 
 
 def _weights(module: LightningModule, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The module's `state_dict` in a checkpoint, by the names that the module has for it now."""
-    module.on_load_checkpoint(checkpoint)  # which may change what is loaded
-    # WeightAveraging puts its average in the place of the weights that are trained, and these here.
+    """The module's `state_dict` from a checkpoint, under the module's current names for its weights."""
+    module.on_load_checkpoint(checkpoint)  # may change the checkpoint
+    # WeightAveraging saves its average as `state_dict`, and the trained weights as `current_model_state`.
     saved = checkpoint.get("current_model_state", checkpoint["state_dict"])
     names = {_uncompiled(name): name for name in module.state_dict()}
     return {names.get(_uncompiled(name), name): value for name, value in saved.items()}
 
 
 def _uncompiled(name: str) -> str:
-    """The name of a weight without what torch.compile adds to it."""
+    """The name of a weight without the prefix that torch.compile adds."""
     return name.replace("_orig_mod.", "")
 
 
 def _check_weights(module: LightningModule, weights: dict[str, Any], path: Path) -> None:
-    """Raises unless `weights` have the names and shapes of the module's own."""
+    """Raises ValueError if `weights` differ from the module's own in names or shapes."""
     own = module.state_dict()
     problems = [
         f"{name} has shape {list(weights[name].shape)}, not {list(value.shape)}"
@@ -194,15 +196,15 @@ def _check_weights(module: LightningModule, weights: dict[str, Any], path: Path)
     if problems:
         more = f" and {len(problems) - 3} more differences" if len(problems) > 3 else ""
         raise ValueError(
-            f"{path} is of another model than {type(module).__name__}: {'; '.join(problems[:3])}{more}. Make the model "
-            "with the hyperparameters of the run, and give files of that run only."
+            f"{path} does not fit this {type(module).__name__}: {'; '.join(problems[:3])}{more}. Make the model with "
+            "the hyperparameters of the run, and give files of that run only."
         )
 
 
 def _restore(trainer: Trainer, module: LightningModule, checkpoint: dict[str, Any], epoch: int) -> None:
-    """Puts a checkpoint's weights into the module, and its progress into the Trainer."""
+    """Loads a checkpoint's weights into the module, and its progress into the Trainer."""
     module.load_state_dict(_weights(module, checkpoint), strict=module.strict_loading)
-    # A loss may depend on the epoch or the step. The callback sweeps while the epoch still counts as the current one.
+    # A loss may depend on the epoch or the step. When the callback sweeps, the finished epoch is still the current one.
     trainer.fit_loop.load_state_dict(checkpoint["loops"]["fit_loop"])
     trainer.fit_loop.epoch_progress.current.completed = max(epoch - 1, 0)
 
@@ -210,12 +212,12 @@ def _restore(trainer: Trainer, module: LightningModule, checkpoint: dict[str, An
 def _instead_of_training(
     work: Callable[[], None], trainer: Trainer, model: LightningModule, *, last_epoch: int, **data: Any
 ) -> None:
-    """Calls `work` where `trainer.fit(model, **data)` would train, between its set-up and its teardown.
+    """Calls `work` in place of training in `trainer.fit(model, **data)`, between set-up and teardown.
 
-    Lightning has no public call that only sets a model and its data up, on their device and in their precision. So
-    `fit` is called, and meanwhile the Trainer has another fit loop, made from the private class of its own, whose
-    `run` does the work. No callback or logger takes part, which would take it for a training; the progress bar is only
-    set up and torn down.
+    Lightning has no public call that only sets up a model and its data, with their device and precision. So this
+    function calls `fit` and gives the Trainer another fit loop meanwhile, a private class, whose `run` does the work.
+    Callbacks and loggers are taken out, because they would mistake the work for training. The progress bar is only set
+    up and torn down.
     """
     own = trainer.fit_loop
     loop = type(own)(trainer, min_epochs=own.min_epochs, max_epochs=own.max_epochs or last_epoch)
@@ -223,17 +225,17 @@ def _instead_of_training(
 
     def run() -> None:
         loop.setup_data()
-        loop.teardown()  # lets the workers go that it has started; the loaders stay
+        loop.teardown()  # stops the workers that setup_data started; the loaders stay
         work()
 
-    loop.run = run  # type: ignore[method-assign]  # the loop of this run only: it trains nothing
+    loop.run = run  # type: ignore[method-assign]  # on this instance only
     bar = find_bar(trainer)
     meanwhile = {
         "fit_loop": loop,
         "callbacks": [] if bar is None else [bar],
         "loggers": [DummyLogger() for _ in trainer.loggers],
         "num_sanity_val_steps": 0,
-        "datamodule": None,  # of an earlier fit
+        "datamodule": None,  # drops the datamodule of an earlier fit
     }
     before = {name: getattr(trainer, name) for name in meanwhile}
     optimizers, schedulers = trainer.optimizers, trainer.lr_scheduler_configs

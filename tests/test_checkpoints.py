@@ -588,8 +588,8 @@ class Deeper(Classifier):
 @pytest.mark.parametrize(
     ("module", "message"),
     [
-        (Wider, r"another model than Wider: net.4.weight has shape \[3, 16\], not \[5, 16\]; net.4.bias"),
-        (Deeper, r"another model than Deeper: net.5.weight is missing.*hyperparameters"),
+        (Wider, r"does not fit this Wider: net.4.weight has shape \[3, 16\], not \[5, 16\]; net.4.bias"),
+        (Deeper, r"does not fit this Deeper: net.5.weight is missing.*hyperparameters"),
     ],
 )
 def test_a_file_of_another_model_is_refused_before_the_first_sweep(tmp_path, run, module, message):
@@ -621,7 +621,7 @@ def test_a_model_that_is_not_loaded_strictly_must_share_some_weights(tmp_path, r
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda checkpoint: checkpoint["state_dict"], "no checkpoint of a Trainer: it holds a OrderedDict without"),
+        (lambda checkpoint: checkpoint["state_dict"], "not a checkpoint of a Trainer: it holds a OrderedDict without"),
         (lambda checkpoint: checkpoint["state_dict"]["net.0.weight"], "it holds a Tensor without a state_dict"),
         (lambda checkpoint: checkpoint.pop("loops") and None, "does not say how many epochs were completed"),
         (lambda checkpoint: checkpoint["loops"].update(fit_loop=None), "does not say how many epochs were completed"),
@@ -644,7 +644,7 @@ def test_a_damaged_file_is_refused(tmp_path, run):
     }.items():
         path = tmp_path / f"{name}.ckpt"
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name}.ckpt is damaged, or no checkpoint file"):
+        with pytest.raises(ValueError, match=rf"{name}.ckpt is damaged or not a checkpoint file"):
             scored(tmp_path, [*run[1], path])
 
 
@@ -654,7 +654,7 @@ def test_two_files_of_the_same_epoch_are_refused_by_name(tmp_path, run):
     copied = tmp_path / "last.ckpt"
     copied.write_bytes(files[1].read_bytes())
     with pytest.raises(
-        ValueError, match=rf"{files[1].name} and .*last.ckpt are both from after 2 completed.*Leave one"
+        ValueError, match=rf"{files[1].name} and .*last.ckpt were both saved after 2 completed.*Leave one"
     ):
         scored(tmp_path, [*files, copied])
 

@@ -1,7 +1,7 @@
-"""What goes to the Trainer's loggers, under `cld/`: every checkpoint, and in the end the scores.
+"""Logging to the Trainer's loggers: metrics at every checkpoint, and the scores at the end.
 
-Straight to them and not through `LightningModule.log`, whose values would show among those that the user monitors. All
-keys begin with `cld/`, the epoch too, so that what the training itself logs stays as it is.
+Values go to the loggers directly. `LightningModule.log` would mix them with the metrics that the user monitors. All
+keys begin with `cld/`, so they never collide with what the training itself logs.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ _QUANTILES = {"min": 0.0, "q10": 0.1, "q25": 0.25, "median": 0.5, "q75": 0.75, "
 def log_checkpoint(
     trainer: Trainer, checkpoint: Checkpoint, history: LossTrajectories | RunningHistory, settling: Settling
 ) -> None:
-    """Logs the mean losses of a checkpoint, the seconds that it took, and how settled the coreset is, on rank 0.
+    """Logs a checkpoint's mean losses, its duration in seconds and the coreset's overlaps, on rank 0.
 
     Args:
         trainer: The Trainer of the fit.
-        checkpoint: The newest one.
-        history: All of them.
-        settling: What has looked at the same history before.
+        checkpoint: The newest checkpoint.
+        history: All checkpoints so far.
+        settling: The `Settling` that has followed this history.
     """
     loggers = _loggers(trainer)
     if not loggers:
         return
     overlaps = Overlaps(None, None)
-    if _ranks(history):
-        with _watching("how settled the coreset is could not be found out"):
+    if _can_rank(history):
+        with _warn_on_error("the coreset's overlaps could not be computed"):
             settling.look(history)
             overlaps = settling.overlaps
     metrics = {"train_loss": checkpoint.train_loss, "val_loss": checkpoint.val_loss, "seconds": checkpoint.seconds}
     metrics |= {f"overlap_{name}": value for name, value in overlaps._asdict().items() if value is not None}
     for logger in loggers:
-        with _watching(f"a checkpoint could not be sent to {type(logger).__name__}"):
+        with _warn_on_error(f"a checkpoint could not be sent to {type(logger).__name__}"):
             _send(trainer, logger, checkpoint.epoch, metrics)
 
 
 def log_scores(trainer: Trainer, scores: CLDScores, history: LossTrajectories | RunningHistory) -> None:
-    """Logs how the scores are distributed, on rank 0; to TensorBoard also as a histogram and in figures.
+    """Logs the distribution of the scores, on rank 0. TensorBoard also gets a histogram and figures.
 
     Args:
         trainer: The Trainer of the fit.
         scores: The scores.
-        history: What they were made from.
+        history: The history that the scores were computed from.
     """
     pool = scores.values[scores.positions()]
     scored = pool[~pool.isnan()].double().numpy()
@@ -70,65 +70,65 @@ def log_scores(trainer: Trainer, scores: CLDScores, history: LossTrajectories | 
         for name, quantile in zip(_QUANTILES, np.quantile(scored, list(_QUANTILES.values())), strict=True):
             metrics[f"scores/{name}"] = float(quantile)
     for logger in _loggers(trainer):
-        with _watching(f"the scores could not be sent to {type(logger).__name__}"):
+        with _warn_on_error(f"the scores could not be sent to {type(logger).__name__}"):
             _send(trainer, logger, scores.epochs[-1], metrics)
     boards = [logger for logger in _loggers(trainer) if is_a(logger, "TensorBoardLogger")]
     if not boards or len(scored) == 0:
         return
     for board in boards:
-        with _watching("the histogram of the scores could not be made"):
+        with _warn_on_error("the histogram of the scores could not be made"):
             board.experiment.add_histogram("cld/scores", scored, _step(trainer))
     for name, draw in _figures(scores, history).items():
-        with _watching(f"the figure {name} could not be drawn"):
+        with _warn_on_error(f"the figure {name} could not be drawn"):
             figure = draw()
             for board in boards:
                 board.experiment.add_figure(f"cld/{name}", figure, _step(trainer))
 
 
 def _figures(scores: CLDScores, history: LossTrajectories | RunningHistory) -> dict[str, Callable[[], Any]]:
-    """What draws each figure; none without matplotlib, which is optional.
+    """Returns a function for each figure that draws it; empty without matplotlib, which is optional.
 
-    None has images, since training may go on: reading the train set here could open files that its workers, forked
-    later, would share.
+    No figure shows images. Training may go on, and reading the train set here could open files that workers forked
+    later would share.
     """
     if find_spec("matplotlib") is None:
         return {}
-    cut = SHARE if _ranks(history) else None
+    cut = SHARE if _can_rank(history) else None
     figures: dict[str, Callable[[], Any]] = {"scores_by_class": lambda: plotting.plot_scores(scores, fraction=cut)[0]}
     if isinstance(history, LossTrajectories):
-        if _ranks(history):
+        if _can_rank(history):
             figures["agreement"] = lambda: plotting.plot_agreement(history, fraction=SHARE)[0]
         figures["trajectories"] = lambda: plotting.plot_trajectories(history, scores=scores)[0]
     return figures
 
 
-def _ranks(history: LossTrajectories | RunningHistory) -> bool:
-    """Whether the scores are fit to choose the best tenth by; those from training steps are not."""
+def _can_rank(history: LossTrajectories | RunningHistory) -> bool:
+    """Whether the scores can choose the best-scored 10 %. Scores from training steps can't."""
     return not (isinstance(history, LossTrajectories) and history.from_steps)
 
 
 def _loggers(trainer: Trainer) -> list[Any]:
-    """The loggers of this process; only on rank 0 do they write."""
+    """The Trainer's loggers on rank 0, none on other ranks."""
     return list(trainer.loggers) if trainer.is_global_zero else []
 
 
 @contextmanager
-def _watching(what_failed: str) -> Iterator[None]:
-    """Runs its body so that a training that is watched goes on as before: random states are put back, errors warn."""
-    with isolate_rng():  # which restores nothing if its body raises
+def _warn_on_error(what_failed: str) -> Iterator[None]:
+    """Turns an error in its body into a warning and restores the RNG states, so that training goes on unchanged."""
+    with isolate_rng():  # restores nothing if its body raises, so the error is caught inside
         try:
             yield
-        except Exception as error:  # noqa: BLE001  # watching must not end a training that runs
+        except Exception as error:  # noqa: BLE001  # watching must not stop a run
             rank_zero_warn(f"CLD: {what_failed}: {error}")
 
 
 def _send(trainer: Trainer, logger: Any, epoch: int, metrics: dict[str, float]) -> None:
     named = {f"cld/{name}": value for name, value in {"epoch": epoch, **metrics}.items()}
     logger.log_metrics(named, step=_step(trainer))
-    logger.save()  # as the Trainer does after each of its own
+    logger.save()  # the Trainer does the same after each of its own writes
 
 
 def _step(trainer: Trainer) -> int:
-    # Private, but the x axis of everything that the Trainer itself logs. It is `global_step` unless a batch takes
-    # several optimizer steps, or, with manual optimization, none that are counted.
+    # Private, but the Trainer uses it as the x axis of everything it logs. It differs from `global_step` where a batch
+    # takes several optimizer steps, or where manual optimization takes none that are counted.
     return trainer.fit_loop.epoch_loop._batches_that_stepped

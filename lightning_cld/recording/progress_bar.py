@@ -1,4 +1,4 @@
-"""`progress`: a line in the Trainer's own progress bar, for work of ours that takes long."""
+"""`progress`: a line in the Trainer's progress bar for long work such as a sweep."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning_cld.guards import is_a
 
 _INTERVAL = 0.5
-"""Seconds between two refreshes, at the least: rich takes two milliseconds to draw."""
+"""Minimum seconds between two refreshes. One refresh takes rich two milliseconds."""
 
 
 @contextmanager
 def progress(trainer: Trainer, what: str, *, nested: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function of (done, total) that shows how far the work in the body has come, on rank 0.
+    """Yields a function `(done, total)` that shows the progress of the work in the body, on rank 0.
 
-    It shows it in the `TQDMProgressBar` or `RichProgressBar` of the Trainer, and not at all where that is disabled,
-    absent or of another kind. What was shown is gone afterwards.
+    The line appears in the Trainer's `TQDMProgressBar` or `RichProgressBar` and disappears afterwards. Nothing is shown
+    if the Trainer has neither, or if its bar is disabled.
 
     Args:
         trainer: The Trainer.
-        what: What to call the work.
-        nested: Whether it is part of other work, be it the training, whose line is above; False for work that takes the
-            training's place.
+        what: The label of the line.
+        nested: True puts the line below the training's. False puts it in the training's place.
     """
     bar = find_bar(trainer)
     if bar is None:
@@ -42,19 +41,19 @@ def progress(trainer: Trainer, what: str, *, nested: bool = True) -> Iterator[Ca
 
 
 def find_bar(trainer: Trainer) -> Callback | None:
-    """The Trainer's progress bar, if `progress` can show something in it."""
+    """The Trainer's progress bar; None if `progress` can't use it."""
     bar: Any = trainer.progress_bar_callback
     known = is_a(bar, "TQDMProgressBar", "RichProgressBar")
-    # The bars of Lightning disable themselves on all ranks but 0; one is not set up yet when this is asked early.
+    # Lightning's bars disable themselves on all ranks but 0, but a bar that is not set up yet has not done so.
     return bar if known and bar.is_enabled and trainer.is_global_zero else None
 
 
 def _show_nothing(done: int, total: int) -> None:
-    """Stands in where there is no bar."""
+    """Ignores the progress: there is no bar."""
 
 
 class _TqdmLine:
-    """A tqdm bar where Lightning has those of training and validation."""
+    """A tqdm bar on the lines of Lightning's training and validation bars."""
 
     def __init__(self, bar: Any, what: str, nested: bool) -> None:
         self.bar, self.what, self.nested = bar, what, nested
@@ -83,15 +82,15 @@ class _TqdmLine:
 
 
 def _is_training_shown(bar: Any) -> bool:
-    """Whether the line of the training is on the screen; before the first step it may not be yet."""
+    """Whether the training's line is on the screen. Before the first step it may not be."""
     try:
         return not bar.train_progress_bar.disable
-    except TypeError:  # there has been none
+    except TypeError:  # the bar has not been created yet
         return False
 
 
 class _RichLine:
-    """A task in the display of Lightning's own tasks."""
+    """A task in Lightning's own rich display."""
 
     def __init__(self, bar: Any, what: str, trainer: Trainer) -> None:
         self.bar, self.what, self.trainer = bar, what, trainer
@@ -108,14 +107,14 @@ class _RichLine:
 
     def close(self) -> None:
         if self.progress is not None:
-            # Hidden, not removed: Lightning finds its own tasks by their place among all that there were.
+            # Hidden, not removed: Lightning finds its own tasks by their position in the list of all tasks.
             self.progress.reset(self.task, start=False, visible=False)
 
 
 def _started(bar: Any, trainer: Trainer) -> Any:
-    """The `rich.progress.Progress` of a `RichProgressBar`, which shows something only once it is started."""
-    # Private, but what each of the bar's own hooks calls first, and it does nothing where the display has been
-    # started: before the first step that depends on whether there was a sanity check and on the callbacks' order. A
-    # display of our own would be another look, and rich allows only one at a time.
+    """The `rich.progress.Progress` of a `RichProgressBar`, started if it was not."""
+    # Private, but each of the bar's own hooks calls it first, and it does nothing if the display has been started.
+    # Before the first step that depends on the sanity check and on the order of the callbacks. A display of our own is
+    # no way out: it would look different, and rich allows only one at a time.
     bar._init_progress(trainer)
     return bar.progress

@@ -1,4 +1,4 @@
-"""`Results`: the files that a run leaves, its losses and its scores, and the run that they are from."""
+"""`Results`: saves the losses and scores of a run, and marks the files with the run's identity."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lightning_cld.trajectories import LossTrajectories
 
 
 class Results:
-    """Where the losses and scores of a run are saved, and how.
+    """Saves the losses and scores of a run.
 
     Args:
-        dirpath: The folder; None takes the logger's, else the Trainer's `default_root_dir`.
+        dirpath: The folder; None uses the logger's, else the Trainer's `default_root_dir`.
         filename: Name of the scores file, with or without `.npz`.
 
     Raises:
@@ -27,28 +27,28 @@ class Results:
 
     def __init__(self, dirpath: str | Path | None, filename: str) -> None:
         if not filename or Path(filename).name != filename:
-            raise ValueError(f"filename must be a name without directories, got {filename!r}. See dirpath.")
+            raise ValueError(f"filename must be a name without directories, got {filename!r}. Use dirpath for those.")
         self.dirpath = None if dirpath is None else Path(dirpath)
         self.filename = filename.removesuffix(".npz")
         self.folder = self.dirpath
-        # It travels to processes that are forked or spawned, and from there into the files.
+        # Forked and spawned processes inherit this value, so their files carry it too.
         self.run = secrets.token_hex(8)
 
     def choose_folder(self, trainer: Trainer) -> None:
-        """Takes the folder from the Trainer where no `dirpath` was given. Every rank must call it."""
+        """Uses `dirpath`, or else the Trainer's folder. Every rank must call it."""
         self.folder = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir)
 
     @property
     def scores_path(self) -> Path | None:
-        """Where the scores are (or will be) saved; None while no folder is chosen."""
+        """Path of the scores file, saved already or later; None until a folder is chosen."""
         return None if self.folder is None else self._file(self.filename)
 
     def saved_scores(self) -> CLDScores | None:
-        """The scores that another process of this run saved; None if there are none."""
+        """Loads the scores that another process of this run saved; None if there are none."""
         if self.scores_path is None or not self.scores_path.exists():
             return None
         saved = CLDScores.load(self.scores_path)
-        return saved if saved.metadata.get("run") == self.run else None  # an earlier run may have left the file
+        return saved if saved.metadata.get("run") == self.run else None  # else from an earlier run
 
     def note(
         self,
@@ -57,7 +57,7 @@ class Results:
         recorded: LossTrajectories | RunningHistory,
         about: dict[str, Any],
     ) -> None:
-        """Writes into the history what made it: model, Trainer, run, and plain values `about` the callback."""
+        """Adds metadata to the history: model, Trainer, run, and plain values `about` the callback."""
         recorded.metadata.update(
             model=type(pl_module).__name__,
             max_epochs=trainer.max_epochs,
@@ -67,18 +67,18 @@ class Results:
         )
 
     def save_losses(self, history: LossTrajectories | RunningHistory) -> Path | None:
-        """Saves the logged losses and returns the path; None if there are none, or after a warning."""
+        """Saves the logged losses and returns the path; None if nothing is kept or saving failed with a warning."""
         if isinstance(history, RunningHistory):
             return None
         path = self._file(f"{self.filename.removesuffix('-scores')}-trajectories")
         try:
             return history.save(path)
-        except Exception as error:  # noqa: BLE001  # it must not hide the exception that may have led here
+        except Exception as error:  # noqa: BLE001  # must not hide the error that ended training
             rank_zero_warn(f"CLD: the logged losses could not be saved to {path}: {error}")
             return None
 
     def save_scores(self, scores: CLDScores, seconds: float) -> None:
-        """Saves the scores and says so, with the seconds that all sweeps took."""
+        """Saves the scores and prints a summary line, with the total `seconds` of all sweeps."""
         path = scores.save(self._file(self.filename))
         pool = scores.values[scores.positions()]
         unscored = int(pool.isnan().sum())

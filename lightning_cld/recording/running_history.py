@@ -1,4 +1,4 @@
-"""`RunningHistory`: what `CLDCallback(history="running")` keeps in place of `LossTrajectories`."""
+"""`RunningHistory`: the history that `CLDCallback(history="running")` keeps instead of `LossTrajectories`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from lightning_cld.storage.provenance import provenance
 
 
 class RunningHistory:
-    """The moments of the checkpoints so far, with whose they are: 20 bytes a training sample, its class included.
+    """Keeps moments of the losses instead of the losses: 20 bytes per training sample, class included.
 
-    Takes rows and gives scores as `LossTrajectories` does, but of all its checkpoints only: neither an earlier cutoff
-    nor a thinned timeline, nor anything else that needs the losses.
+    It records rows and gives scores like `LossTrajectories`, but always from all checkpoints. It offers no earlier
+    cutoff, no thinned timeline, and nothing else that needs the losses.
 
     Args:
-        moments: Those of the checkpoints so far.
-        classes: Whose reference each sample is scored against.
+        moments: Moments of the checkpoints so far.
+        classes: Classes of the training and validation samples.
         epochs: Completed epochs at each checkpoint.
-        one_class: Whether the classes only stand for there being none.
+        one_class: Whether no classes were given, so that `classes` holds a single placeholder class.
         fingerprint: Identity of the train dataset.
-        metadata: Plain JSON values about the run, passed on to the scores.
+        metadata: Plain JSON values about the run, copied into the scores.
 
     Example:
         >>> import torch
@@ -48,7 +48,7 @@ class RunningHistory:
         fingerprint: Fingerprint | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        self._recorded = moments, list(epochs)  # in one, so that an interruption never parts a row from its epoch
+        self._recorded = moments, list(epochs)  # assigned together, so an interruption can't separate them
         self._classes = classes
         self._one_class = one_class
         self.fingerprint = fingerprint
@@ -65,7 +65,7 @@ class RunningHistory:
         *,
         fingerprint: Fingerprint | None = None,
     ) -> RunningHistory:
-        """From rows of losses, as `LossTrajectories` is made; the classes must have been checked."""
+        """Makes a history from rows of losses, like `LossTrajectories`; the classes must be valid."""
         one_class = train_classes is None or val_classes is None
         if train_classes is None or val_classes is None:
             train_classes = torch.zeros(train_losses.shape[1], dtype=torch.int64)
@@ -80,17 +80,17 @@ class RunningHistory:
 
     @property
     def epochs(self) -> list[int]:
-        """Completed epochs at each checkpoint, increasing; 0 is before training."""
+        """Completed epochs at each checkpoint, increasing; 0 means before training."""
         return self._recorded[1]
 
     @property
     def references(self) -> int:
-        """How many validation samples there are."""
+        """The number of validation samples."""
         return len(self._moments.val_last)
 
     @property
     def train_classes(self) -> Tensor | None:
-        """Int64 `[N]`, on the CPU; -1 for positions that are not in use; None for one class."""
+        """Classes of the training samples, int64 `[N]`, on the CPU; -1 for unused positions; None for one class."""
         if self._one_class:
             return None
         groups = self._classes.groups.long()
@@ -98,7 +98,7 @@ class RunningHistory:
 
     @property
     def val_classes(self) -> Tensor | None:
-        """Int64 `[M]`, on the CPU; None for one class."""
+        """Classes of the validation samples, int64 `[M]`, on the CPU; None for one class."""
         return None if self._one_class else self._classes.val_classes.cpu()
 
     def __repr__(self) -> str:
@@ -106,29 +106,29 @@ class RunningHistory:
         return f"RunningHistory({len(self.epochs)} checkpoints, {samples:,} train and {self.references:,} val samples)"
 
     def record(self, epoch: int, train_row: Tensor, val_row: Tensor) -> None:
-        """Adds the checkpoint after `epoch` completed epochs.
+        """Adds the checkpoint after `epoch` completed epochs; ignores it if that epoch is already recorded.
 
-        The newest one can't be taken back to be replaced, nor need it be: where a resumed run comes by an epoch's end
-        again, it has the weights that gave the row.
+        A recorded checkpoint can't be replaced and need not be: a resumed run that reaches the same epoch end again
+        has the same weights there.
 
         Args:
-            epoch: Not smaller than any recorded.
+            epoch: Completed epochs, not fewer than at the newest checkpoint.
             train_row: Losses of the training samples, `[N]`.
             val_row: Losses of the validation samples, `[M]`.
 
         Raises:
-            ValueError: If `epoch` lies before the newest checkpoint.
+            ValueError: If `epoch` is before the newest checkpoint.
         """
         if self._is_new(epoch):
             self._recorded = update(self._moments, train_row, val_row, self._classes), [*self.epochs, epoch]
 
     def leave_hole(self, epoch: int) -> None:
-        """Notes that the checkpoint after `epoch` completed epochs is missing: no difference spans it."""
+        """Records that the checkpoint after `epoch` completed epochs is missing; no difference spans it."""
         if self._is_new(epoch):
             self._recorded = skip(self._moments), [*self.epochs, epoch]
 
     def to(self, device: torch.device | str) -> RunningHistory:
-        """Moves what is kept to `device`, in place, and returns self; to the CPU for MPS, which has no float64."""
+        """Moves the history to `device`, in place, and returns it; MPS has no float64, so there it goes to the CPU."""
         device = torch.device(device)
         if device.type == "mps":
             device = torch.device("cpu")
@@ -136,11 +136,11 @@ class RunningHistory:
         return self
 
     def values(self) -> Tensor:
-        """CLD from all checkpoints, float32 `[N]`, on the device of the history; NaN where a sample is unscored.
+        """CLD scores from all checkpoints, float32 `[N]`, on the history's device; NaN for unscored samples.
 
         Raises:
             ValueError: If there are fewer than 4 checkpoints or 3 usable differences, or a validation loss was not
-                finite at one of them.
+                finite at a checkpoint.
         """
         named = [f"the checkpoint after {epoch} epochs" for epoch in self.epochs]
         return scores(self._moments, self._classes, named)
@@ -149,10 +149,10 @@ class RunningHistory:
         """Scores from all checkpoints, on the CPU.
 
         Args:
-            cutoff_epoch: The epoch that the last checkpoint must have reached; None asks for none.
+            cutoff_epoch: Epoch that the last checkpoint must have reached; None accepts any.
 
         Raises:
-            ValueError: If it was not reached, or there are no scores (see `values`).
+            ValueError: If `cutoff_epoch` was not reached, or for the reasons given in `values`.
         """
         if cutoff_epoch is not None and cutoff_epoch > self.epochs[-1]:
             raise ValueError(
@@ -162,9 +162,9 @@ class RunningHistory:
         return CLDScores(self.values(), self.train_classes, self.epochs, self.fingerprint, origin)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors on the CPU and plain values, which `torch.load(weights_only=True)` reads."""
+        """CPU tensors and plain values that `torch.load(weights_only=True)` reads."""
         return {
-            # Not cloned where they are on the CPU: an update makes new moments and leaves these as they are.
+            # No clone is needed on the CPU: an update makes new moments and leaves these unchanged.
             "moments": {name: value.cpu() for name, value in self._moments._asdict().items()},
             "classes": {name: value.cpu() for name, value in self._classes._asdict().items()},
             "one_class": self._one_class,
@@ -192,5 +192,5 @@ class RunningHistory:
 
     def _is_new(self, epoch: int) -> bool:
         if self.epochs and epoch < self.epochs[-1]:
-            raise ValueError(f"checkpoints are recorded in order: got {epoch} after {self.epochs[-1]}.")
+            raise ValueError(f"checkpoints must be recorded in order: got {epoch} after {self.epochs[-1]}.")
         return not self.epochs or epoch > self.epochs[-1]

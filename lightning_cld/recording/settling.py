@@ -1,4 +1,4 @@
-"""`Settling`: since when the coreset that the scores choose has stayed the same, for `cutoff_epoch="auto"`."""
+"""`Settling`: finds the epoch at which the coreset has settled, for `cutoff_epoch="auto"`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.trajectories import LossTrajectories
 
 PATIENCE = 3
-"""How many checkpoints in a row must have an overlap of `OVERLAP`. Two may be compared with the same earlier one."""
+"""Checkpoints in a row whose overlap must reach `OVERLAP`. Two of them may be compared with the same earlier one."""
 
 
 class Overlaps(NamedTuple):
-    """The share of its samples that a checkpoint's coreset has in common with earlier ones; None if there is none.
+    """The shares of a checkpoint's coreset that earlier coresets also hold; None if there is no earlier one.
 
     Attributes:
-        previous: With that of the checkpoint before.
-        half: With that of the newest checkpoint at no more than half the epochs.
+        previous: Overlap with the coreset of the previous checkpoint.
+        half: Overlap with the coreset at half the epochs: the newest checkpoint at no more than half of them.
     """
 
     previous: float | None
@@ -27,16 +27,16 @@ class Overlaps(NamedTuple):
 
 
 class Settling:
-    """Compares the coreset of each checkpoint with that of the newest one at no more than half its epochs.
+    """Compares the coreset of each checkpoint with the coreset at half its epochs.
 
-    Neighbouring checkpoints always agree, since they share nearly all of their losses; those of half as many epochs
-    need not. A checkpoint is scored once, from running moments, at a cost that does not grow with the epochs: some
-    hundredths of a second for 50,000 samples. What was seen follows from the losses alone, so that a resumed run has
-    only to look at them again.
+    Neighbouring checkpoints always agree, because they share nearly all of their losses. Checkpoints at half the epochs
+    need not. Each checkpoint is scored once, from running moments. That takes some hundredths of a second for 50,000
+    samples and does not grow with the epochs. The result depends only on the losses, so a resumed run can compute it
+    again.
 
     Attributes:
-        overlaps: Those of the newest checkpoint.
-        half_epoch: The earlier checkpoint that the newest is compared with; None if there is none.
+        overlaps: The overlaps of the newest checkpoint.
+        half_epoch: The checkpoint at half the epochs that the newest is compared with; None if there is none.
 
     Example:
         >>> import torch
@@ -58,19 +58,19 @@ class Settling:
         self._settled: int | None = None
 
     def epoch(self, trajectories: LossTrajectories) -> int | None:
-        """The first epoch at which the coreset has settled, None if it has not.
+        """The first epoch at which the coreset has settled; None if it has not.
 
         Args:
-            trajectories: The same ones at every call, longer by the checkpoints recorded since the last.
+            trajectories: The same object at every call; checkpoints recorded since the last call are compared.
         """
         self.look(trajectories)
         return self._settled
 
     def look(self, history: LossTrajectories | RunningHistory) -> None:
-        """Compares the coresets of the checkpoints recorded since the last look.
+        """Compares the coresets of the checkpoints recorded since the last call.
 
         Args:
-            history: The same one at every call. Of a `RunningHistory` only the newest checkpoint can be looked at.
+            history: The same object at every call. A `RunningHistory` can give only its newest checkpoint.
         """
         if isinstance(history, RunningHistory):
             if history.epochs[-1] not in self._chosen:
@@ -84,14 +84,14 @@ class Settling:
                     history.train_losses[:0], history.val_losses[:0], history.train_classes, history.val_classes, []
                 )
             self._history.record(history.epochs[row], train_row, history.val_losses[row])
-            if not train_row.isnan().all():  # else not logged: the scores are still those of the checkpoint before
+            if not train_row.isnan().all():  # a row of NaN was not logged and leaves the scores as they were
                 self._compare(history.epochs[row], self._history, history.train_classes)
 
     def _compare(self, epoch: int, history: RunningHistory, classes: Tensor | None) -> None:
         self.overlaps, self.half_epoch = Overlaps(None, None), None
         try:
-            chosen = best_tenth(history.values(), classes).int()  # to take less memory
-        except ValueError:  # too few checkpoints yet, or a reference or too many samples that diverged
+            chosen = best_tenth(history.values(), classes).int()  # int32 halves the memory
+        except ValueError:  # too few checkpoints so far, or losses that diverged
             return
         previous, self.half_epoch = max(self._chosen, default=None), half_of(self._chosen, epoch)
         half = self.half_epoch

@@ -1,4 +1,4 @@
-"""`Timeline`: which epochs of a run have a checkpoint, and whether they can give scores at all."""
+"""`Timeline`: decides which epochs of a run have a checkpoint, and checks that they suffice for scores."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from lightning_cld.trajectories import LossTrajectories
 class Timeline:
     """The checkpoints of a run: one before training, one after every n-th epoch, none after the cutoff.
 
-    The arguments are those of `CLDCallback`, and so are the errors.
+    `CLDCallback` documents the arguments and errors.
 
     Attributes:
         settling: Compares the coresets of the checkpoints.
-        settled: The epoch at which the coreset settled, for a cutoff of "auto"; None before.
-        epochs_before: Epochs that the Trainer had completed before it got the module that is watched.
+        settled: Epoch at which the coreset settled, for `cutoff_epoch="auto"`; None until then.
+        epochs_before: Epochs that the Trainer had completed before it got this module.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class Timeline:
         self.forget()
 
     def forget(self) -> None:
-        """Drops what was seen of a run."""
+        """Drops all state of a run."""
         self.settling = Settling()
         self.settled: int | None = None
         self.epochs_before = 0
 
     @property
     def cutoff(self) -> int | None:
-        """The epoch after which nothing is logged, as far as it is known."""
+        """The epoch after which nothing is logged; None if there is none, or none is known yet."""
         return self.settled if isinstance(self.cutoff_epoch, str) else self.cutoff_epoch
 
     @property
@@ -64,12 +64,12 @@ class Timeline:
         return trainer.current_epoch - self.epochs_before
 
     def begin(self, trainer: Trainer) -> None:
-        """Takes the number of epochs from a Trainer that sets a fit up.
+        """Reads `max_epochs` from the Trainer when a fit is set up.
 
         Raises:
-            ValueError: If they are too few for scores, or end before the cutoff.
+            ValueError: If there are too few epochs for scores, or training ends before the cutoff.
         """
-        # Now, because SWA raises max_epochs later, for an extra epoch that ends on averaged weights.
+        # Read it now: SWA raises max_epochs later, for an extra epoch that ends on averaged weights.
         self._max_epochs = trainer.max_epochs if trainer.max_epochs != -1 else None
         last = self.last_epoch
         if last is None:
@@ -82,7 +82,7 @@ class Timeline:
             raise ValueError(f"cutoff_epoch={self.cutoff} is never reached with {what.rstrip(',')}.")
 
     def check_max_steps(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raises ValueError if `max_steps` ends training too early, where the number of steps in an epoch is known."""
+        """Raises ValueError if `max_steps` ends training too early; skipped if the steps per epoch are unknown."""
         scheduled = any(
             isinstance(callback, GradientAccumulationScheduler) for callback in getattr(trainer, "callbacks", [])
         )
@@ -94,7 +94,7 @@ class Timeline:
         _check_epochs(epochs, self.every_n_epochs, what)
         if self.cutoff is not None and self.cutoff > epochs:
             raise ValueError(
-                f"cutoff_epoch={self.cutoff} is never reached: max_steps={trainer.max_steps} ends training before."
+                f"cutoff_epoch={self.cutoff} is never reached: max_steps={trainer.max_steps} ends training before it."
             )
 
     def is_due(self, epoch: int) -> bool:
@@ -107,14 +107,14 @@ class Timeline:
         return self.cutoff is not None and epoch >= self.cutoff
 
     def look_whether_settled(self, trainer: Trainer, history: LossTrajectories | RunningHistory | None) -> None:
-        """For a cutoff of "auto", lets rank 0 decide for all ranks whether the coreset has settled."""
+        """For `cutoff_epoch="auto"`, lets rank 0 decide for all ranks whether the coreset has settled."""
         if self.cutoff_epoch != "auto" or self.settled is not None or not isinstance(history, LossTrajectories):
             return
         epoch = None
         if trainer.is_global_zero:
             try:
                 epoch = self.settling.epoch(history)
-            except Exception as error:  # noqa: BLE001  # the other ranks wait, and training goes on without
+            except Exception as error:  # noqa: BLE001  # the other ranks wait, and watching must not stop a run
                 rank_zero_warn(f"CLD: could not find out whether the coreset has settled: {error}")
         self.settled = trainer.strategy.broadcast(epoch)
 
@@ -122,7 +122,7 @@ class Timeline:
 def _check_cutoff(
     cutoff_epoch: object, every_n_epochs: int, history: str, *, stop_at_cutoff: bool
 ) -> int | Literal["auto"] | None:
-    """Returns `cutoff_epoch`, numbers as int, or raises unless there is a checkpoint at it and enough before it."""
+    """Returns a valid `cutoff_epoch`, numbers as int; raises if it has no checkpoint or too few before it."""
     if cutoff_epoch is None:
         if stop_at_cutoff:
             raise ValueError("stop_at_cutoff=True needs a cutoff_epoch to stop at.")
@@ -132,48 +132,48 @@ def _check_cutoff(
             raise ValueError(f"cutoff_epoch must be a number of epochs, 'auto' or None, got {cutoff_epoch!r}.")
         if history != "full":
             raise ValueError(
-                f"cutoff_epoch='auto' compares with what earlier checkpoints chose, which history={history!r} does not "
-                "keep. Use history='full', or give the epoch."
+                f"cutoff_epoch='auto' compares the coresets of earlier checkpoints, which history={history!r} does not "
+                "keep. Use history='full', or set cutoff_epoch to a number."
             )
         return "auto"
     cutoff_epoch = check_count("cutoff_epoch", cutoff_epoch)
     _check_epochs(cutoff_epoch, every_n_epochs, f"cutoff_epoch={cutoff_epoch}")
     if cutoff_epoch % every_n_epochs:
         raise ValueError(
-            f"cutoff_epoch={cutoff_epoch} must be a multiple of every_n_epochs={every_n_epochs}: the checkpoint there "
-            "would not be logged."
+            f"cutoff_epoch={cutoff_epoch} must be a multiple of every_n_epochs={every_n_epochs}: otherwise no "
+            "checkpoint is logged at the cutoff."
         )
     return cutoff_epoch
 
 
 def _check_record(record: object, history: str, every_n_epochs: int, cutoff_epoch: object) -> None:
-    """Raises unless `record` is one of its two values, and the other arguments go with it."""
+    """Raises ValueError if `record` is unknown, or the other arguments don't go with it."""
     if record not in ("sweep", "step"):
         raise ValueError(f"record must be 'sweep' or 'step', got {record!r}.")
     if record == "sweep":
         return
     if history != "full":
         raise ValueError(
-            f"record='step' leaves holes where an epoch misses a sample, which history={history!r} can't keep apart. "
-            "Use history='full'."
+            f"record='step' has no loss for a sample that an epoch skips, and history={history!r} can't handle missing "
+            "losses. Use history='full'."
         )
     if every_n_epochs != 1:
         raise ValueError(
-            f"record='step' logs every epoch at no cost, so every_n_epochs={every_n_epochs} would save nothing. Leave "
-            "it out; LossTrajectories.score(every_n_epochs=...) thins afterwards."
+            f"record='step' logs every epoch at no cost, so every_n_epochs={every_n_epochs} saves nothing. Leave it "
+            "out. LossTrajectories.score(every_n_epochs=...) can thin the timeline later."
         )
     if cutoff_epoch == "auto":
         raise ValueError(
-            "cutoff_epoch='auto' waits for the best-scored tenth to settle, which step losses do not rank well enough. "
-            "Give the epoch, or use record='sweep'."
+            "cutoff_epoch='auto' waits for the best-scored 10 % to settle, and step losses don't rank well enough for "
+            "that. Set cutoff_epoch to a number, or use record='sweep'."
         )
 
 
 def _check_epochs(epochs: int, every_n_epochs: int, what: str) -> None:
-    """Raises unless `epochs` epochs give the checkpoints that a score needs."""
+    """Raises ValueError if `epochs` epochs give too few checkpoints for a score."""
     checkpoints = 1 + epochs // every_n_epochs
     if checkpoints < MIN_CHECKPOINTS:
         raise ValueError(
-            f"{what} with every_n_epochs={every_n_epochs} gives {checkpoints} checkpoints (theta_0 included), and CLD "
+            f"{what} with every_n_epochs={every_n_epochs} gives {checkpoints} checkpoints (theta_0 included), but CLD "
             f"needs at least {MIN_CHECKPOINTS}. Train longer, or log more often."
         )

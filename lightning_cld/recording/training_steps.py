@@ -1,4 +1,4 @@
-"""Losses from the training steps themselves: what they return, and the row of an epoch that it makes."""
+"""`StepLosses`: turns the per-sample losses that training steps return into one row per epoch."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from lightning_cld.functional.checks import is_integer, kind_of
 from lightning_cld.guards import agreed
 
 _REMEDY = (
-    'With CLDCallback(record="step") training_step returns {"loss": ..., "sample_losses": ..., "sample_index": ...}: '
-    "the loss of each sample of the batch, floating point [B], and its position in the train set, integer [B], which "
-    "lightning_cld.IndexedDataset puts into the batch."
+    'With CLDCallback(record="step") training_step must return {"loss": ..., "sample_losses": ..., "sample_index": '
+    "...}. sample_losses holds the loss of each sample in the batch, floating point [B]. sample_index holds its "
+    "position in the train set, integer [B]; lightning_cld.IndexedDataset puts it into the batch."
 )
 
 
 class StepLosses:
-    """Gathers what the training steps return, over an epoch, into a row.
+    """Gathers the losses of an epoch's training steps into a row.
 
-    A sample that several steps saw gets the mean of its losses, one that none saw gets NaN: not logged.
+    A sample that several steps saw gets the mean of its losses. A sample that no step saw gets NaN, not logged.
     """
 
     def __init__(self) -> None:
         self.forget()
 
     def forget(self) -> None:
-        """Drops what was gathered."""
+        """Drops all gathered losses."""
         self._sums: Tensor | None = None
         self._counts: Tensor | None = None
         self._checked = False
         self._warned = False
 
     def start(self, samples: int, device: torch.device) -> None:
-        """Gets ready for steps on a train set of so many samples."""
+        """Prepares for steps on a train set of `samples` samples."""
         if self._sums is None or self._counts is None or len(self._sums) != samples + 1:
-            # The last place is for what belongs to no sample: so a wrong index need not be waited for.
+            # The last place collects losses with a wrong index. To raise for them at once, steps would have to wait.
             self._sums = torch.zeros(samples + 1, device=device)
             self._counts = torch.zeros(samples + 1, dtype=torch.int32, device=device)
         self._sums, self._counts = self._sums.to(device), self._counts.to(device)
         self._checked = False
 
     def add(self, trainer: Trainer, outputs: Any) -> None:
-        """Takes what one training step returned; after the first nothing is waited for.
+        """Adds the outputs of one training step. Only the first step waits for the device.
 
         Raises:
-            TypeError: At the first step, if what is needed is missing or of the wrong type.
-            ValueError: At the first step, if lengths differ or an index lies outside of the train set.
+            TypeError: At the first step, if an output is missing or has the wrong type.
+            ValueError: At the first step, if shapes differ or an index is outside the train set.
         """
         if not self._checked:
             with agreed(trainer, "The first training step"):
@@ -60,8 +60,8 @@ class StepLosses:
         elif outputs:  # else the step was skipped
             try:
                 self._check(outputs)
-            except (TypeError, ValueError) as error:  # watching must not end a training that runs
-                self._warn(f"a training step's losses were left out. {error}")
+            except (TypeError, ValueError) as error:  # watching must not stop a run
+                self._warn(f"the losses of a training step were left out. {error}")
                 return
         else:
             return
@@ -76,7 +76,7 @@ class StepLosses:
         self._counts.index_add_(0, index, torch.ones_like(index, dtype=torch.int32))
 
     def row(self, trainer: Trainer) -> Tensor:
-        """The losses of the epoch that has ended, float32 `[N]`, from all ranks; the next epoch starts empty."""
+        """Returns the losses of the finished epoch from all ranks, float32 `[N]`, and clears them for the next."""
         if self._sums is None or self._counts is None:
             raise RuntimeError("StepLosses.start was not called.")
         sums, counts = self._sums.clone(), self._counts.clone()
@@ -86,22 +86,22 @@ class StepLosses:
             sums = trainer.strategy.reduce(sums, reduce_op="sum")
             counts = trainer.strategy.reduce(counts, reduce_op="sum")
         if counts[-1]:
-            self._warn(f"{int(counts[-1]):,} losses came with a sample_index outside of the train set. {_REMEDY}")
-        return (sums / counts)[:-1]  # none at all is 0 / 0, NaN
+            self._warn(f"{int(counts[-1]):,} losses had a sample_index outside the train set. {_REMEDY}")
+        return (sums / counts)[:-1]  # a sample without losses gets 0 / 0, NaN
 
     def state_dict(self) -> dict[str, Tensor] | None:
-        """What this rank gathered of an epoch that goes on, on the CPU."""
+        """The losses this rank has gathered so far in the current epoch, on the CPU."""
         if self._sums is None or self._counts is None:
             return None
         return {"sums": self._sums.cpu().clone(), "counts": self._counts.cpu().clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor] | None) -> None:
-        """The inverse of `state_dict`. Ranks that all load rank 0's have its mean, since each counts it."""
+        """The inverse of `state_dict`. If every rank loads rank 0's state, sums and counts multiply but means hold."""
         if state is not None:
             self._sums, self._counts = state["sums"].clone(), state["counts"].clone()
 
     def _check(self, outputs: Any) -> None:
-        """Raises unless a step's outputs have as many losses as positions; looks at no values."""
+        """Raises unless a step's outputs hold losses and positions of one shape; reads no values."""
         if not isinstance(outputs, Mapping) or not {"sample_losses", "sample_index"} <= set(outputs):
             got = f"the keys {sorted(map(str, outputs))}" if isinstance(outputs, Mapping) else kind_of(outputs)
             raise TypeError(f"training_step returned {got}, without sample_losses and sample_index. {_REMEDY}")
@@ -120,8 +120,8 @@ class StepLosses:
         samples = 0 if self._sums is None else len(self._sums) - 1
         if len(index) and (int(index.min()) < 0 or int(index.max()) >= samples):
             raise ValueError(
-                f"sample_index must lie in 0 to {samples - 1}, a position in the train set of {samples:,} samples, got "
-                f"{int(index.min())} to {int(index.max())}. {_REMEDY}"
+                f"sample_index must be from 0 to {samples - 1}, a position in the train set of {samples:,} samples, "
+                f"got {int(index.min())} to {int(index.max())}. {_REMEDY}"
             )
 
     def _warn(self, message: str) -> None:

@@ -467,7 +467,7 @@ def test_an_overlap_that_can_not_be_found_is_warned_about(tmp_path, monkeypatch)
         raise MemoryError("no room for it")
 
     monkeypatch.setattr(Settling, "look", look)
-    with pytest.warns(UserWarning, match="CLD: how settled the coreset is could not be found out: no room for it"):
+    with pytest.warns(UserWarning, match="CLD: the coreset.s overlaps could not be computed: no room for it"):
         run(tmp_path, CLDCallback(dirpath=tmp_path), logger=CSVLogger(tmp_path), epochs=4)
     checkpoints, _ = logged(tmp_path)
     assert all(metrics.keys() == PER_CHECKPOINT | {"step"} for metrics in checkpoints.values())

@@ -302,8 +302,8 @@ def test_without_classes_positions_outside_of_the_sampler_stay_apart(tmp_path):
     [
         ({"record": "steps"}, "record must be 'sweep' or 'step', got 'steps'"),
         ({"record": "step", "history": "running"}, "history='full'"),
-        ({"record": "step", "every_n_epochs": 2}, "every_n_epochs=2 would save nothing"),
-        ({"record": "step", "cutoff_epoch": "auto"}, "Give the epoch"),
+        ({"record": "step", "every_n_epochs": 2}, "every_n_epochs=2 saves nothing"),
+        ({"record": "step", "cutoff_epoch": "auto"}, "Set cutoff_epoch to a number"),
     ],
 )
 def test_arguments_that_contradict_each_other(arguments, message):
