@@ -1,6 +1,6 @@
-"""Settings of every test."""
+"""Settings for all tests."""
 
 import os
 
-# Before torch is imported: the models here are too small for threads, which only wait for each other.
+# Set before torch is imported. The models here are so small that threads would only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,4 +1,4 @@
-"""CLD from its definition, in float64 with numpy and scipy; the tests compare with this, never with the library."""
+"""CLD from its definition, in float64 with numpy and scipy. The tests compare the library with this."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def losses(rows: int, samples: int, seed: int = 0) -> Tensor:
 
 
 def cld_oracle(train, val, train_classes=None, val_classes=None) -> np.ndarray:
-    """CLD of every column of `train`, float64, NaN where undefined."""
+    """CLD of every column of `train`, float64; NaN where it is undefined."""
     train, val = _float64(train), _float64(val)
     train_classes = np.zeros(train.shape[1], int) if train_classes is None else np.asarray(train_classes)
     val_classes = np.zeros(val.shape[1], int) if val_classes is None else np.asarray(val_classes)
@@ -27,7 +27,7 @@ def cld_oracle(train, val, train_classes=None, val_classes=None) -> np.ndarray:
 
 
 def assert_scores(scores: Tensor, expected: np.ndarray) -> None:
-    """Equal to 1e-5, with NaN in the same places."""
+    """Checks equality within 1e-5, with NaN in the same places."""
     np.testing.assert_allclose(scores.double().numpy(), expected, rtol=0, atol=1e-5)
 
 
@@ -39,7 +39,7 @@ def _reference(val: np.ndarray) -> np.ndarray:
     if not np.isnan(val).any():
         return np.diff(val.mean(axis=1))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of no sample is NaN, as it should be
+        warnings.simplefilter("ignore", RuntimeWarning)  # the mean of no samples is NaN, which is right here
         return np.nanmean(np.diff(val, axis=0), axis=1)
 
 

@@ -25,18 +25,18 @@ SEEDED = ["random_values", "stratified_cld"]
 EVERY = [*FROM_LOSSES, *FROM_CLD, "random_values"]
 
 
-# The oracles: one sample at a time, in float64
+# Oracles: one sample at a time, in float64
 
 
 def quietly(reduce, values):
-    """A nan-reduction of numpy; NaN for no value, without numpy's warning about it."""
+    """Runs a nan-reduction of numpy without its warning when there is no value; the result is then NaN."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return float(reduce(values))
 
 
 def dual_of(probabilities, window):
-    """The mean over the windows in which at least two probabilities were logged."""
+    """The DUAL score, averaged over the windows with at least two logged probabilities."""
     window = min(window, len(probabilities))
     products = []
     for start in range(len(probabilities) - window + 1):
@@ -47,13 +47,13 @@ def dual_of(probabilities, window):
 
 
 def area_of(trajectory, epochs):
-    """np.interp leads a straight line over holes and carries the nearest value to either end."""
+    """np.interp fills holes linearly, and both ends with the nearest value."""
     logged = ~np.isnan(trajectory)
     return trapezoid(np.interp(epochs, epochs[logged], trajectory[logged]), epochs) if logged.any() else NAN
 
 
 def oracle(name, train, epochs, window=10):
-    """Values by `name` of every column of `train`."""
+    """The values of the baseline `name` for every column of `train`."""
     table, epochs = torch.as_tensor(train).double().numpy(), np.asarray(epochs)
     values = []
     for trajectory in table.T:
@@ -81,12 +81,12 @@ def assert_values(values, expected):
     np.testing.assert_allclose(values.double().numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-# Values that follow from one sample's losses
+# Baselines from each sample's own losses
 
 
 @st.composite
 def timelines(draw):
-    """Losses with holes and infinities on a timeline with gaps, which may start after training began."""
+    """Losses with NaN and infinities, on a timeline with gaps that may start after training began."""
     rows, samples = draw(st.integers(2, 9)), draw(st.integers(1, 7))
     gaps = draw(st.lists(st.integers(1, 3), min_size=rows - 1, max_size=rows - 1))
     epochs = np.cumsum([draw(st.sampled_from([0, 0, 1, 4])), *gaps]).tolist()
@@ -113,7 +113,7 @@ def test_values_are_those_of_the_definition(name, timeline, window, elements):
     made = LossTrajectories(train.clone(), torch.rand(len(train), 1), epochs=epochs)
     by = partial(baselines.dual, window=window) if name == "dual" else getattr(baselines, name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(baselines, "_SLICE_ELEMENTS", elements)  # one to all of the samples at a time
+        patch.setattr(baselines, "_SLICE_ELEMENTS", elements)  # from one sample at a time to all at once
         if logged.sum() < (1 if name in ("highest_mean_loss", "lowest_mean_loss", "confidence") else 2):
             with pytest.raises(ValueError, match="Log more epochs"):
                 by(made)
@@ -169,7 +169,7 @@ def test_a_checkpoint_that_was_not_logged_changes_nothing(name):
     holes[[3, 5]] = NAN
     by = getattr(baselines, name)
     without = LossTrajectories(train[kept], train[kept], epochs=[epochs[row] for row in kept])
-    if name == "area_under_loss":  # a straight line across the hole is the same area
+    if name == "area_under_loss":  # a straight line across the hole gives the same area, up to rounding
         assert_values(by(LossTrajectories(holes, train, epochs=epochs)), by(without).numpy())
     else:
         assert torch.equal(by(LossTrajectories(holes, train, epochs=epochs)), by(without))
@@ -256,7 +256,7 @@ def test_the_sample_kept_first_is_the_one_that_the_name_promises(first, name):
     assert list(trajectories)[int(kept)] == first
 
 
-# Values that follow from CLD
+# Baselines from CLD
 
 CLASSES, VAL_CLASSES = torch.tensor([0, 3, 700])[torch.arange(90) % 3], torch.tensor([0, 3, 700])[torch.arange(12) % 3]
 
@@ -292,7 +292,7 @@ def oracle_until(epoch):
 
 
 def strata_of(classes, cld, strata):
-    """The positions of each percentile range of each class, by the oracle's CLD."""
+    """The positions in each percentile range of each class, ranked by the oracle's CLD."""
     classes = np.asarray(classes)
     return {
         label: np.array_split(
@@ -330,7 +330,7 @@ def test_a_budget_that_does_not_divide_takes_one_more_of_some_strata(per_class, 
         counts = [len(kept & set(part.tolist())) for part in parts]
         assert sum(counts) == per_class
         most = max(counts)
-        # A stratum gives fewer than one below the most only when it has no more.
+        # A stratum gives less than `most - 1` only if it has no more samples.
         assert all(count >= most - 1 or count == len(part) for count, part in zip(counts, parts, strict=True))
 
 
@@ -343,7 +343,7 @@ def test_every_member_of_a_stratum_is_drawn_about_as_often():
     drawn = np.zeros(90)
     for seed in range(300):
         drawn[stratified(seed=seed).select(per_class=10).numpy()] += 1
-    # One of three, 300 times: 100, give or take 8.2.
+    # Each is drawn with chance 1/3, 300 times: 100 expected, standard deviation 8.2.
     assert abs(drawn - 100).max() < 40
 
 
@@ -381,7 +381,7 @@ def test_more_strata_than_samples_are_no_problem():
     assert len(set(values.tolist())) == 5
 
 
-# The random ones
+# Random baselines
 
 
 @pytest.mark.parametrize("name", SEEDED)
@@ -425,7 +425,7 @@ def test_random_values_select_at_random_within_each_class():
     assert torch.bincount(CLASSES[kept])[[0, 3, 700]].tolist() == [4, 4, 4]
 
 
-# Positions outside of the sampler
+# Positions outside the sampler
 
 
 @pytest.mark.parametrize("logged", [False, True], ids=["not logged", "logged"])
@@ -494,7 +494,7 @@ def test_options_may_be_whole_numbers_of_numpy():
 @pytest.mark.parametrize("hole", [True, False])
 def test_too_few_epochs_raise(name, least, theta_0, hole):
     def made(logged):
-        """So many logged epochs, behind theta_0 and before a checkpoint of which nothing was logged, or neither."""
+        """A timeline of `logged` epochs, after theta_0 if `theta_0` and before a checkpoint of NaN if `hole`."""
         epochs = [*([0] if theta_0 else []), *range(1, logged + 1), *([logged + 1] if hole else [])]
         train = losses(len(epochs), 3)
         train[len(epochs) - hole :] = NAN
@@ -503,7 +503,7 @@ def test_too_few_epochs_raise(name, least, theta_0, hole):
     by = getattr(baselines, name)
     assert made(least).score(by=by).values.isfinite().all()
     if least == 1 and not theta_0 and not hole:
-        return  # there are no trajectories without a checkpoint
+        return  # trajectories need at least one checkpoint
     message = rf"needs at least {least} checkpoints after training began, got {least - 1}\. Log more epochs"
     with pytest.raises(ValueError, match=message):
         made(least - 1).score(by=by)

@@ -23,7 +23,7 @@ from lightning_cld import CLDCallback, CLDScores, LossTrajectories
 
 
 class PlainRows(Callback):
-    """What a sweep should see: the losses under the weights of each epoch's end, computed one by one."""
+    """The losses that a sweep should log: one sample at a time, with the weights at each epoch's end."""
 
     def __init__(self):
         self.rows = []
@@ -225,7 +225,7 @@ def test_augmentation_hooks_see_the_evaluation_branch(tmp_path):
     assert torch.equal(augmented.trajectories.train_losses[0], plain.trajectories.train_losses[0])
 
 
-# Which loss
+# The loss
 
 
 def test_loss_fn_replaces_the_loss(tmp_path):
@@ -296,7 +296,7 @@ def test_cld_step_takes_any_batch(tmp_path):
     assert cld.scores.classes.tolist() == [int(label) for _, label in data.train_set]
 
 
-# Which data
+# The data
 
 
 class Noisy(Dataset):
@@ -407,7 +407,7 @@ def test_positions_outside_of_a_subset_sampler_are_unscored_and_do_not_count(tmp
 
 
 class Fixed(Sampler):
-    """Draws these positions in this order, and does not say which they are."""
+    """Yields given positions in order, but offers no attribute that lists them."""
 
     def __init__(self, positions):
         self.order = positions
@@ -420,7 +420,7 @@ class Fixed(Sampler):
 
 
 def on_one_pool(**val):
-    """A train and a validation loader over the same pool, kept apart by their samplers."""
+    """A train and a validation loader over the same pool, separated by their samplers."""
     pool = blobs()
     return _loaders(
         train_dataloader=lambda s: DataLoader(pool, 16, sampler=list(range(80))),
@@ -532,11 +532,11 @@ def test_an_exception_in_a_run_with_a_running_history_is_not_hidden(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# A cutoff that finds itself
+# cutoff_epoch="auto"
 
 
 class Fast(Classifier):
-    """Its coreset settles at once. No dropout, whose random numbers differ between versions of torch."""
+    """Its coreset settles at once. It has no dropout: those random numbers differ between torch versions."""
 
     def __init__(self, lr=0.1):
         super().__init__(lr)
@@ -566,7 +566,7 @@ def test_a_coreset_that_has_settled_is_scored_there(tmp_path):
 
 
 def settled_oracle(trajectories):
-    """The epoch at which the tenth has had 85 % in common with that at half the epochs for the third time."""
+    """The epoch of the third checkpoint in a row whose coreset shares 85 % with the coreset at half the epochs."""
     chosen = {epoch: set(trajectories.score(epoch).select(fraction=0.1).tolist()) for epoch in range(3, 13)}
     agrees = [len(chosen[e] & chosen[e // 2]) >= 0.85 * len(chosen[e]) for e in range(6, 13)]
     return next((e + 8 for e in range(5) if all(agrees[e : e + 3])), None)
@@ -703,7 +703,7 @@ def test_resumed_run_has_the_rows_and_scores_of_the_uninterrupted_one(tmp_path):
 
 @pytest.mark.parametrize("every_n_train_steps", [6, 4])
 def test_resume_from_a_step_checkpoint_leaves_no_hole(tmp_path, every_n_train_steps):
-    # 6 steps are an epoch: one file is written in an epoch's last batch, the other in mid-epoch.
+    # An epoch has 6 steps, so step 12 is in its last batch.
     saver = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=every_n_train_steps, save_top_k=-1)
     cld = CLDCallback()
     fit(tmp_path, CLDCallback(), max_epochs=5, callbacks=[saver], enable_checkpointing=True)
@@ -760,12 +760,12 @@ def test_an_exception_leaves_the_logged_losses_on_disk(tmp_path):
     assert not (tmp_path / "cld-scores.npz").exists()
 
 
-# Whose scores these are
+# Scores of other processes and runs
 
 
 def test_scores_of_processes_that_are_gone_are_read_from_their_file(tmp_path):
     cld = CLDCallback(dirpath=tmp_path)
-    elsewhere = copy.deepcopy(cld)  # as fork and spawn do
+    elsewhere = copy.deepcopy(cld)  # as in a forked or spawned process
     fit(tmp_path, elsewhere)
     assert torch.equal(cld.scores.values, elsewhere.scores.values)
 
@@ -817,7 +817,7 @@ def test_a_dirpath_that_cannot_be_is_found_out_at_the_start(tmp_path):
     assert module.trainer.global_step == 0
 
 
-# What can't be scored
+# Runs that can't be scored
 
 
 def test_a_reference_that_is_not_finite_before_training_raises_at_the_start(tmp_path):
@@ -1183,6 +1183,6 @@ def test_a_trainer_without_a_datamodule(tmp_path):
 @pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy"])
 def test_strategies_that_wrap_the_module_are_refused(package, name):
     strategy = getattr(import_module(f"{package}.strategies"), name)
-    trainer = Mock(strategy=object.__new__(strategy))  # it can't be set up without a GPU
+    trainer = Mock(strategy=object.__new__(strategy))  # setting it up needs a GPU
     with pytest.raises(TypeError, match="one device, with DDP"):
         CLDCallback()._recorder.start(trainer, Classifier())

@@ -18,13 +18,13 @@ from toys import Blobs, Classifier, blobs, fit, quiet_trainer
 from lightning_cld import CLDCallback, LossTrajectories, trajectories_from_checkpoints
 from lightning_cld.recording.recorder import Recorder
 
-STEPS = 6  # an epoch of `Blobs`
+STEPS = 6  # per epoch of `Blobs`
 EPOCH_END = {"save_on_train_epoch_end": True}
 VALIDATION_END = {"save_on_train_epoch_end": False}
 LAST_BATCH = {"every_n_train_steps": STEPS}
 
 pytestmark = [
-    # Lightning's, on runs that are resumed in other folders, without the callbacks of the first, and from mid-epoch.
+    # Lightning warns about resuming in another folder, without the first run's callbacks, or from mid-epoch.
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided.*"),
     pytest.mark.filterwarnings("ignore:.*The dirpath has changed from.*"),
     pytest.mark.filterwarnings("ignore:.*exists and is not empty.*"),
@@ -45,7 +45,7 @@ class SaveStart(Callback):
 
 
 def train(root, cld=None, module=Classifier, datamodule=None, saver=EPOCH_END, callbacks=(), **arguments):
-    """A run that saves the checkpoint of every epoch; returns its Trainer, its module and the files."""
+    """Trains and saves a checkpoint at every epoch; returns the Trainer, the module and the files."""
     folder = root / "saved"
     savers = [SaveStart(folder), ModelCheckpoint(folder, "{epoch}-{step}", save_top_k=-1, **saver)]
     arguments = {"enable_checkpointing": True, **arguments}
@@ -54,7 +54,7 @@ def train(root, cld=None, module=Classifier, datamodule=None, saver=EPOCH_END, c
 
 
 def scored(root, paths, module=Classifier, datamodule=None, precision="32-true", **arguments):
-    """The trajectories of the files, by a Trainer and a module that know nothing of the run."""
+    """The trajectories from the files, with a fresh Trainer and module."""
     L.seed_everything(99, verbose=False)
     trainer = quiet_trainer(root, precision=precision)
     module = module if isinstance(module, nn.Module) else module()
@@ -66,7 +66,7 @@ def scored(root, paths, module=Classifier, datamodule=None, precision="32-true",
 def assert_same(found, logged):
     assert found.epochs == logged.epochs
     for losses, others in ((found.train_losses, logged.train_losses), (found.val_losses, logged.val_losses)):
-        assert torch.equal(losses.view(torch.int32), others.view(torch.int32))  # bit for bit, NaN too
+        assert torch.equal(losses.view(torch.int32), others.view(torch.int32))  # bit for bit, NaN included
     assert (found.train_classes is None) == (logged.train_classes is None)
     if logged.train_classes is not None:
         assert torch.equal(found.train_classes, logged.train_classes)
@@ -75,7 +75,7 @@ def assert_same(found, logged):
 
 
 def edited(path, change):
-    """The checkpoint with something changed, as a file beside it."""
+    """Saves a changed copy of a checkpoint beside it and returns the path."""
     checkpoint = torch.load(path)
     changed = change(checkpoint)
     new = path.with_name(f"edited-{path.name}")
@@ -85,7 +85,7 @@ def edited(path, change):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of four epochs that was watched: what was logged, and its files."""
+    """A run of four epochs with `CLDCallback`: its trajectories and its checkpoint files."""
     root = tmp_path_factory.mktemp("run")
     cld = CLDCallback()
     _, _, files = train(root, cld)
@@ -240,7 +240,7 @@ def test_completed_epochs_wherever_a_file_is_saved(tmp_path, hook, call, complet
         assert scored(tmp_path, [tmp_path / "on_exception.ckpt"]).epochs == [completed]
 
 
-# Whatever was trained, and on whatever data
+# Other models, losses and data
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
@@ -300,7 +300,7 @@ def test_loaders_without_a_datamodule_and_a_loss_function(tmp_path):
     quiet_trainer(tmp_path, cld, *savers, enable_checkpointing=True).fit(module, *loaders.values())
     found = scored(tmp_path, tmp_path.glob("*.ckpt"), **loaders, **settings)
     assert_same(found, cld.trajectories)
-    assert found.train_losses.isnan().any()  # positions that the sampler leaves out
+    assert found.train_losses.isnan().any()  # the sampler leaves out these positions
 
 
 def test_a_model_with_its_own_loaders_and_an_explicit_view(tmp_path):
@@ -411,7 +411,7 @@ def test_a_model_that_is_not_loaded_strictly_keeps_what_the_files_lack(tmp_path,
     assert not torch.equal(found.train_losses, logged.train_losses)
 
 
-# What is left behind
+# Side effects
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
@@ -442,7 +442,7 @@ def test_the_model_is_as_it_was(tmp_path, run, precision, fails):
 
 
 class _FailsLater(torch.utils.data.Dataset):
-    """Reads well until the second sweep."""
+    """Fails at the second sweep."""
 
     def __init__(self, dataset):
         self.dataset, self.reads = dataset, 0
@@ -546,7 +546,7 @@ def test_no_workers_wait_for_a_training_during_the_sweeps(tmp_path, run, monkeyp
 
     monkeypatch.setattr(Recorder, "record", watched_record)
     scored(tmp_path, run[1], datamodule=Blobs(num_workers=1, persistent_workers=True))
-    assert seen == [0] + [1] * (len(run[1]) - 1)  # the one that the train sweep keeps
+    assert seen == [0] + [1] * (len(run[1]) - 1)  # the train sweep keeps its one worker
     assert len(multiprocessing.active_children()) == before
 
 
@@ -559,12 +559,12 @@ def test_the_trajectories_say_where_they_are_from_and_can_be_saved(tmp_path, run
     assert_same(LossTrajectories.load(found.save(tmp_path / "found.npz")), logged)
 
 
-# What is refused, or warned about
+# Errors and warnings
 
 
 @pytest.fixture
 def untouched(monkeypatch):
-    """Fails if a sweep begins."""
+    """Fails the test if a sweep begins."""
 
     def record(self, *args):
         raise AssertionError("a sweep began")

@@ -31,13 +31,13 @@ from lightning_cld.data.narrowing import FullLengthSampler
 
 
 def scores_of(dataset: Dataset) -> CLDScores:
-    """Scores, here random ones, as a run on `dataset` would have them."""
+    """Random scores with the labels of `dataset`, as if from a run on it."""
     labels = torch.tensor([int(dataset[i][1]) for i in range(len(dataset))])
     return CLDScores(torch.rand(len(labels), generator=torch.Generator().manual_seed(1)), labels)
 
 
 def served(datamodule: L.LightningDataModule) -> list[tuple[tuple[float, ...], int]]:
-    """Every sample of one pass over the train dataloader, sorted."""
+    """All samples from one pass over the train dataloader, sorted."""
     return sorted(
         (tuple(inputs.tolist()), int(label))
         for batch in datamodule.train_dataloader()
@@ -53,7 +53,7 @@ def samples(dataset: Dataset, indices) -> list[tuple[tuple[float, ...], int]]:
 
 
 class Indexed(Dataset):
-    """Samples that carry where they come from."""
+    """Samples that carry their position."""
 
     def __init__(self, length=150):
         self.labels = torch.randint(3, (length,), generator=torch.Generator().manual_seed(3))
@@ -67,7 +67,7 @@ class Indexed(Dataset):
 
 
 class Unlabelled(Dataset):
-    """A wrapper that hides the labels of what it wraps, and may add noise as augmentation does."""
+    """Hides the labels of the wrapped dataset, and may add noise as augmentation does."""
 
     def __init__(self, inner, noise=0.0):
         self.inner = inner
@@ -156,7 +156,7 @@ def test_a_target_trains_on_the_coreset(tmp_path):
     assert trainer.global_step == 2 * 4
 
 
-# What a coreset can be
+# Forms of a coreset
 
 
 @pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
@@ -216,7 +216,7 @@ def test_positions_beyond_the_train_set_are_refused():
         CoresetDataModule(Blobs(), [3, 90]).train_dataloader()
 
 
-# The scores' own dataset, or an error
+# The dataset of the scores, or an error
 
 
 @pytest.mark.parametrize("hide", [False, True])
@@ -282,7 +282,7 @@ def test_scores_that_know_no_labels_are_served_with_a_warning():
 
 
 def mixing(batch):
-    """Labels as MixUp makes them, which are no longer those of single samples."""
+    """Mixes the labels of a batch as MixUp does, so that they no longer belong to single samples."""
     inputs, labels = torch.utils.data.default_collate(batch)
     mixed = torch.nn.functional.one_hot(labels, CLASSES).float()
     return inputs, 0.7 * mixed + 0.3 * mixed.roll(1, dims=0)
@@ -339,7 +339,7 @@ def test_torchvision_datasets_are_known_by_their_targets():
     assert len(CoresetDataModule(Images(), scores, fraction=0.5).train_dataloader().dataset) == 20
 
 
-# The loader is the user's own
+# The user's loader settings are kept
 
 
 def collate(batch):
@@ -501,7 +501,7 @@ def test_what_the_sampler_draws_decides_whether_a_dropped_batch_is_all():
     assert len(CoresetDataModule(many, range(10)).train_dataloader()) == 6
 
 
-# Epochs as long as the full set's
+# epoch_length="full"
 
 
 def test_full_epochs_take_as_many_steps_as_the_full_set(tmp_path):
@@ -550,11 +550,11 @@ def test_full_epochs_differ_in_training(tmp_path):
     assert first != second
 
 
-# Everything else is the inner datamodule's own
+# Everything else is passed on to the inner datamodule
 
 
 class Full(Blobs):
-    """Overrides what a datamodule can override, and notes what is called."""
+    """Overrides every hook of a datamodule and records the calls."""
 
     def __init__(self):
         super().__init__()
@@ -591,7 +591,7 @@ def test_hooks_of_the_inner_datamodule_run(tmp_path):
     trainer, _ = fit(tmp_path, None, datamodule=coreset, max_epochs=1)
     assert inner.calls[:2] == ["prepare_data", "setup Trainer"]
     assert inner.calls[-1] == "teardown"
-    assert inner.calls.count("transfer") == 1 + 2  # one train batch, two of validation
+    assert inner.calls.count("transfer") == 1 + 2  # one train batch, two validation batches
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     fit(tmp_path, None, datamodule=coreset, ckpt_path=tmp_path / "one.ckpt", max_epochs=1)
     assert "state 3" in inner.calls

@@ -1,4 +1,4 @@
-"""Every public name has an example that runs. The examples themselves are run by pytest's --doctest-modules."""
+"""Every public name has an example that runs. pytest's --doctest-modules runs the examples themselves."""
 
 import doctest
 import importlib
@@ -19,7 +19,7 @@ EXAMPLES = {
 
 
 def public_functions():
-    """Those exported, all public ones of the modules exported, and of the figures, which need an extra."""
+    """The exported functions, and the public functions of exported modules and of `plotting` (an optional extra)."""
     for value in (plotting, *map(lightning_cld.__dict__.get, lightning_cld.__all__)):
         if inspect.ismodule(value):
             yield from (
@@ -36,7 +36,7 @@ def public_classes():
 
 
 def own_members(cls):
-    """The public methods and properties that are ours, not a hook of Lightning's or torch's."""
+    """The public methods and properties that the class adds to Lightning's or torch's."""
     inherited = {name for base in cls.__mro__[1:] for name in vars(base)}
     return [name for name in vars(cls) if not name.startswith("_") and name not in inherited]
 

@@ -1,4 +1,4 @@
-"""The callback among what people use it with: other callbacks, loggers, tuners, timm, pytorch_lightning, own loops."""
+"""The callback together with other callbacks, loggers, tuners, timm, pytorch_lightning and custom training loops."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WeightAveraging = getattr(lightning_callbacks, "WeightAveraging", None)  # since
 
 
 class Watcher(Callback):
-    """Computes the losses that CLD is to log, one sample at a time on a copy of the module, without CLD."""
+    """Computes the losses that CLD should log, without CLD: one sample at a time, on a copy of the module."""
 
     def __init__(self) -> None:
         self.train: list[Tensor] = []
@@ -56,7 +56,7 @@ class Watcher(Callback):
             self.watch(trainer, pl_module)
 
     def extra(self, trainer: L.Trainer) -> int:
-        """The epochs at the end that are not the user's: SWA's, which only updates BatchNorm on averaged weights."""
+        """The extra epochs at the end: SWA adds one that only updates BatchNorm on averaged weights."""
         return sum(isinstance(callback, StochasticWeightAveraging) for callback in trainer.callbacks)
 
     def watch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -140,7 +140,7 @@ def test_many_callbacks_at_once(tmp_path, group):
 
 
 def csv_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a log but for what the callback adds under `cld/`."""
+    """The rows of a log, without the columns under `cld/`."""
     with path.open(newline="") as file:
         rows = [
             {name: value for name, value in row.items() if not name.startswith("cld/")} for row in csv.DictReader(file)
@@ -193,9 +193,9 @@ def test_loggers(tmp_path, logger, read, folder):
 
 
 class Resizable(Blobs):
-    """A datamodule whose batch size can be looked for."""
+    """A datamodule whose batch size can be tuned."""
 
-    batch_size = 5  # no power of two, which is all that is tried
+    batch_size = 5  # not a power of two; the tuner tries only those
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.train_set, self.batch_size, shuffle=True)
@@ -253,12 +253,12 @@ def test_tuners(tmp_path, tuner, first):
     for name, value in plain.state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
     assert cld.trajectories.epochs == [0, 1, 2, 3, 4]
-    # What the tuner trained is undone before theta_0 is logged.
+    # The tuner's training is undone before theta_0 is logged.
     L.seed_everything(7, verbose=False)
     torch.testing.assert_close(cld.trajectories.train_losses[0], plain_losses(Classifier(), data.train_set))
 
 
-# Models of timm
+# timm models
 
 
 class Timm(L.LightningModule):
@@ -277,7 +277,7 @@ class Timm(L.LightningModule):
 
 
 def pictures() -> TensorDataset:
-    """Images of 32 by 32 pixels, a brighter stripe for each class."""
+    """Images of 32 by 32 pixels with a brighter stripe, whose place shows the class."""
     generator = torch.Generator().manual_seed(0)
     targets = torch.arange(48) % CLASSES
     images = torch.randn(48, 1, 32, 32, generator=generator)
@@ -292,7 +292,7 @@ def test_a_proxy_and_a_target_of_timm(tmp_path):
     data, cld = Blobs(pictures()), CLDCallback(dirpath=tmp_path)
     proxy = Timm("resnet10t")
     quiet_trainer(tmp_path, cld, max_epochs=3).fit(proxy, datamodule=data)
-    # The last row, against the module as it was left: BatchNorm and dropout in evaluation mode.
+    # The last row equals the losses of the final module, with BatchNorm and dropout in evaluation mode.
     torch.testing.assert_close(
         cld.trajectories.train_losses[-1], plain_losses(proxy, data.train_set), rtol=1e-4, atol=1e-5
     )
@@ -300,7 +300,7 @@ def test_a_proxy_and_a_target_of_timm(tmp_path):
     target = Timm("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=48, depth=1, num_heads=2)
     trainer = quiet_trainer(tmp_path, max_epochs=1)
     trainer.fit(target, datamodule=coreset)
-    assert trainer.global_step == 2  # of 16 samples, for 18 of 36
+    assert trainer.global_step == 2  # batches of 16, for a coreset of 18 out of 36
 
 
 # The package pytorch_lightning
@@ -363,12 +363,12 @@ def test_the_package_pytorch_lightning(tmp_path):
     assert_scores(cld.scores.values, cld_oracle(*losses, labels(data.train_set), labels(data.val_set)))
     assert torch.equal(CLDScores.load(tmp_path / "cld-scores.npz").values, cld.scores.values)
 
-    # Its Trainer refuses lightning.pytorch's datamodules, of which CoresetDataModule is one.
+    # Its Trainer refuses datamodules of lightning.pytorch, and CoresetDataModule is one.
     with pytest.raises(TypeError, match=r"of lightning\.pytorch, got OldBlobs"):
         CoresetDataModule(data, cld.scores, fraction=0.5)
     trainer = old_trainer(tmp_path, max_epochs=1)
     trainer.fit(OldClassifier(), DataLoader(Subset(data.train_set, cld.scores.select(fraction=0.5)), 15))
-    assert trainer.global_step == 3  # for 45 of 90
+    assert trainer.global_step == 3  # batches of 15, for a coreset of 45 out of 90
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -386,11 +386,11 @@ def test_the_package_pytorch_lightning_resumes(tmp_path):
     assert torch.equal(second.trajectories.train_losses[:4], first.trajectories.train_losses)
 
 
-# Loops of one's own
+# Custom training loops
 
 
 def own_net() -> nn.Module:
-    """A network without dropout: loops of one's own draw other random numbers than Lightning's."""
+    """A network without dropout: custom loops draw random numbers differently from Lightning's."""
     L.seed_everything(7, verbose=False)
     net = Classifier().net
     net[3] = nn.Identity()
@@ -398,7 +398,7 @@ def own_net() -> nn.Module:
 
 
 def loop(net: nn.Module, step: Callable[[Tensor], None], log: Callable[[], None], data: Blobs) -> None:
-    """Four epochs in order, as Lightning would train them."""
+    """Trains for four epochs as Lightning would; calls `log` before training and after each epoch."""
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     log()
     for _ in range(4):

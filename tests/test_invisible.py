@@ -1,4 +1,4 @@
-"""Watching changes nothing: each way of training, with and without the callback, bit for bit."""
+"""Watching changes nothing: each way of training is compared bit for bit with and without the callback."""
 
 import random
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from lightning_cld import CLDCallback
 
 
 class Seen(DummyLogger):
-    """A logger that keeps what is logged."""
+    """A logger that keeps all metrics except those under `cld/`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Seen(DummyLogger):
 
 
 class Watched(Classifier):
-    """Keeps the labels of its batches, and counts what a sweep must not call."""
+    """Keeps the labels of its batches, and counts the validation steps, which a sweep must not call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Manual(Watched):
 
 
 class DrawsEverywhere(Dataset):
-    """Adds noise from torch's, numpy's and python's global random states at every read."""
+    """Adds noise from the global RNGs of torch, numpy and python at every read."""
 
     def __init__(self, inner: Dataset) -> None:
         self.inner = inner
@@ -82,7 +82,7 @@ class DrawsEverywhere(Dataset):
 
 
 class Augmenting(Blobs):
-    """Augments in the transfer hook, by what the Trainer is doing."""
+    """Augments in the transfer hook, but only while the Trainer trains."""
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if self.trainer.training:
@@ -99,7 +99,7 @@ class Drawing(Blobs):
 
 
 class LateValidation(Blobs):
-    """Draws from the global random state when its validation loader is asked for."""
+    """Draws from the global RNG when its validation loader is created."""
 
     def val_dataloader(self) -> DataLoader:
         torch.rand(1)
@@ -226,7 +226,7 @@ def test_a_compiled_module_is_not_compiled_again(tmp_path):
         model = Watched()
         model.net = torch.compile(model.net, backend=count)
         cld = [CLDCallback(batch_size=50, dirpath=tmp_path)] if watch else []
-        # One shape and one mode, so that any graph beyond the first would be the sweep's doing.
+        # With one shape and one mode, any second graph would come from the sweep.
         trainer = quiet_trainer(tmp_path, *cld, limit_val_batches=0)
         trainer.fit(model, datamodule=Blobs(drop_last=True))
         return {"weights": model.state_dict(), "torch": torch.get_rng_state(), "graphs": len(graphs)}

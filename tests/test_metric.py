@@ -59,7 +59,7 @@ def test_reset_forgets_the_checkpoints_and_keeps_the_classes():
     assert_scores(updated(metric, range(12)).compute(), EXPECTED)
 
 
-# Where it goes
+# State: copies, devices, checkpoints
 
 
 def through_state_dict(metric):
@@ -143,7 +143,7 @@ def test_states_are_not_merged():
         metric_of().merge_state(metric_of())
 
 
-# What it refuses
+# Errors
 
 
 def test_calling_it_says_what_to_call_and_changes_nothing():

@@ -1,4 +1,4 @@
-"""Objects that were pickled when their modules had other paths can still be loaded."""
+"""Objects that were pickled under former module paths can still be loaded."""
 
 import pickle
 
@@ -18,7 +18,7 @@ FORMER = {
 
 def pickled_formerly(value: object) -> bytes:
     """A pickle that names the modules by their former paths."""
-    content = pickle.dumps(value, protocol=0)  # in which names stand as text
+    content = pickle.dumps(value, protocol=0)  # protocol 0 stores names as text
     for path, former in FORMER.items():
         content = content.replace(path.encode(), former.encode())
     return content

@@ -40,7 +40,7 @@ EVERY_KIND = {
 
 
 def png(figure):
-    """The figure as a picture, `[H, W, 4]`, which shows that it can be drawn."""
+    """Draws the figure and returns it as an image, `[H, W, 4]`."""
     stream = io.BytesIO()
     figure.savefig(stream, dpi=60)
     return matplotlib.image.imread(io.BytesIO(stream.getvalue()))

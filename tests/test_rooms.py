@@ -1,4 +1,4 @@
-"""The rooms of the package: which of them may import which, read from the source."""
+"""The rooms of the package: checks in the source which room imports which."""
 
 import ast
 import sys
@@ -13,7 +13,7 @@ PACKAGE = Path(lightning_cld.__file__).parent
 WINGS = {"functional", "storage", "data", "recording", "showing"}
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
-# What each wing, and each public file, may import of ours beside itself. All else is an arrow upwards.
+# What each wing and each public file may import from the package, besides itself. Anything else points upwards.
 MAY_IMPORT = {
     "functional": set(),
     "storage": set(),
@@ -30,12 +30,12 @@ MAY_IMPORT = {
     "callback": {"functional", "guards", "recording", "scores", "trajectories"},
     "checkpoints": {"guards", "recording", "trajectories"},
 }
-# What shows scores imports them, so that scores import it only when it is asked for.
+# `showing` imports `scores`, so `scores` may import it only inside a function.
 LATE = {("scores", "showing")}
 
 
 def room_of(module: str) -> str:
-    """The wing, or the public file, that `lightning_cld.x.y` is in."""
+    """The wing or public file of `lightning_cld.x.y`."""
     return module.split(".")[1]
 
 
@@ -44,7 +44,7 @@ def module_of(file: Path) -> str:
 
 
 def imports(file: Path, *, late: bool) -> set[str]:
-    """The modules that a file imports at its top, or inside of functions. Imports for type checkers are left out."""
+    """The modules that a file imports at its top, or `late` inside functions, without imports for type checkers."""
     tree = ast.parse((PACKAGE / file).read_text())
     nodes = list(tree.body)
     if late:
@@ -56,7 +56,7 @@ def imports(file: Path, *, late: bool) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} has a relative import"
-            # `from lightning_cld import plotting` names the module behind the import.
+            # `from lightning_cld import plotting` names the module after `import`.
             found |= (
                 {f"{node.module}.{alias.name}" for alias in node.names}
                 if node.module == "lightning_cld"

@@ -114,7 +114,7 @@ def test_len_and_repr_count_what_there_is():
     ("budget", "expected"),
     [
         ({"per_class": 1}, [0, 3]),
-        ({"size": 3}, [0, 1, 3]),  # 5 positions in use: 1.8 and 1.2
+        ({"size": 3}, [0, 1, 3]),  # 5 positions in use: quotas 1.8 and 1.2
         ({"fraction": 0.8}, [0, 1, 3, 5]),  # 4 of 5 positions in use, not 5 of 6
     ],
 )
@@ -185,7 +185,7 @@ def test_a_summary_of_many_thin_references_counts_the_rest():
 
 
 def sound(**changes):
-    """Twenty scores of each of two classes, of a long run that settled on good references."""
+    """Twenty scores in each of two classes, from a long run that settled and had reliable references."""
     metadata = {
         "scored_by": "CLD",
         "reference_sizes": {"0": 20, "3": 30},
@@ -204,7 +204,7 @@ def sound(**changes):
 
 
 def told(made):
-    """The summary as a dictionary; lines that go on belong to the one before."""
+    """The summary as a dictionary; an indented line continues the previous one."""
     found, name = {}, ""
     for row in made.summary().splitlines():
         name = row[:13].strip() or name
@@ -307,7 +307,7 @@ def test_a_summary_of_running_moments_says_what_they_do_not_tell(tmp_path):
 @pytest.mark.parametrize("unscored", [0.1, 0.2])
 def test_a_summary_warns_of_classes_that_are_largely_unscored(unscored):
     values = sound().values.clone()
-    values[1 : round(40 * unscored) : 2] = NAN  # of class 3
+    values[1 : round(40 * unscored) : 2] = NAN  # in class 3
     found = told(sound(values=values))
     if unscored == 0.1:
         assert found["unscored"] == "2 (a loss was not finite, not logged or never changed)"
@@ -323,7 +323,7 @@ def test_a_summary_tells_why_nothing_is_known_of_settling():
     generator = torch.Generator().manual_seed(0)
     val = torch.rand(9, 20, generator=generator)
     train = torch.rand(9, 40, generator=generator)
-    train[0:4, :38] = torch.nan  # too few scored by the half
+    train[0:4, :38] = torch.nan  # too few scored samples at half the epochs
     found = told(LossTrajectories(train, val).score())
     assert "settled" not in found
     assert "settled? Not known: with the checkpoints up to epoch 4 or with all, " in found["trust"]
@@ -352,7 +352,7 @@ def path(tmp_path):
 
 
 def rewrite(path, **members):
-    """Writes the file again with other members, or without those that are None."""
+    """Rewrites the file with changed members; None removes one."""
     with zipfile.ZipFile(path) as archive:
         contents = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -371,7 +371,7 @@ def rewrite_header(path, **changes):
 
 
 class Trap:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -639,7 +639,7 @@ def test_an_array_that_is_a_header_cut_short_is_refused(path):
 
 @pytest.fixture
 def _disk_full(monkeypatch):
-    """The second array can't be written."""
+    """Makes writing the second array fail."""
     whole, calls = np.lib.format.write_array, []
 
     def write_array(*args, **kwargs):
@@ -697,12 +697,12 @@ def test_suspects_refuse_what_is_no_correlation(limit):
 
 def test_a_draw_is_among_the_positive_by_score_and_uncertainty():
     scores = CLDScores([0.9, 0.6, -0.5, 0.8], uncertainty=[0.1, 0.05, 0.25, 0.0])
-    one, other = 0.9 * 0.1 ** (0.25**0.25), 0.6 * 0.05 ** (0.25**0.25)  # a quarter of the four is kept
+    one, other = 0.9 * 0.1 ** (0.25**0.25), 0.6 * 0.05 ** (0.25**0.25)  # one of four samples is kept
     expected, draws = one / (one + other), 1000
     first = sum(scores.select(size=1, rule="draw", seed=seed).item() == 0 for seed in range(draws))
     assert abs(first / draws - expected) < 5 * (expected * (1 - expected) / draws) ** 0.5
     assert scores.select(size=2, rule="draw").tolist() == [0, 1]
-    assert scores.select(size=3, rule="draw").tolist() == [0, 1, 3]  # of the others the best-scored
+    assert scores.select(size=3, rule="draw").tolist() == [0, 1, 3]  # the third is the best-scored of the rest
 
 
 def test_a_draw_has_the_budgets_of_the_top_and_stays_in_the_sampler():

@@ -41,7 +41,7 @@ def assert_same(a, b):
     assert (a.epochs, a.fingerprint, a.metadata) == (b.epochs, b.fingerprint, b.metadata)
 
 
-# What it is made of
+# Construction
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_checkpoints_that_there_are_too_few_of_raise(choice, message):
 
 
 def diverged():
-    """The reference of class 3 diverges in the epoch that ends with the checkpoint after 12."""
+    """Trajectories whose reference of class 3 is infinite from the checkpoint after 12 epochs on."""
     val = VAL.clone()
     val[10, 4] = val[11, 0] = INF
     return trajectories(val_losses=val)
@@ -282,7 +282,7 @@ def test_scoring_leaves_the_losses_as_they_are():
     assert_same(made, trajectories())
 
 
-# Scores by something else than CLD
+# Scores other than CLD
 
 
 def last_loss(part, sign=1.0):
@@ -475,7 +475,7 @@ def test_scores_by_something_else_serve_their_coreset(tmp_path):
 
 
 def recorded(rows):
-    """Trajectories that got all but the first of `rows` rows one after another."""
+    """Trajectories of `rows` rows, all but the first added by `record`."""
     made = trajectories(train_losses=TRAIN[:1].clone(), val_losses=VAL[:1].clone(), epochs=[0])
     for row in range(1, rows):
         made.record(EPOCHS[row], TRAIN[row], VAL[row])
@@ -605,7 +605,7 @@ def test_its_state_is_read_from_a_checkpoint_without_unpickling_code():
 def test_its_state_in_a_checkpoint_is_no_larger_than_what_it_holds():
     classes, val_classes = torch.zeros(20_000, dtype=torch.int64), torch.zeros(500, dtype=torch.int64)
     made = LossTrajectories(torch.rand(1, 20_000), torch.rand(1, 500), classes, val_classes)
-    for epoch in range(1, 5):  # the fifth row is the first of a buffer for eight
+    for epoch in range(1, 5):  # the fifth row grows the buffer to eight
         made.record(epoch, torch.rand(20_000), torch.rand(500))
     assert len(saved(made)) <= 5 * 20_500 * 4 + 20_500 * 8 + 64_000
 

@@ -1,4 +1,4 @@
-"""A user's mypy sees our annotations: right use passes; wrong use is marked by ignores, which must be needed."""
+"""A user's mypy sees our annotations: right use passes, and every ignore on wrong use is needed."""
 
 import subprocess
 import sys
@@ -71,7 +71,7 @@ def use(data: L.LightningDataModule, model: L.LightningModule, losses: Tensor) -
 
 
 def test_a_users_mypy_sees_the_annotations(tmp_path):
-    # An interpreter that has the package among its installed ones, where py.typed decides, and not as sources.
+    # mypy must find the package as installed, because only then does py.typed matter.
     home = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", home], check=True)
     python = home / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
@@ -79,7 +79,7 @@ def test_a_users_mypy_sees_the_annotations(tmp_path):
     purelib = Path(subprocess.run([python, "-c", where], check=True, capture_output=True, text=True).stdout.strip())
     (purelib / "lent.pth").write_text(f"{Path(lightning_cld.__file__).parents[1]}\n{sysconfig.get_path('purelib')}\n")
     (tmp_path / "snippet.py").write_text(SNIPPET)
-    # The cache is that of the checkout, where torch may have been read before.
+    # Reuse the checkout's cache, which may hold torch already.
     cache = Path(__file__).parent.parent / ".mypy_cache"
     options = [
         "--strict",

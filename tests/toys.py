@@ -1,4 +1,4 @@
-"""Small modules and data that the tests train with."""
+"""Small modules and data for the tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASSES = 3
 
 
 def blobs(samples: int = 120, seed: int = 0) -> TensorDataset:
-    """Three classes of points in four dimensions, in no order."""
+    """Three classes of points in four dimensions, in random order."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (samples,), generator=generator)
     centres = torch.randn(CLASSES, 4, generator=generator) * 2
@@ -52,7 +52,7 @@ class Classifier(L.LightningModule):
 
 
 class Blobs(L.LightningDataModule):
-    """Train and validation splits of blobs."""
+    """Train and validation splits of `blobs`."""
 
     num_classes = CLASSES
 
@@ -76,7 +76,7 @@ class Blobs(L.LightningDataModule):
 
 
 def quiet_trainer(root: Path, *callbacks: L.Callback, **arguments: Any) -> L.Trainer:
-    """A Trainer that writes only below `root` and shows nothing."""
+    """A Trainer that writes only below `root` and prints nothing."""
     defaults: dict[str, Any] = {
         "max_epochs": 4,
         "accelerator": "cpu",
@@ -98,7 +98,7 @@ def fit(
     ckpt_path: str | Path | None = None,
     **arguments: Any,
 ) -> tuple[L.Trainer, L.LightningModule]:
-    """Seeds, makes and trains a `Classifier` on `Blobs` (unless others are given), and returns Trainer and module."""
+    """Seeds, trains a `Classifier` on `Blobs` unless others are given, and returns the Trainer and the module."""
     L.seed_everything(7, verbose=False)
     callbacks = arguments.pop("callbacks", [])
     module = module if isinstance(module, L.LightningModule) else module()
@@ -108,7 +108,7 @@ def fit(
 
 
 def plain_losses(module: L.LightningModule, dataset: Dataset[Any]) -> Tensor:
-    """Cross-entropy of every sample in evaluation mode, one sample at a time: an oracle for a sweep's row."""
+    """An oracle for a sweep's row: cross-entropy in evaluation mode, one sample at a time."""
     was_training = module.training
     module.eval()
     with torch.no_grad():

@@ -15,7 +15,7 @@ LABELS = [5, 6, 7, 8]
 
 
 class Labelled(Dataset):
-    """A dataset of four samples that can't be read, with whatever attributes it is given."""
+    """A dataset of four samples that can't be read, with the given attributes."""
 
     def __init__(self, **attributes):
         vars(self).update(attributes)

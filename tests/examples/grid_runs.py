@@ -1,8 +1,8 @@
-"""A benchmark's grid whose cells take no time, as a script to be killed: `python grid_runs.py CSV FOLDER JOBS`.
+"""A script to be killed, which runs a benchmark's grid of instant cells: `python grid_runs.py CSV FOLDER JOBS`.
 
-Every cell leaves a line with its number in `FOLDER/log`, and every worker holds the lock of a file `FOLDER/<pid>.lock`
-for as long as it lives. While there is a file `FOLDER/hold`, the first cells wait until every worker has one, and the
-last cell waits until that file is gone: then one worker is busy and the others have nothing left to do.
+Every cell appends its number to `FOLDER/log`. Every worker holds the lock of `FOLDER/<pid>.lock` as long as it lives.
+While the file `FOLDER/hold` exists, the first cells wait until every worker has started, and the last cell waits until
+the file is gone. One worker is then busy and the others are idle.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _locks = []
 
 
 def work(cell: dict[str, Any], folder: Path, jobs: int) -> dict[str, Any]:
-    """What follows from the cell alone."""
-    import fcntl  # which not every system has
+    """Results that depend only on the cell."""
+    import fcntl  # not on every system
 
     if not _locks:
         _locks.append((folder / f"{os.getpid()}.lock").open("w"))

@@ -1,4 +1,4 @@
-"""The parts of the benchmarks that tables rest on: each cell is run once and kept, and the data have their faults."""
+"""What the benchmarks' tables rely on: each cell runs once and is kept, and the data have the faults they should."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ import transfer
 import validation
 from _common import Images, flip_labels, load
 
-# The grid, its cells in threads: starting processes takes long
+# The grid, with threads in place of processes, which are slow to start
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +60,7 @@ CELLS = [
 
 
 def work(cell):
-    """What follows from the cell alone."""
+    """Results that depend only on the cell."""
     return {"accuracy": cell["fraction"] / 3 + cell["seed"], "note": f"{cell['method']}\n2"}
 
 
@@ -157,7 +157,7 @@ def test_what_was_finished_before_an_error_is_kept(tmp_path, error):
     with pytest.raises(error, match="power cut"):
         run(path, work=fails)
     assert sorted(_grid.read_rows(path), key=str) == sorted(map(as_row, CELLS[:4]), key=str)
-    assert len(seen) < len(CELLS)  # those that had not begun never do
+    assert len(seen) < len(CELLS)  # cells that had not begun never begin
     seen.clear()
     assert run(path, work=counted(seen)) == [as_row(cell) for cell in CELLS]
     assert sorted(map(str, seen)) == sorted(map(str, CELLS[4:]))
@@ -209,12 +209,12 @@ def end(process):
 
 
 def begun(folder):
-    """The numbers of the cells that were begun, in the order in which they were."""
+    """The numbers of the cells that were begun, in order."""
     return list(map(int, (folder / "log").read_text().split()))
 
 
 def living(folder):
-    """The workers that hold their lock; a dead one that nobody waited for holds none."""
+    """The workers that are alive: a live worker holds its lock, a zombie does not."""
     import fcntl
 
     found = []
@@ -240,12 +240,12 @@ def test_a_run_that_is_killed_leaves_no_worker_and_is_completed_by_the_next(tmp_
         wait_for(lambda: 5 in begun(killed), "the last cell")
         assert len(living(killed)) == 2
         os.kill(script.pid, signal.SIGKILL)
-        # One of them is in the middle of a cell, the other waits for one.
+        # One worker is in the middle of a cell, the other waits for one.
         wait_for(lambda: not living(killed), "the end of the workers", seconds=20)
     finally:
         script.kill()
         script.wait()
-        for worker in living(killed):  # none outlives a failure of this test
+        for worker in living(killed):  # leave none behind if the test fails
             os.kill(worker, signal.SIGKILL)
         script.communicate()
         (killed / "hold").unlink()
@@ -259,7 +259,7 @@ def test_a_run_that_is_killed_leaves_no_worker_and_is_completed_by_the_next(tmp_
     assert sorted(begun(once)) == [0, 1, 2, 3, 4, 5]
 
 
-# Labels that are made wrong
+# Label noise
 
 
 @st.composite
@@ -304,7 +304,7 @@ def test_flips_follow_from_their_seed_alone(kind):
     assert len(set(drawn)) == 20
 
 
-# Classes of unequal size
+# Class imbalance
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_which_samples_of_a_class_are_kept_follows_from_the_seed_alone():
     assert len(set(kept)) == 100
     drawn = torch.bincount(torch.tensor(sum(kept, ())), minlength=300)
     assert (drawn[targets == 0] == 100).all()
-    # Of the last class 10 of 100, 100 times: 10 each, give or take 3.
+    # 10 of the last class's 100 samples are drawn, 100 times: each 10 times, give or take 3.
     assert drawn[targets == 2].max() < 30
 
 
@@ -346,13 +346,13 @@ POOL, TEST = load("digits", None)
 
 
 def splits(**changes):
-    """The splits and which train labels are wrong, made anew."""
+    """Makes the splits and the mask of wrong train labels, without the cache."""
     return _runs.make_splits.__wrapped__(replace(CASE, **changes), Path("nowhere"))
 
 
 @pytest.fixture
 def _numbered(monkeypatch):
-    """Of the pool the images are their positions."""
+    """Replaces each image of the pool by its position."""
     pool = Images(torch.arange(len(POOL))[:, None, None, None], POOL.targets)
     monkeypatch.setattr(_runs, "_load", lambda name, root: (pool, TEST))
 
@@ -401,7 +401,7 @@ def test_only_labels_that_should_be_are_wrong(changes):
         if share == 0 or case.noise_kind == "pair":
             assert shifts == ({1} if share else set())
         else:
-            assert len(shifts) > 2  # of nine that there are
+            assert len(shifts) > 2  # out of nine possible ones
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
@@ -491,7 +491,7 @@ def test_every_script_runs_and_prints_its_table(tmp_path, capsys, script, argume
     figure = ["--figure", str(tmp_path / "path.png")] if script is curves else []
     script.main([*TINY, *arguments, "--csv", str(results), "--work", str(tmp_path / "work"), *figure])
     assert len(_grid.read_rows(results)) == rows
-    if script is not label_noise:  # each of its cells is a proxy; elsewhere two workers would train one that both miss
+    if script is not label_noise:  # its cells are proxies; others train proxies first
         first = _grid.read_rows(tmp_path / "work" / "out_proxies.csv")
         assert len(first) == len(list((tmp_path / "work").glob("*/proxy.json")))
     printed = capsys.readouterr().out
@@ -519,7 +519,7 @@ def test_the_validation_split_is_trained_on_by_itself(tmp_path, capsys):
     rows = rows_of(tmp_path / "a.csv", "--noisy-validation", "--work", str(tmp_path / "work"))
     alone, everything = rows["the validation split", "40"], rows["everything", "40"]
     assert (alone["samples"], alone["steps"], alone["wrong"]) == ("202", "40", "0.2")
-    assert alone["training_epochs"] == everything["training_epochs"]  # in epochs on everything
+    assert alone["training_epochs"] == everything["training_epochs"]  # counted in epochs of the full train set
     assert float(alone["selection_seconds"]) == 0
     assert "the validation split: " in capsys.readouterr().out
 
@@ -559,7 +559,7 @@ def test_missing_folders_are_named(tmp_path):
         load("folder", tmp_path)
 
 
-# What is published
+# Published results
 
 
 @pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.name)

@@ -1,4 +1,4 @@
-"""The small examples, each run as a reader would run it, only shorter."""
+"""Runs each small example as a reader would, only shorter."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TABLES = {
 
 
 def rows(printed: str) -> dict[str, tuple[int, float]]:
-    """Samples and value of each line of the table."""
+    """The number of samples and the value in each line of the table."""
     found = re.findall(r"^(\S.*?) +([\d,]+)   (\d+\.\d\d)(?: \+- \d+\.\d\d)?$", printed, re.MULTILINE)
     return {name: (int(samples.replace(",", "")), float(value)) for name, samples, value in found}
 
@@ -58,7 +58,7 @@ def check_table(name: str, printed: str) -> None:
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Runs an example in a folder of its own and returns what it printed and its module."""
+    """Runs an example in its own folder; returns its output and its module."""
     monkeypatch.chdir(tmp_path)
     logger, threads = logging.getLogger("lightning.pytorch"), torch.get_num_threads()
     level = logger.level
@@ -100,7 +100,7 @@ def test_regression(run):
     check_table("regression", printed)
     logged = LossTrajectories.load("runs/regression/cld-trajectories.npz")
     assert logged.train_classes is None
-    # theta_0 is near zero everywhere, so that the losses are near the squared targets.
+    # At theta_0 the outputs are near zero, so the losses are near the squared targets.
     targets = torch.stack([target for _, target in module.Patients(0).train])
     assert torch.corrcoef(torch.stack([logged.train_losses[0], targets**2]))[0, 1] > 0.9
 
@@ -143,7 +143,7 @@ def test_an_image_folder_by_the_command_in_the_docs(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     check_table("image_folder", result.stdout)
-    assert result.stderr == ""  # no warning, say of a train set that is augmented
+    assert result.stderr == ""  # no warning, for example about an augmented train set
     folders = tmp_path / "runs" / "image_folder"
     assert len(list(folders.glob("t*/*/*.png"))) == 1000
     scores = CLDScores.load(folders / "cld-scores.npz")

@@ -35,7 +35,7 @@ def test_quickstart_prints_its_tables_and_findings_and_saves_the_figure(tmp_path
         r"^- CLD, drawn, 20% of the train labels wrong:\n +50% kept: .* to random per class", noisy, re.MULTILINE
     )
     assert "Warning" not in result.stderr
-    # Nothing else is left behind: no logs, checkpoints or scores.
+    # It leaves no other files: no logs, checkpoints or scores.
     assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 

@@ -24,7 +24,7 @@ def case(rows=10, train_classes=CLASSES, val_classes=VAL_CLASSES):
     return losses(rows, len(train_classes)), losses(rows, len(val_classes), seed=1), train_classes, val_classes
 
 
-# What the score is
+# The score
 
 
 @pytest.mark.parametrize("rows", [4, 5, 10, 60])
@@ -152,7 +152,7 @@ def test_losses_that_still_have_their_graph_are_scored_without_it():
     assert_scores(scores, cld_oracle(train.detach(), val.detach(), *classes))
 
 
-# What is not scored
+# Unscored samples
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1, 2.5, 1e3])
@@ -163,7 +163,7 @@ def test_a_constant_trajectory_is_unscored(level):
     assert scores.isnan().nonzero().flatten().tolist() == [4]
 
 
-# float32 can't step by 0.1 evenly: there the differences do vary, by rounding, as the oracle sees too.
+# No slope 0.1 in float32: rounding makes those differences vary, for the oracle too.
 @pytest.mark.parametrize(("slope", "dtype"), [(0.125, torch.float32), (0.125, torch.float64), (0.1, torch.float64)])
 def test_a_constant_difference_is_unscored(slope, dtype):
     train, val, *classes = case()
@@ -243,7 +243,7 @@ def test_fewer_than_three_differences_in_all_raise():
         cld_scores(train, val, *classes)
 
 
-# How it is computed
+# Slices and memory
 
 
 @pytest.mark.parametrize("samples", [1, 7, 2**17])
@@ -307,13 +307,13 @@ print((peak() - before) / (train.numel() * train.element_size()))
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak memory that Linux tells")
 def test_scoring_takes_little_memory_beside_the_losses():
-    # VmHWM, as ru_maxrss of a child process starts at its parent's.
+    # VmHWM, because ru_maxrss of a child process starts at its parent's value.
     command = [sys.executable, "-c", MEMORY]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(result.stdout) < 1.0
 
 
-# What raises
+# Errors
 
 TRAIN, VAL = losses(6, 4), losses(6, 3, seed=1)
 FOUR, THREE = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1])

@@ -23,7 +23,7 @@ LABELS = np.array([0, 3, 700])
 
 
 def scored(samples=90, seed=0):
-    """Scores with some unscored, and classes with some positions not in use."""
+    """Scores with unscored samples, and classes with unused positions."""
     generator = np.random.default_rng(seed)
     values = generator.uniform(-1, 1, samples).astype(np.float32)
     values[generator.choice(samples, 5, replace=False)] = NAN
@@ -58,7 +58,7 @@ def test_alignment_is_the_mean_of_the_best_and_of_all():
 def test_alignment_of_a_class_without_a_share_of_the_tenth_is_not_known():
     values = torch.linspace(0, 1, 20)
     classes = torch.tensor([0] * 18 + [1, 2])
-    found = alignment(values, classes)  # two samples for three classes
+    found = alignment(values, classes)  # a tenth is two samples, for three classes
     assert found.kept_of_class.isnan().tolist() == [False, True, True]
     assert not found.everything_of_class.isnan().any()
 
@@ -111,7 +111,7 @@ def test_reliability_is_the_correlation_of_references_of_halves():
     for place, c in enumerate(LABELS):
         own = val[:, classes == int(c)].double().numpy()
         expected = []
-        for _ in range(400):  # other halves than the library's, but many
+        for _ in range(400):  # many random halves, different from the library's
             order = generator.permutation(own.shape[1])
             half = own.shape[1] // 2
             expected.append(
@@ -166,7 +166,7 @@ def test_reliability_is_the_same_every_time_and_draws_nothing_from_the_global_st
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# Agreement of ranks
+# Rank agreement
 
 
 @pytest.mark.parametrize("decimals", [8, 1], ids=["distinct", "ties"])

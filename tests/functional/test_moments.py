@@ -28,14 +28,14 @@ def moments_of(train, val, classes):
 
 
 def run(train, val, train_classes=None, val_classes=None):
-    """The scores of rows that came one after another."""
+    """The scores from rows that are added one by one."""
     if train_classes is None:
         train_classes, val_classes = torch.zeros(train.shape[1]).long(), torch.zeros(val.shape[1]).long()
     classes = Classes.of(train_classes, val_classes)
     return scores(moments_of(train, val, classes), classes)
 
 
-# What the score is
+# The score
 
 
 @pytest.mark.parametrize("rows", [4, 5, 10, 60, 1000])
@@ -79,8 +79,8 @@ def test_a_slope_that_is_steep_beside_the_noise_does_no_harm():
 
 @pytest.mark.parametrize("step", [2e-4, 1e-3, 1e-2])
 def test_a_thousand_steps_that_are_tiny_beside_the_first_are_not_lost(step):
-    # Two jumps, then a long zigzag each of whose steps is less than float32 could add to the sums, then the jumps
-    # again: with sums in float32 the score is off by more than 1e-5. Many sizes, for all mantissas.
+    # Two jumps, then a long zigzag, then the jumps again. Each step of the zigzag is too small to change the sums in
+    # float32, so the score would be wrong by more than 1e-5. Many sizes test many mantissas.
     size = torch.linspace(5.7, 11.3, 64).double()
     zigzag = torch.tensor([1.0, -1.0]).double().repeat(800)
     differences = torch.cat([size[None], -size[None], 3.1e-4 * zigzag[:, None] * size, size[None], -size[None]])
@@ -101,7 +101,7 @@ def test_a_thousand_tiny_contributions_to_a_small_correlation_are_not_lost():
 
 
 def outcome(function, arguments):
-    """What it returns, or the message of its error."""
+    """The return value, or the message of the error."""
     try:
         return function(*arguments)
     except ValueError as error:
@@ -115,8 +115,8 @@ def test_agrees_with_the_definition_whatever_the_losses(data):
     generator = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     size = data.draw(st.sampled_from([2.0**-20, 1e-3, 1.0, 1e10]))
     offset = data.draw(st.sampled_from([0.0, 1.0, 1e3])) * size * 100
-    levels = data.draw(st.integers(1, 40))  # few of them make for equal losses and no variance
-    decay = data.draw(st.sampled_from([1.0, 0.9, 0.5]))  # the last differences are 1e-9 of the first, say
+    levels = data.draw(st.integers(1, 40))  # few levels give equal losses and no variance
+    decay = data.draw(st.sampled_from([1.0, 0.9, 0.5]))  # decay makes the last differences tiny
     train, val = (
         torch.from_numpy(
             (offset + size * decay ** np.arange(rows)[:, None] * generator.integers(0, levels, (rows, count))).astype(
@@ -145,12 +145,12 @@ def test_agrees_with_the_definition_whatever_the_losses(data):
     st.sampled_from([0.0, 1e3]),
 )
 def test_agrees_with_the_definition_for_any_floats(rows, offset):
-    # Differences of fewer than 2^-16 are made none, lest a column be at the edge of what float64 can tell from flat.
+    # Rounding to 2^-16 keeps columns away from the edge where float64 can't tell small differences from none.
     table = ((torch.tensor(rows) + offset) * 2**16).round() / 2**16
     assert_scores(run(table[:, :2], table[:, 2:]), cld_oracle(table[:, :2], table[:, 2:]))
 
 
-# What was not logged, or is not finite
+# Losses that were not logged or are not finite
 
 
 @pytest.mark.parametrize("holes", [[0], [3], [9], [0, 1], [4, 5], [3, 7]], ids=str)
@@ -183,8 +183,8 @@ def test_a_row_that_one_side_lacks_makes_no_difference(missing):
 
 def test_a_reference_is_of_the_validation_samples_that_were_logged():
     train, val = case()
-    val[3, 1] = val[7, 2] = NAN  # one of four in its class
-    val[5, VAL_CLASSES == 3] = NAN  # all of a class
+    val[3, 1] = val[7, 2] = NAN  # one of the four samples in its class
+    val[5, VAL_CLASSES == 3] = NAN  # all samples of a class
     assert_scores(run(train, val, CLASSES, VAL_CLASSES), cld_oracle(train, val, CLASSES, VAL_CLASSES))
 
 
@@ -208,14 +208,14 @@ def test_a_sample_with_a_loss_that_is_not_finite_or_missing_is_unscored_and_chan
 def test_a_trajectory_without_variance_is_unscored():
     train, val = case()
     train[:, 2] = 0.7
-    train[:, 5] = torch.arange(10) * 0.5  # differences that do not vary
-    train[0, 5] = 1e-15  # by more than float64 can tell from rounding
+    train[:, 5] = torch.arange(10) * 0.5  # constant differences
+    train[0, 5] = 1e-15  # vary by less than float64 can tell from rounding
     assert run(train, val).isnan().nonzero().flatten().tolist() == [2, 5]
 
 
 def test_a_class_whose_reference_has_no_variance_is_unscored():
     train, val = case(50)
-    slopes = torch.tensor([0.25, 0.5, 0.25, 0.3125])  # the mean of the first three is no number of float64
+    slopes = torch.tensor([0.25, 0.5, 0.25, 0.3125])  # float64 can't represent the mean of the first three
     val[:, VAL_CLASSES == 3] = torch.arange(50)[:, None] * slopes
     val[:, VAL_CLASSES.eq(3).nonzero()[3]] = torch.nan
     assert torch.equal(run(train, val, CLASSES, VAL_CLASSES).isnan(), CLASSES == 3)
@@ -271,7 +271,7 @@ def test_positions_that_are_not_in_use_are_unscored_and_change_no_score():
     assert_scores(run(train, val, classes, VAL_CLASSES), expected)
 
 
-# What it costs, and what it leaves alone
+# Memory and side effects
 
 
 @pytest.mark.parametrize("rows", [1, 5, 50])

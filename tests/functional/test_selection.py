@@ -20,12 +20,12 @@ quick = settings(deadline=None, max_examples=200)
 
 
 def apportioned(sizes, total):
-    """Shares by largest remainder, by trying every way to round the quotas; at least 1 each where `total` allows."""
+    """Shares by largest remainder, found by trying all roundings of the quotas; at least 1 each if `total` allows."""
     quotas = [Fraction(total * size, sum(sizes)) for size in sizes]
     ways = itertools.product(*({math.floor(quota), math.floor(quota) + 1} for quota in quotas))
     exact = [way for way in ways if sum(way) == total]
     closest = min(sum((s - q) ** 2 for s, q in zip(way, quotas, strict=True)) for way in exact)
-    # of equally close ones the first classes get more
+    # among equally close roundings the first classes get more
     shares = max(way for way in exact if sum((s - q) ** 2 for s, q in zip(way, quotas, strict=True)) == closest)
     if total < len(sizes) or 0 not in shares:
         return list(shares)
@@ -34,7 +34,7 @@ def apportioned(sizes, total):
 
 
 def best(scores, classes, budgets):
-    """The indices that the budgets of the classes allow: highest score first, then lowest index."""
+    """The best indices within each class's budget: highest score first, then lowest index."""
     chosen = []
     for label, budget in budgets.items():
         members = [i for i, c in enumerate(classes) if c == label and not math.isnan(scores[i])]
@@ -55,7 +55,7 @@ def pools(draw, values=(-1.0, -0.25, -0.0, 0.0, 0.25, 1.0, INF, -INF), max_size=
     return scores, classes
 
 
-# What is chosen
+# The rule "top"
 
 
 @quick
@@ -111,7 +111,7 @@ def test_class_counts_are_exact_quotas_rounded_and_at_least_one(sizes, data):
     quotas = [Fraction(total * size, sum(sizes)) for size in sizes]
     assert total < len(sizes) or min(counts) >= 1
     assert all(count <= max(1, math.ceil(quota)) for count, quota in zip(counts, quotas, strict=True))
-    if min(quotas) >= 1 or total < len(sizes):  # no class needs help
+    if min(quotas) >= 1 or total < len(sizes):  # no class is raised to 1
         assert all(count >= math.floor(quota) for count, quota in zip(counts, quotas, strict=True))
 
 
@@ -119,11 +119,11 @@ def test_class_counts_are_exact_quotas_rounded_and_at_least_one(sizes, data):
     ("sizes", "total", "shares"),
     [
         ([4, 2], 3, [2, 1]),
-        ([5, 5, 5], 4, [2, 1, 1]),  # equal remainders: the first class
-        ([7, 5, 3], 7, [3, 2, 2]),  # 3.27, 2.33, 1.4
-        ([98, 1, 1], 10, [8, 1, 1]),  # 9.8, 0.1, 0.1
-        ([98, 1, 1], 2, [2, 0, 0]),  # too little for one each
-        ([50, 30, 1, 1], 5, [2, 1, 1, 1]),  # the two ones leave 3 for quotas of 1.875 and 1.125
+        ([5, 5, 5], 4, [2, 1, 1]),  # equal remainders: the first class wins
+        ([7, 5, 3], 7, [3, 2, 2]),  # quotas 3.27, 2.33, 1.4
+        ([98, 1, 1], 10, [8, 1, 1]),  # quotas 9.8, 0.1, 0.1
+        ([98, 1, 1], 2, [2, 0, 0]),  # too few for one per class
+        ([50, 30, 1, 1], 5, [2, 1, 1, 1]),  # two classes get 1, which leaves 3 for quotas 1.875 and 1.125
         ([1, 1, 1], 3, [1, 1, 1]),
     ],
 )
@@ -178,7 +178,7 @@ def test_halves_of_a_sample_are_rounded_up(fraction, total):
     assert len(select_top(torch.rand(4), fraction=fraction)) == total
 
 
-# What raises
+# Errors
 
 SCORES, CLASSES = torch.tensor([0.5, NAN, NAN, 0.4, 0.3, 0.2]), torch.tensor([3, 3, 3, 3, 700, 700])
 
@@ -244,7 +244,7 @@ def test_only_the_first_classes_that_are_short_are_named():
         select_top(torch.rand(20), torch.arange(20), per_class=2)
 
 
-# The holdout
+# The validation holdout
 
 
 @quick
@@ -327,11 +327,11 @@ def test_bad_holdouts_raise(classes, fraction, error, message):
         proportional_holdout(classes, fraction)
 
 
-# A draw by weight among those above a threshold
+# The rule "draw": a weighted draw above a threshold
 
 
 def inclusion(weights, size):
-    """The exact chance of each to be among `size` drawn one after the other by weight."""
+    """The exact chance of each sample to be among `size` samples drawn one by one, by weight."""
     chances = np.zeros(len(weights))
     for order in itertools.permutations(range(len(weights)), size):
         chance, left = 1.0, sum(weights)
@@ -354,7 +354,7 @@ def test_samples_are_drawn_by_score_times_a_root_of_their_uncertainty(size):
 
 
 def test_each_class_has_the_exponent_of_its_own_share():
-    # One of two samples is kept of class 0, and one of eight of class 1; the others of class 1 are never drawn.
+    # Class 0 keeps one of two samples, class 1 one of eight. The negative scores of class 1 are never drawn.
     scores = torch.tensor([1.0, 1.0] + [1.0, 1.0] + [-0.5] * 6)
     uncertainty = torch.tensor([0.2, 0.02] * 5)
     classes = torch.tensor([0, 0] + [1] * 8)
@@ -369,7 +369,7 @@ def test_each_class_has_the_exponent_of_its_own_share():
 
 
 def threshold_of(scores):
-    """The threshold by its definition; None where two are equally good, so that rounding decides."""
+    """The threshold from its definition; None if two are equally good, since rounding then decides."""
     negative = (scores < 0).mean()
     splits = {
         t: scores[scores <= t].var() * (scores <= t).sum() + scores[scores > t].var() * (scores > t).sum()
@@ -385,9 +385,10 @@ def threshold_of(scores):
 
 @pytest.mark.parametrize(("negative", "drawn"), [(0, True), (1, True), (3, False), (20, False)])
 def test_the_more_scores_are_negative_the_higher_is_the_threshold(negative, drawn):
-    # Otsu's threshold is 0.4, between the low and the high scores; 1 of 50 negative makes it 0.08, 3 of 52 0.23.
+    # Otsu's threshold is 0.4, between the low and the high scores. With 1 of 50 negative it becomes 0.08, with 3 of
+    # 52 it becomes 0.23.
     scores = torch.tensor([0.9, 0.8] * 20 + [0.4] + [0.1, 0.2] * 4 + [-0.3] * negative)
-    uncertainty = torch.where(scores < 0.5, 0.2, 1e-9)  # what may be drawn of the low ones is drawn first
+    uncertainty = torch.where(scores < 0.5, 0.2, 1e-9)  # low scores above the threshold are drawn first
     low = {i for i in range(49) if scores[i] < 0.25}
     chosen = set(select_drawn(scores, uncertainty, size=30, seed=1).tolist())
     assert (low <= chosen) is drawn
@@ -413,7 +414,7 @@ def test_of_each_class_the_drawn_come_first_and_then_the_best(samples, fraction,
     size = max(1, int(fraction * int((~scores.isnan()).sum())))
     try:
         top = select_top(scores, classes, size=size)
-    except ValueError:  # a class has too few scored samples for its share, whatever the rule
+    except ValueError:  # a class has too few scored samples, under any rule
         with pytest.raises(ValueError, match="scored samples than there are"):
             select_drawn(scores, uncertainty, classes, size=size, seed=seed)
         return

@@ -1,7 +1,7 @@
-"""Fits on several processes, as a script: `python distributed_runs.py STRATEGY DEVICES FOLDER PART...`.
+"""A script that fits on several processes: `python distributed_runs.py STRATEGY DEVICES FOLDER PART...`.
 
 Starting processes takes far longer than fitting such small models, so one start serves many fits, and one fit many
-tests. Every rank of a fit leaves what it ended with in `FOLDER/<name>-<rank>.pt`; `test_distributed.py` reads that.
+tests. Every rank of a fit saves its results in `FOLDER/<name>-<rank>.pt`, which `test_distributed.py` reads.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from lightning_cld import CLDCallback, CLDScores, CoresetDataModule
 from lightning_cld.recording import settling
 
 PATIENCE = timedelta(seconds=40)
-"""How long a rank waits for the others before it ends with an error; the default is half an hour."""
+"""How long a rank waits for the others before it fails; the default is half an hour."""
 
 SIZES = [(49, 11), (7, 4), (2, 2)]
-"""Train and validation samples. On 2 and on 3 ranks 49 in batches of 8 give some ranks one batch more than others."""
+"""Train and validation samples. With batches of 8, 49 samples give some of 2 or 3 ranks one batch more."""
 
 BROKEN = 11
-"""The position of a bad sample, which the last of 2 or 3 ranks reads."""
+"""The position of a bad sample. The last rank reads it, of 2 or 3."""
 
 SUBSET = range(0, 49, 2)
 FULL, KEPT = 48, 20
 
 
 class Points(Dataset[Any]):
-    """Points in four dimensions, each with its class and position; keeps a list of the positions that were read."""
+    """Points in four dimensions, each with its class and position; lists the positions that are read."""
 
     def __init__(self, samples: int, seed: int) -> None:
         self.targets = torch.arange(samples) % CLASSES
@@ -83,7 +83,7 @@ class Data(L.LightningDataModule):
 
 
 class OwnSampler(Data):
-    """Makes its distributed sampler itself, for `Trainer(use_distributed_sampler=False)`."""
+    """Makes its own distributed sampler, for `Trainer(use_distributed_sampler=False)`."""
 
     def train_dataloader(self) -> DataLoader[Any]:
         self.sampler = DistributedSampler(self.train_set, self.trainer.world_size, self.trainer.global_rank)
@@ -91,7 +91,7 @@ class OwnSampler(Data):
 
 
 class NoReference(Data):
-    """Finds its reference on all ranks but the last."""
+    """Fails to load its validation data on the last rank."""
 
     def cld_val_dataloader(self) -> DataLoader[Any]:
         if self.trainer.global_rank == self.trainer.world_size - 1:
@@ -100,11 +100,11 @@ class NoReference(Data):
 
 
 class Model(Classifier):
-    """A `Classifier` that remembers the positions it is trained on; sharded where there is a device mesh."""
+    """A `Classifier` that records the positions it trains on, and shards itself if there is a device mesh."""
 
     def __init__(self, norm: bool = True) -> None:
         super().__init__(lr=0.05)
-        if not norm:  # which needs two samples a batch
+        if not norm:  # BatchNorm needs two samples per batch
             self.net = nn.Sequential(nn.Linear(4, 16), nn.Dropout(0.3), nn.Linear(16, CLASSES))
         self.served: list[list[int]] = []
 
@@ -127,15 +127,15 @@ class ModelWithStep(Model):
 
     def cld_step(self, batch: Any) -> tuple[Tensor, Tensor]:
         outputs = self(batch[0])
-        # After the forward, as a label out of range would: a rank that left out the forward of a sharded module would
-        # leave the others waiting within it.
+        # Fails after the forward, like a label out of range. If a rank skipped the forward of a sharded module, the
+        # others would wait in it.
         if self.broken in batch[2].tolist():
             raise OSError(f"sample {self.broken} can't be evaluated")
         return F.cross_entropy(outputs, batch[1], reduction="none"), batch[1]
 
 
 class ModelThatReturns(Model):
-    """Returns its losses for `record="step"`, and remembers them; `forgetful` does not on the last rank."""
+    """Returns its losses for `record="step"` and records them; if `forgetful`, the last rank returns none."""
 
     forgetful = False
 
@@ -160,7 +160,7 @@ class ModelThatForgets(ModelThatReturns):
 
 
 class ModelWithColumn(Model):
-    """Has a buffer whose values do not lie side by side in memory."""
+    """Has a buffer that is not contiguous in memory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class ModelWithColumn(Model):
 
 
 class ModelWithOneForAll(Model):
-    """Has a buffer whose values are one and the same place in memory; DDP refuses such a module, FSDP2 does not."""
+    """Has an expanded buffer, whose values share one place in memory. DDP refuses such a module, FSDP2 does not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -179,7 +179,7 @@ class ModelWithOneForAll(Model):
 
 
 class Apart(L.Callback):
-    """Gives each rank random states and buffers of its own before training; comes before the sweeps."""
+    """Gives each rank its own RNG states and buffers before training; runs before the sweeps."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for seed in (torch.manual_seed, np.random.seed, random.seed):
@@ -189,10 +189,10 @@ class Apart(L.Callback):
 
 
 class Breaks(L.Callback):
-    """Makes a sample bad while the second epoch is swept; comes before the sweeps.
+    """Makes a sample bad during the sweep after the second epoch; runs before the sweeps.
 
     Args:
-        dataset: Whose sample can't be read; None: the module can't evaluate it.
+        dataset: The dataset that can't read the sample; None makes the module fail on it.
     """
 
     def __init__(self, dataset: Points | None = None) -> None:
@@ -206,7 +206,7 @@ class Breaks(L.Callback):
 
 
 class Ends(L.Callback):
-    """Saves what each rank saw and ended with; comes after the sweeps."""
+    """Saves each rank's records and final state; runs after the sweeps."""
 
     def __init__(self, path: Path, cld: CLDCallback | None, views: list[Points]) -> None:
         self.path = path
@@ -240,7 +240,7 @@ class Ends(L.Callback):
         )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        if torch.distributed.is_initialized():  # not in the main process of ddp_fork, which hears of it too
+        if torch.distributed.is_initialized():  # the main process of ddp_fork also gets here
             self._save(trainer, error=str(exception))
 
     def _save(self, trainer: L.Trainer, **values: Any) -> None:
@@ -248,7 +248,7 @@ class Ends(L.Callback):
 
 
 def _whole_state(module: L.LightningModule) -> dict[str, Tensor]:
-    """All weights, gathered where they are sharded, and this rank's buffers."""
+    """All weights, gathered if they are sharded, and this rank's buffers."""
     state = module.state_dict()
     return {
         name: (value.full_tensor() if hasattr(value, "full_tensor") else value).clone() for name, value in state.items()
@@ -259,9 +259,9 @@ class Runs:
     """Fits under one strategy.
 
     Args:
-        strategy: "ddp_fork", "ddp", "ddp_spawn" or "fsdp2"; of no account for one process.
+        strategy: "ddp_fork", "ddp", "ddp_spawn" or "fsdp2"; ignored for one process.
         devices: The number of processes.
-        root: Where results and files go.
+        root: The folder for results and files.
     """
 
     def __init__(self, strategy: str, devices: int, root: Path) -> None:
@@ -279,7 +279,7 @@ class Runs:
         views: list[Points] | None = None,
         **arguments: Any,
     ) -> None:
-        """Seeds, makes the model and trains; an error ends this fit only. `callbacks` come before `cld`."""
+        """Seeds, makes the model and trains; an error ends only this fit. `callbacks` run before `cld`."""
         L.seed_everything(7, verbose=False)
         ckpt_path = arguments.pop("ckpt_path", None)
         trainer = quiet_trainer(
@@ -303,7 +303,7 @@ class Runs:
                 self.save(name, error=str(error), seconds=time.monotonic() - started)
 
     def save(self, name: str, **values: Any) -> None:
-        """Saves what the process that started the others has."""
+        """Saves values of the main process, which started the others."""
         torch.save(values, self.root / f"{name}-main.pt")
 
     def _make_strategy(self) -> Strategy | str:
@@ -323,7 +323,7 @@ class Runs:
         watching: dict[str, Any] | None = None,
         **arguments: Any,
     ) -> CLDCallback:
-        """Trains with the callback on views of their own, so that only sweeps read them."""
+        """Trains with the callback on separate views of the data, which only sweeps read."""
         views = [Points(train, seed=0), Points(val, seed=1)]
         cld = CLDCallback(
             dirpath=self.root / name,
@@ -336,7 +336,7 @@ class Runs:
         self.fit(name, Data(train, val), Apart(), *callbacks, cld=cld, views=views, **arguments)
         return cld
 
-    # The parts that can be named on the command line
+    # The parts, as named on the command line
 
     def once(self) -> None:
         cld = self.watched("sizes-49")
@@ -353,7 +353,7 @@ class Runs:
         self.watched("with-step", model=ModelWithStep)
         self.watched("with-column", model=ModelWithColumn)
         self.watched("running", watching={"history": "running"})
-        level, settling.OVERLAP = settling.OVERLAP, 0.0  # a tenth of 49 samples changes by leaps
+        level, settling.OVERLAP = settling.OVERLAP, 0.0  # 10 % of 49 samples changes in large jumps
         self.watched("settled", watching={"cutoff_epoch": "auto", "stop_at_cutoff": True}, max_epochs=10)
         settling.OVERLAP = level
 
@@ -374,7 +374,7 @@ class Runs:
             self.fit(name, Data(49, 11, sampler), cld=CLDCallback(dirpath=self.root / name))
 
     def coresets(self) -> None:
-        """Trains on coresets of scores just logged, in a script that all ranks run, with a slow disk on rank 0."""
+        """Scores a full set, then trains on its coresets, in a script that all ranks run; rank 0 has a slow disk."""
         save = CLDScores.save
 
         def save_slowly(scores: CLDScores, path: Path) -> Path:

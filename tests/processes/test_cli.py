@@ -20,7 +20,7 @@ CONFIGS = sorted((EXAMPLES / "configs").glob("*.yaml"))
 
 
 def cli(*arguments, cwd):
-    """Runs `examples/cli.py fit` as a reader would, and returns the finished process."""
+    """Runs `examples/cli.py fit` as a reader would; returns the finished process."""
     return subprocess.run(
         [sys.executable, EXAMPLES / "cli.py", "fit", *map(str, arguments)],
         cwd=cwd,
@@ -32,14 +32,14 @@ def cli(*arguments, cwd):
 
 @pytest.fixture(scope="session")
 def scored(tmp_path_factory):
-    """A directory in which proxy.yaml has been run, as it is."""
+    """A directory in which the unchanged proxy.yaml has run."""
     root = tmp_path_factory.mktemp("cli")
     done = cli("--config", EXAMPLES / "configs" / "proxy.yaml", cwd=root)
     assert done.returncode == 0, done.stderr
     return root
 
 
-# The configurations of the examples
+# The example configurations
 
 
 def test_the_proxy_saves_scores_of_its_cutoff(scored):
@@ -58,7 +58,7 @@ def test_a_configuration_is_printed_read_back_and_run(config, scored, tmp_path):
     copy.write_text(printed.stdout)
     done = cli("--config", copy, "--trainer.default_root_dir", tmp_path, cwd=scored)
     assert done.returncode == 0, done.stderr
-    (saved,) = tmp_path.rglob("config.yaml")  # by LightningCLI, from what it has made of the copy
+    (saved,) = tmp_path.rglob("config.yaml")  # LightningCLI saves the configuration that it parsed
     expected = yaml.safe_load(printed.stdout)
     expected["trainer"]["default_root_dir"] = str(tmp_path)
     assert yaml.safe_load(saved.read_text()) == expected
@@ -77,7 +77,7 @@ def test_the_coreset_is_what_is_trained_on(scored):
     done = cli("--config", EXAMPLES / "configs/coreset.yaml", "--data.epoch_length", "coreset", cwd=scored)
     assert done.returncode == 0, done.stderr
     newest = max((scored / "runs/cli").rglob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    # 115 of 1,146 samples in batches of 32, 30 times
+    # 115 of 1,146 samples in batches of 32, for 30 epochs
     assert torch.load(newest, weights_only=True)["global_step"] == 4 * 30
 
 
@@ -103,8 +103,8 @@ def test_misuse_says_what_is_wrong(config, argument, message, scored):
 
 @pytest.fixture
 def parsed(monkeypatch, tmp_path):
-    """What LightningCLI makes of arguments, without running anything."""
-    monkeypatch.setattr(sys, "argv", ["cli.py"])  # LightningCLI warns of any arguments there
+    """A function that lets LightningCLI parse arguments without running anything."""
+    monkeypatch.setattr(sys, "argv", ["cli.py"])  # LightningCLI warns about arguments in sys.argv
     monkeypatch.chdir(tmp_path)
 
     def parse(*arguments, **settings):
@@ -126,7 +126,7 @@ class Linear(L.LightningModule):
 
 
 class Rows(L.LightningDataModule):
-    """A datamodule that saves its hyperparameters and reads them later."""
+    """Saves its hyperparameters and reads them later."""
 
     def __init__(self, rows: int = 6, seed: int = 0):
         super().__init__()
@@ -138,7 +138,7 @@ class Rows(L.LightningDataModule):
 
 
 class EarlyRows(Rows):
-    """One that reads them at once."""
+    """Reads its hyperparameters in `__init__`."""
 
     def __init__(self, rows: int = 6):
         super().__init__()
@@ -188,7 +188,7 @@ def test_every_argument_of_the_callback_can_be_given(parsed, cutoff, loss_fn):
     assert callback.scores_path == Path("runs/mine.npz")
     (config,) = yaml.safe_load(made.parser.dump(made.config))["trainer"]["callbacks"]
     if isinstance(given.get("loss_fn"), dict):
-        given["loss_fn"]["init_args"] = {"reduction": "none", "ignore_index": -100, "label_smoothing": 0.0}  # its own
+        given["loss_fn"]["init_args"] = {"reduction": "none", "ignore_index": -100, "label_smoothing": 0.0}  # defaults
     assert config["init_args"] == given
 
 

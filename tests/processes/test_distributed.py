@@ -1,4 +1,4 @@
-"""Runs with several processes: `distributed_runs.py` makes them, the tests read what each rank ended with."""
+"""Runs on several processes: `distributed_runs.py` makes them, and the tests read each rank's results."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from lightning_cld import CLDScores, LossTrajectories
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ddp_fork needs fork")
 
 EVERYWHERE = ["sizes", "models", "samplers", "coresets", "later_errors", "no_reference", "steps"]
-# The last part of a run is one that breaks the connection between its processes if the library does not hold them
-# together; what comes before has been saved by then.
+# The last part breaks the connection between the processes if the library fails. It comes last because the parts
+# before it are saved by then.
 PARTS = {
     ("ddp_fork", 2): [*EVERYWHERE, "once", "start", "without_dirpath", "bad_sample"],
     ("ddp_fork", 3): [*EVERYWHERE, "resume", "bad_sample"],
@@ -36,13 +36,13 @@ SAMPLES = [train for train, _ in SIZES]
 
 
 class Run:
-    """What a run of the script left.
+    """The results of a run of the script.
 
     Args:
         strategy: As in `distributed_runs.Runs`.
         devices: The number of processes.
-        root: The folder it wrote to.
-        log: All it printed.
+        root: The folder with the results.
+        log: All printed output.
     """
 
     def __init__(self, strategy: str, devices: int, root: Path, log: str = "") -> None:
@@ -52,11 +52,11 @@ class Run:
         self.log = log
 
     def ends(self, name: str) -> list[dict[str, Any]]:
-        """What each rank ended the fit `name` with."""
+        """The results of each rank in the fit `name`."""
         return [self._load(f"{name}-{rank}.pt") for rank in range(self.devices)]
 
     def main(self, name: str) -> dict[str, Any]:
-        """What the process that started the others ended it with."""
+        """The results of the main process, which started the others."""
         return self._load(f"{name}-main.pt")
 
     def logged(self, name: str) -> LossTrajectories:
@@ -69,7 +69,7 @@ class Run:
 
 @pytest.fixture(scope="module")
 def run_of(tmp_path_factory):
-    """A function that runs the script once for each strategy and number of processes."""
+    """A function that runs the script once per strategy and number of processes."""
     folder = tmp_path_factory.mktemp("runs")
 
     @cache
@@ -88,7 +88,7 @@ def run_of(tmp_path_factory):
             "CUDA_VISIBLE_DEVICES": "",
             "OMP_NUM_THREADS": "1",
         }
-        # To a file: pipes would stay open as long as any process of a run that hangs.
+        # Log to a file: a pipe would stay open as long as any process hangs.
         with (root / "log.txt").open("w") as log:
             script = subprocess.Popen(
                 command,
@@ -119,14 +119,14 @@ def ranks(request, run_of) -> Run:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Run:
-    """The same fits by one process."""
+    """The same fits in one process."""
     root = tmp_path_factory.mktemp("alone")
     Runs("", 1, root).sizes()
     return Run("", 1, root)
 
 
 def losses_one_by_one(model: Model, weights: dict[str, Tensor], points: Points) -> Tensor:
-    """Cross-entropy of each sample by itself: an oracle for a sweep's row."""
+    """An oracle for a sweep's row: cross-entropy, one sample at a time."""
     model.load_state_dict(weights)
     model.eval()
     with torch.no_grad():
@@ -206,7 +206,7 @@ def test_a_row_of_steps_has_what_all_ranks_saw_and_every_rank_has_it(ranks):
         assert torch.equal(other["train_losses"], first["train_losses"])
     for epoch in (1, 2, 3):
         seen = [pair for end in ranks.ends("returned") for pair in end["seen"][epoch - 1]]
-        assert len(seen) > len({position for position, _ in seen}) == 49  # padded by repeats
+        assert len(seen) > len({position for position, _ in seen}) == 49  # the sampler repeats samples as padding
         expected = [[loss for place, loss in seen if place == position] for position in range(49)]
         expected = torch.tensor([sum(losses) / len(losses) for losses in expected])
         torch.testing.assert_close(first["train_losses"][epoch], expected, rtol=1e-6, atol=1e-6)
@@ -228,7 +228,7 @@ def test_a_sweep_reads_each_sample_once_but_for_padding(ranks, samples, referenc
         for which, count in enumerate((samples, references)):
             shares = [end["reads"][epoch][which] for end in ends]
             equal_share = -(-count // ranks.devices)
-            assert {len(share) for share in shares} == {equal_share}  # under FSDP2 each forward waits for the others
+            assert {len(share) for share in shares} == {equal_share}  # under FSDP2 each forward needs all ranks
             reads = Counter(position for share in shares for position in share)
             assert set(reads) == set(range(count))
             assert sum(reads.values()) - count == equal_share * ranks.devices - count
@@ -248,7 +248,7 @@ def test_training_is_the_same_with_and_without_the_callback_on_every_rank(ranks,
 
 
 def test_ranks_have_buffers_and_random_states_of_their_own(ranks):
-    # Else the tests around this one would show nothing.
+    # Without this the tests around this one would show nothing.
     first, second, *_ = ranks.ends("unwatched")
     for epoch in range(4):
         name = "net.1.running_mean"
@@ -275,10 +275,10 @@ def test_a_buffer_expanded_from_one_value_does_no_harm_under_fsdp2(run_of):
     assert [end["steps"] for end in run_of("fsdp2", 2).ends("shared-place")] == [9, 9]
 
 
-# Other numbers of devices on resume
+# Resuming on another number of devices
 
 
-@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the one that wrote the checkpoints
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # ModelCheckpoint, left out on resume
 @pytest.mark.parametrize("strategy", ["ddp_fork", "fsdp2"])
 @pytest.mark.parametrize("devices", [1, 3])
 def test_a_run_on_two_processes_resumes_on_one_and_on_three(run_of, tmp_path, strategy, devices):
@@ -306,11 +306,11 @@ def test_a_run_on_two_processes_resumes_on_one_and_on_three(run_of, tmp_path, st
 
 
 def assert_ends_all(run: Run, name: str, message: str) -> None:
-    """Checks that the fit ended, and soon, with the message of the rank where it failed."""
+    """Checks that the fit ended soon on all ranks, with the message of the rank that failed."""
     main = run.main(name)
     assert message in main["error"]
     assert main["seconds"] < PATIENCE.seconds
-    if run.strategy != "ddp_fork":  # there the first rank to end takes the others with it
+    if run.strategy != "ddp_fork":  # under ddp_fork the first rank that ends kills the others
         for end in run.ends(name):
             assert message in end["error"]
 
@@ -353,7 +353,7 @@ def test_the_warning_of_a_hole_has_the_message_of_the_rank_that_failed(ranks):
     assert f"sample {BROKEN} can't be evaluated" in warnings[1]
 
 
-# Which samples
+# Samplers and coresets
 
 
 def test_a_subset_random_sampler_is_honoured(ranks):
@@ -371,7 +371,7 @@ def test_every_sample_of_a_weighted_random_sampler_is_logged(ranks):
 
 
 def served_by_all(ends: list[dict[str, Any]]) -> list[Counter[int]]:
-    """How often each position was trained on, for each epoch."""
+    """How often each position was trained on, per epoch."""
     epochs = zip(*(end["served"] for end in ends), strict=True)
     return [Counter(position for share in epoch for position in share) for epoch in epochs]
 
@@ -402,7 +402,7 @@ def test_full_length_epochs_draw_the_same_on_all_ranks_and_afresh_each_epoch(ran
     assert len(drawn_again) == len(epochs) == 3
 
 
-# The process that started the others
+# The main process, which started the others
 
 
 @pytest.mark.parametrize("strategy", ["ddp_fork", "ddp_spawn", "ddp"])
@@ -429,13 +429,13 @@ def test_without_a_dirpath_the_main_process_is_told_to_give_one(run_of):
 
 
 def test_the_scores_file_is_there_for_every_rank_when_fit_returns(run_of):
-    # Rank 0 wrote it to a slow disk; the others go on to read it in the same script.
+    # Rank 0 writes the file to a slow disk. The other ranks read it later in the same script.
     run = run_of("ddp", 2)
     assert "there is no file" not in run.log
     assert len(run.ends("half")) == 2
 
 
-# What is refused
+# Errors at the start
 
 
 def test_tensor_parallel_layouts_are_refused(run_of):

@@ -1,4 +1,4 @@
-"""Runs that are interrupted and resumed, from every kind of checkpoint that Lightning writes."""
+"""Runs are interrupted and resumed, from every kind of checkpoint that Lightning writes."""
 
 import logging
 import multiprocessing
@@ -26,10 +26,10 @@ from toys import Blobs, Classifier, blobs, fit, plain_losses
 from lightning_cld import CLDCallback, CLDScores, LossTrajectories
 from lightning_cld.data.fingerprint import probe_positions
 
-STEPS = 6  # an epoch of `Blobs`
+STEPS = 6  # per epoch of `Blobs`
 
 pytestmark = [
-    # Lightning's, on checkpoints of other callbacks, in other folders, and from mid-epoch.
+    # Lightning warns about checkpoints with other callbacks, in another folder, or from mid-epoch.
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided.*"),
     pytest.mark.filterwarnings("ignore:.*The dirpath has changed from.*"),
     pytest.mark.filterwarnings(r"ignore:.*fit\(ckpt_path=.*"),
@@ -39,7 +39,7 @@ pytestmark = [
 
 
 class Steady(Classifier):
-    """Without dropout, so that training from an epoch's end on is the same bit for bit."""
+    """Has no dropout, so that a run resumed at an epoch's end trains the same bit for bit."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +54,7 @@ class PowerCutError(RuntimeError):
 
 
 def dies(hook, epoch, error=PowerCutError, call=1):
-    """A module whose `hook` raises when it is called for the `call`-th time in `epoch`."""
+    """A module class whose `hook` raises at its `call`-th call in `epoch`."""
 
     class Dies(Steady):
         calls = 0
@@ -81,12 +81,12 @@ def checkpoints(root, **options):
 
 
 def by_step(root):
-    """The checkpoints in a folder, by the number of steps they were written after."""
+    """The checkpoints in a folder, by number of completed steps."""
     return {int(path.stem.removeprefix("step=").partition("-")[0]): path for path in sorted(root.glob("step=*.ckpt"))}
 
 
 def assert_resumed(resumed, whole, completed=None):
-    """Same epochs, no hole, and the same rows: all of them, or those after at most `completed` epochs."""
+    """Checks for equal epochs, no hole, and equal rows: all rows, or those up to `completed` epochs."""
     assert resumed.epochs == whole.epochs
     assert not resumed.train_losses.isnan().any()
     assert not resumed.val_losses.isnan().any()
@@ -105,7 +105,7 @@ def files(root):
 EPOCH_END = {"save_on_train_epoch_end": True}
 VALIDATION_END = {"save_on_train_epoch_end": False}
 LAST_BATCH = {"every_n_train_steps": STEPS}
-MID_EPOCH = {"every_n_train_steps": 4}  # and, after twelve steps, a last batch
+MID_EPOCH = {"every_n_train_steps": 4}  # steps 12 and 24 are last batches
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_run_resumed_from_any_checkpoint_has_the_rows_of_the_uninterrupted_one
     for step, path in found.items():
         resumed = CLDCallback()
         run(tmp_path, resumed, ckpt_path=path, **arguments)
-        # In mid-epoch Lightning starts the loader again, and training goes another way.
+        # In mid-epoch Lightning restarts the loader, so training goes on differently.
         assert_resumed(resumed.trajectories, whole.trajectories, None if step % STEPS == 0 else step // STEPS)
         if step % STEPS == 0:
             assert torch.equal(resumed.scores.values, whole.scores.values)
@@ -155,7 +155,7 @@ def test_a_running_history_resumed_from_any_checkpoint_gives_the_scores_of_a_ful
 
 @pytest.mark.parametrize("hook", ["on_train_start", "on_train_batch_start", "on_validation_end", "on_train_epoch_end"])
 def test_a_running_history_resumed_from_an_exceptions_checkpoint_has_no_row_twice(tmp_path, hook):
-    # After some of these hooks the row that is due next has been recorded already.
+    # At some of these hooks the next due row has already been recorded.
     whole, resumed = CLDCallback(history="running"), CLDCallback(history="running")
     run(tmp_path, whole)
     epoch = 0 if hook == "on_train_start" else 2
@@ -184,7 +184,7 @@ def test_save_last_serves_like_the_checkpoint_it_follows(tmp_path, saver):
 @pytest.mark.parametrize(
     ("hook", "call", "same"),
     [
-        ("on_train_epoch_start", 1, False),  # Lightning then takes the epoch for one that has seen its batches
+        ("on_train_epoch_start", 1, False),  # Lightning then treats the epoch's batches as done
         ("on_train_batch_start", 1, True),
         ("on_train_batch_start", 3, False),
         ("on_before_optimizer_step", 4, False),
@@ -232,7 +232,7 @@ def test_a_run_interrupted_in_every_epoch_has_the_rows_of_the_uninterrupted_one(
 
 
 class PlainRows(Callback):
-    """The losses after each epoch that it sees, computed one by one."""
+    """The losses after each epoch that it sees, one sample at a time."""
 
     def __init__(self):
         self.rows = {}
@@ -305,7 +305,7 @@ def test_a_coreset_settles_where_it_would_have_without_the_interruption(tmp_path
 
 
 def test_resuming_past_the_cutoff_with_stop_at_cutoff_takes_no_step(tmp_path):
-    # The run that was interrupted went on after the cutoff.
+    # The interrupted run had gone on after the cutoff.
     run(tmp_path, CLDCallback(cutoff_epoch=4), checkpoints(tmp_path, **EPOCH_END), max_epochs=8)
     resumed = CLDCallback(cutoff_epoch=4, stop_at_cutoff=True, dirpath=tmp_path / "again")
     trainer, _ = run(tmp_path, resumed, ckpt_path=by_step(tmp_path)[36], max_epochs=8)
@@ -325,14 +325,14 @@ def test_a_finished_run_gives_its_scores_when_it_is_resumed(tmp_path, saver):
 
 @pytest.mark.parametrize("saver", [EPOCH_END, VALIDATION_END, LAST_BATCH], ids=str)
 def test_a_finished_run_whose_files_were_not_written_writes_them_when_it_is_resumed(tmp_path, saver):
-    # Killed between its last checkpoint and the files.
+    # As if killed between its last checkpoint and the files.
     whole = CLDCallback()
     run(tmp_path, whole, checkpoints(tmp_path, **saver))
     run(tmp_path, CLDCallback(dirpath=tmp_path / "again"), ckpt_path=by_step(tmp_path)[5 * STEPS])
     assert torch.equal(CLDScores.load(tmp_path / "again" / "cld-scores.npz").values, whole.scores.values)
 
 
-# In Lightning's checkpoint
+# Lightning's checkpoint
 
 
 def test_the_checkpoint_is_read_without_unpickling_code(tmp_path):
@@ -359,7 +359,7 @@ def test_the_checkpoint_grows_by_no_more_than_the_losses_and_classes(tmp_path):
     recorded = cld.trajectories
     losses = 4 * (recorded.train_losses.numel() + recorded.val_losses.numel())
     classes = 8 * (recorded.train_classes.numel() + recorded.val_classes.numel())
-    assert len(recorded) == 9  # the first row of a buffer for sixteen
+    assert len(recorded) == 9  # the ninth row grows the buffer to sixteen
     assert losses < share <= losses + classes + 64_000
 
 
@@ -373,12 +373,12 @@ def test_with_a_running_history_the_checkpoint_grows_by_20_bytes_a_training_samp
     assert share <= 20 * len(data.train_set) + (4 + 8) * len(data.val_set) + 16_000
 
 
-# What does not belong together
+# Checkpoints that don't fit
 
 
 @pytest.fixture
 def half(tmp_path):
-    """A checkpoint after three epochs, logged after each."""
+    """A checkpoint after three epochs, each of them logged."""
     trainer, _ = run(tmp_path, CLDCallback(), max_epochs=3)
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     return tmp_path / "half.ckpt"
@@ -437,7 +437,7 @@ def test_another_dataset_is_refused_before_the_first_step(tmp_path, half, other)
 
 
 class WithoutLabels(Dataset):
-    """Offers no labels but by its samples."""
+    """Shows its labels only in its samples."""
 
     def __init__(self, inner, swapped=()):
         self.order = list(range(len(inner)))
@@ -507,21 +507,21 @@ def test_a_resumed_run_that_averages_has_every_row_and_none_of_averaged_weights(
     run(tmp_path, whole, averaging(), checkpoints(tmp_path, **saver))
     for step, path in by_step(tmp_path).items():
         if step >= 5 * STEPS and saver is not EPOCH_END:
-            continue  # StochasticWeightAveraging itself can't be resumed within its extra epoch
+            continue  # StochasticWeightAveraging can't be resumed in its extra epoch
         resumed = CLDCallback()
         run(tmp_path, resumed, averaging(), ckpt_path=path)
-        # From a last batch on its learning rates go another way.
+        # After a resume from a last batch, its learning rates differ.
         same = saver in (EPOCH_END, VALIDATION_END)
         assert_resumed(resumed.trajectories, whole.trajectories, None if same else step // STEPS)
 
 
-# Other stages, and one fit after another
+# Other stages and repeated fits
 
 
 @pytest.mark.parametrize("stage", ["test", "validate", "predict"])
 def test_another_stage_with_the_best_checkpoint_leaves_the_rows_alone(tmp_path, stage):
     cld = CLDCallback(dirpath=tmp_path)
-    saver = ModelCheckpoint(tmp_path, monitor="val_loss", mode="max")  # the worst: one of the first epochs
+    saver = ModelCheckpoint(tmp_path, monitor="val_loss", mode="max")  # "max" keeps the worst, one of the first epochs
     trainer, module = run(tmp_path, cld, saver)
     rows, scores = cld.trajectories.train_losses.clone(), cld.scores
     written = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
@@ -591,7 +591,7 @@ def test_a_trainer_that_failed_and_goes_on_continues_the_timeline(tmp_path):
 
 @pytest.fixture
 def _interruptible():
-    """Lightning ignores Ctrl-C once it has seen one."""
+    """Restores the handler of Ctrl-C, which Lightning ignores after the first."""
     handler = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, handler)
@@ -638,7 +638,7 @@ def test_an_exception_in_the_first_sweep_leaves_no_file(tmp_path):
 
 @pytest.fixture
 def no_third_row(monkeypatch):
-    """A function that makes the growth of the buffer, full with two rows, raise an error so many times."""
+    """A function that makes growing the buffer beyond two rows raise `error`, for `times` times."""
     whole, raised = torch.cat, []
 
     def fail(error, times):
@@ -709,11 +709,11 @@ def test_ctrl_c_while_a_row_is_stored_leaves_a_file_that_loads(tmp_path, no_thir
 
 EPOCHS = 12
 BATCH_SECONDS = 0.01
-SHORT = EPOCHS * STEPS * BATCH_SECONDS / 5  # no life of a process that long can do more than a fifth of the run
+SHORT = EPOCHS * STEPS * BATCH_SECONDS / 5  # so short a life can do at most a fifth of the run
 
 
 class Announces(Callback):
-    """Tells that the fit starts, and takes its time for each batch so that a kill finds it at work."""
+    """Reports the start of the fit and slows down each batch, so that a kill hits a running fit."""
 
     def __init__(self, started):
         self.started = started
@@ -734,7 +734,7 @@ def loads(checkpoint):
 
 
 def one_life(root, saver, started):
-    """A process of a run: goes on from the last checkpoint, if there is one, and tells by a file that it is done."""
+    """One process of a run: resumes from the last checkpoint, if any, and writes a file when it is done."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     cld = CLDCallback(dirpath=root)
@@ -746,7 +746,7 @@ def one_life(root, saver, started):
 
 
 def replaces_for_ever(root, size, started):
-    """A process that writes one scores file again and again."""
+    """Writes one scores file again and again."""
     for turn in range(10**9):
         CLDScores(torch.full((size,), float(turn % 7))).save(root / "scores.npz")
         if turn == 0:
@@ -755,14 +755,14 @@ def replaces_for_ever(root, size, started):
 
 @pytest.fixture(scope="module")
 def processes():
-    """Processes forked from one that has imported Lightning, since each import takes seconds."""
+    """A context that forks processes from one that has imported Lightning, because each import takes seconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lightning.pytorch", "lightning_cld", "scipy.stats", "pytest"])
     return context
 
 
 def start(processes, target, *arguments):
-    """Starts `target` and waits until it says that it is at work; returns the process."""
+    """Starts `target` and waits until it reports that it works; returns the process."""
     heard, said = processes.Pipe(duplex=False)
     process = processes.Process(target=target, args=(*arguments, said))
     process.start()
@@ -779,7 +779,7 @@ def start(processes, target, *arguments):
 
 
 def killed_after(process, seconds):
-    """Kills `process` in so many seconds; returns whether it was still at work then."""
+    """Kills `process` after `seconds`; returns whether it was still running."""
     process.join(seconds)
     was_alive = process.is_alive()
     process.kill()
@@ -801,14 +801,14 @@ def test_a_run_killed_again_and_again_ends_with_the_scores_of_the_uninterrupted_
         before = last.stat().st_mtime_ns if last.exists() else None
         kills += killed_after(start(processes, one_life, root, saver), chance.uniform(0, longest))
         after = last.stat().st_mtime_ns if last.exists() else None
-        longest = SHORT if after != before else 1.3 * longest  # a slow machine needs longer lives to get on
+        longest = SHORT if after != before else 1.3 * longest  # a slow machine needs longer lives to make progress
         assert kills < 100, "the run makes no progress"
         for path in root.glob("*.npz"):
             (CLDScores if path.stem.endswith("scores") else LossTrajectories).load(path)
-    assert kills >= 5  # 20 in all the cases of this test
+    assert kills >= 5  # at least 20 over the four cases
 
     killed, uninterrupted = (LossTrajectories.load(path / "done-trajectories.npz") for path in (root, whole))
-    # From a step's checkpoint that a resumed run wrote Lightning may train an epoch again, or one of fewer batches.
+    # From a step checkpoint of a resumed run, Lightning may repeat an epoch or shorten one.
     same = saver in (EPOCH_END, VALIDATION_END)
     assert_resumed(killed, uninterrupted, completed=None if same else 0)
     if same:
@@ -822,7 +822,7 @@ def test_a_file_is_whole_whenever_the_process_that_writes_it_is_killed(tmp_path,
     for _ in range(20):
         process = start(processes, replaces_for_ever, tmp_path, size)
         until = time.monotonic() + delays.uniform(0, 0.2)
-        while time.monotonic() < until:  # a reader in the middle of writing sees a whole file too
+        while time.monotonic() < until:  # a reader sees a whole file even during a write
             assert CLDScores.load(tmp_path / "scores.npz").values.unique().numel() == 1
         assert killed_after(process, 0)
         scores = CLDScores.load(tmp_path / "scores.npz")

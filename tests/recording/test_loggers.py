@@ -1,4 +1,4 @@
-"""What the Trainer's loggers get, read back from their files."""
+"""What the Trainer's loggers receive, read back from their files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HISTORY = LossTrajectories(torch.rand(4, 2), torch.rand(4, 2))
 
 
 class Quick(Classifier):
-    """Learns slowly enough that the coreset goes on changing."""
+    """Learns so slowly that the coreset keeps changing."""
 
     def __init__(self) -> None:
         super().__init__(lr=0.003)
@@ -48,13 +48,13 @@ def run(root: Path, cld: CLDCallback | None = None, module=Quick, epochs: int = 
 
 
 def read_csv(root: Path) -> list[dict[str, str]]:
-    """The rows, each without the columns that it leaves empty."""
+    """The rows, without their empty columns."""
     with next(root.rglob("metrics.csv")).open() as file:
         return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def logged(root: Path) -> tuple[dict[int, dict[str, float]], dict[str, float]]:
-    """What was logged of each checkpoint, by epoch, and of the scores."""
+    """The metrics of each checkpoint, by epoch, and the metrics of the scores."""
     rows = [{name: float(value) for name, value in row.items()} for row in read_csv(root) if "cld/epoch" in row]
     checkpoints = {int(row["cld/epoch"]): row for row in rows if "cld/seconds" in row}
     scores = [row for row in rows if "cld/seconds" not in row]
@@ -70,7 +70,7 @@ def read_events(root: Path) -> EventAccumulator:
 
 
 def best_tenth_oracle(trajectories, epoch: int) -> set[int] | None:
-    """The best tenth of each class by the scores up to an epoch, from the definition."""
+    """The best-scored 10 % of each class at a checkpoint, from the definition."""
     if epoch < 3:
         return None
     train, val = trajectories.train_losses[: epoch + 1], trajectories.val_losses[: epoch + 1]
@@ -79,13 +79,13 @@ def best_tenth_oracle(trajectories, epoch: int) -> set[int] | None:
     chosen = set()
     for c in np.unique(classes):
         own = np.flatnonzero(classes == c)
-        assert len(own) % 10 == 0  # so that there is nothing to round
+        assert len(own) % 10 == 0  # nothing to round
         chosen |= set(own[np.argsort(-values[own])][: len(own) // 10].tolist())
     return chosen
 
 
 class Tens(Blobs):
-    """With a number of training samples in each class that ten divides."""
+    """Has 20 training samples per class, so that 10 % is a whole number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ def test_each_checkpoint_is_logged(tmp_path, history):
     seconds = [metrics["cld/seconds"] for metrics in checkpoints.values()]
     assert min(seconds) > 0
     assert sum(seconds) == pytest.approx(cld._recorder.seconds)
-    # The overlaps of this run tell their definition from others.
+    # This run's overlaps are below 1, so a wrong definition would show.
     halves = [metrics["cld/overlap_half"] for metrics in checkpoints.values() if "cld/overlap_half" in metrics]
     previous = [
         metrics["cld/overlap_previous"] for metrics in checkpoints.values() if "cld/overlap_previous" in metrics
@@ -168,7 +168,7 @@ def test_the_scores_are_logged_when_they_are_made(tmp_path):
 
 
 class NotFinite(Classifier):
-    """Has no finite loss for the first class's first samples."""
+    """Has a NaN loss for samples whose first value is above 2.5."""
 
     def cld_step(self, batch):
         losses = torch.nn.functional.cross_entropy(self(batch[0]), batch[1], reduction="none")
@@ -265,7 +265,7 @@ def test_tensorboard_gets_figures(tmp_path, watching, figures):
         assert image.step == EPOCHS * 6
         pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
         assert pixels.shape[:2] == (image.height, image.width)
-        assert 0.01 < (pixels < 128).any(axis=2).mean() < 0.9  # something is drawn on it
+        assert 0.01 < (pixels < 128).any(axis=2).mean() < 0.9  # the image is not blank
 
 
 class Stepping(Quick):
@@ -365,7 +365,7 @@ def test_other_ranks_log_nothing():
 
 
 class Alternating(Classifier):
-    """Takes two optimizer steps a batch."""
+    """Takes two optimizer steps per batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -393,7 +393,7 @@ def test_the_x_axis_is_that_of_the_training(tmp_path, module, arguments):
     assert max(theirs) == steps - 1
 
 
-# What must stay as it is
+# Watching changes nothing
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,7 @@ def test_other_scalars_are_those_of_a_run_that_is_not_watched(tmp_path):
 
 
 class Drawing(DummyLogger):
-    """Draws from all random states when something of ours arrives, and may fail then."""
+    """Draws from all RNGs when values under `cld/` arrive, and may fail then."""
 
     def __init__(self, fails: bool) -> None:
         super().__init__()
@@ -467,7 +467,7 @@ def test_an_overlap_that_can_not_be_found_is_warned_about(tmp_path, monkeypatch)
         raise MemoryError("no room for it")
 
     monkeypatch.setattr(Settling, "look", look)
-    with pytest.warns(UserWarning, match="CLD: the coreset.s overlaps could not be computed: no room for it"):
+    with pytest.warns(UserWarning, match="CLD: the coreset's overlaps could not be computed: no room for it"):
         run(tmp_path, CLDCallback(dirpath=tmp_path), logger=CSVLogger(tmp_path), epochs=4)
     checkpoints, _ = logged(tmp_path)
     assert all(metrics.keys() == PER_CHECKPOINT | {"step"} for metrics in checkpoints.values())
@@ -524,5 +524,5 @@ def test_on_two_processes_one_logs_and_shows(tmp_path):
     checkpoints, scores = logged(tmp_path)
     assert list(checkpoints) == [0, 1, 2, 3, 4]
     assert scores
-    # Each of the two evaluates 45 samples in three batches; once for each checkpoint, and once more to clear the line.
+    # Each process evaluates 45 samples in three batches, so 67 % is shown once per checkpoint.
     assert result.stdout.count("CLD train:  67%") == 5

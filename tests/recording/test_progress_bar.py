@@ -1,4 +1,4 @@
-"""What is on the screen during a sweep, as a terminal emulator shows it."""
+"""What a terminal emulator shows during a sweep."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ WIDTH, HEIGHT = 100, 40
 
 
 class Terminal(io.StringIO):
-    """Standard output, as a terminal that keeps what was on its screen after each write."""
+    """Standard output that is a terminal and keeps its screen after each write."""
 
     def __init__(self) -> None:
         super().__init__()
         self.screen = pyte.Screen(WIDTH, HEIGHT)
         self.stream = pyte.Stream(self.screen)
-        self.screen.set_mode(pyte.modes.LNM)  # a newline returns the carriage, as the tty driver sees to
+        self.screen.set_mode(pyte.modes.LNM)  # a newline also returns the carriage, as in a tty driver
         self.displays: list[list[str]] = []
 
     def isatty(self) -> bool:
@@ -46,20 +46,20 @@ class Terminal(io.StringIO):
 
     @property
     def frames(self) -> list[list[str]]:
-        """What was on the screen after each write, without empty lines."""
+        """The screen after each write, without empty lines."""
         return [[line for line in display if line] for display in self.displays]
 
     @property
     def lines(self) -> list[str]:
-        """What is on the screen now."""
+        """The screen now, without empty lines."""
         return self.frames[-1] if self.displays else []
 
     def rows(self, name: str) -> set[int]:
-        """Where lines that start with a name have been."""
+        """The rows in which lines starting with `name` have appeared."""
         return {row for display in self.displays for row, line in enumerate(display) if line.startswith(name)}
 
     def shown(self, name: str) -> list[str]:
-        """The counts that were seen beside a name, in order."""
+        """The counts shown beside `name`, in order."""
         counts = [
             match[1]
             for frame in self.frames
@@ -114,7 +114,7 @@ def test_a_sweep_has_a_line_of_its_own_that_is_gone_afterwards(tmp_path, every_b
     assert watched.shown("CLD train") == [f"{done}/6" for done in range(6)]
     assert watched.shown("CLD val") == ["0/2", "1/2"]
     assert watched.shown("Epoch 2") == ["0/6", "1/6", "2/6", "3/6", "4/6", "5/6", "6/6"] or kind == "rich"
-    # The run's own lines are those of a run without the callback; rich may draw that of validation once too often.
+    # The run's own lines equal those without the callback, except that rich may draw a validation line once too often.
     ours = [line for line in without_times(watched.lines) if "Validation" not in line]
     assert ours == [line for line in without_times(plain.lines) if "Validation" not in line]
     for frame in watched.frames:
@@ -125,7 +125,7 @@ def test_a_sweep_has_a_line_of_its_own_that_is_gone_afterwards(tmp_path, every_b
     assert any("Epoch 2" in frame[-2] and "CLD val" in frame[-1] for frame in watched.frames if len(frame) > 1)
     swept = [frame for frame in watched.frames if any("CLD" in line for line in frame)]
     assert len(swept) > 4 * 8
-    # Before the first step the line stands where that of the training will, or below it.
+    # Before the first step our line is in the place of the training's line, or below it.
     assert "CLD" in swept[0][-1]
     assert len(swept[0]) <= 2
 
@@ -150,7 +150,7 @@ def test_the_refresh_rate_of_tqdm_is_respected(tmp_path, every_batch):
 
 def test_the_process_position_of_tqdm_is_respected(tmp_path, every_batch):
     terminal, _ = train(tmp_path, TQDMProgressBar(process_position=2), CLDCallback(dirpath=tmp_path))
-    assert terminal.rows("Epoch") == {0, 4}  # tqdm leaves a bar in the first line when it closes it
+    assert terminal.rows("Epoch") == {0, 4}  # tqdm leaves a closed bar in the first line
     assert terminal.rows("CLD") == {5}
     assert len(terminal.shown("CLD train")) == 6
 
@@ -232,7 +232,7 @@ def test_after_an_error_its_line_is_gone_too(tmp_path, every_batch, kind, epoch)
     terminal = Terminal()
     with redirect_stdout(terminal), pytest.raises(RuntimeError) if epoch == 0 else nullcontext() as caught:
         trainer.fit(Failing(epoch), datamodule=Blobs())
-    assert (caught is not None) == (epoch == 0)  # and holds on to the frames of the sweep
+    assert (caught is not None) == (epoch == 0)  # `caught` also keeps the sweep's frames alive
     assert "2/6" in terminal.shown("CLD train")
     assert not any("CLD" in line for line in terminal.lines)
     assert not [line for line in Tqdm._instances if "CLD" in line.desc]
@@ -325,7 +325,7 @@ def test_in_a_real_terminal(tmp_path):
     while True:
         try:
             data = os.read(ours, 4096)
-        except OSError:  # how Linux says that the other end is closed
+        except OSError:  # on Linux: the other end is closed
             break
         if not data:
             break
@@ -341,7 +341,7 @@ def test_in_a_real_terminal(tmp_path):
             assert len(re.findall(rf"{sweep}[^\r\n]*[^\d]{done}/{batches}[^\d]", text)) >= 2 * 4, (sweep, done)
     assert "done with TQDMProgressBar" in lines
     assert "done with RichProgressBar" in lines
-    # Lightning's own messages and ours share lines with the bars here, as they do without a sweep.
+    # Messages from Lightning and from us share lines with the bars, as they do without a sweep.
     assert not [line for line in lines if "CLD train" in line or "CLD val" in line]
     assert [line for line in lines if line.startswith("Epoch 2: 100%|")]
     assert [line for line in lines if line.startswith("Epoch 2/2  ━")]

@@ -14,7 +14,7 @@ VAL_CLASSES = torch.arange(12) % 3
 
 
 def timeline(rows, noise, seed=0, epochs=None):
-    """Losses whose scores settle the sooner, the less noise there is."""
+    """Losses whose scores settle sooner with less noise."""
     generator = np.random.default_rng(seed)
     falling = 3 * np.exp(-np.arange(rows) / 3)[:, None]
     own = generator.random(SAMPLES) + 0.5
@@ -25,7 +25,7 @@ def timeline(rows, noise, seed=0, epochs=None):
 
 
 def coreset_oracle(made, row):
-    """The best two of each class of twenty from the definition, in float64; None where there is none."""
+    """The best two of each class's twenty samples, from the definition in float64; None if there are no scores."""
     train, val = made.train_losses[: row + 1].double().numpy(), made.val_losses[: row + 1].double().numpy()
     if row < 3 or np.isnan(train[-1]).any():
         return None
@@ -65,7 +65,7 @@ def test_the_timelines_of_these_tests_settle_at_all_kinds_of_epochs():
 
 
 def some(settled):
-    """A timeline that settles neither at once nor never, and where."""
+    """A timeline that settles after epoch `settled`, and the epoch where it does."""
     for seed in range(20):
         made = timeline(40, 0.0, seed)
         epoch = settled_oracle(made)
@@ -82,7 +82,7 @@ def test_what_it_says_does_not_depend_on_when_it_is_asked():
     for epoch in range(1, expected + 1):
         grown.record(epoch, made.train_losses[epoch], made.val_losses[epoch])
         answers[epoch] = settling.epoch(grown)
-        if epoch in (5, expected - 1):  # as when it is resumed
+        if epoch in (5, expected - 1):  # as in a resumed run
             settling = Settling()
             assert settling.epoch(grown) == answers[epoch]
     assert answers == {**dict.fromkeys(range(expected)), expected: expected}
@@ -144,7 +144,7 @@ def test_overlaps_are_those_of_the_newest_checkpoint(history):
     for epoch in range(20):
         if epoch > 0:
             grown.record(epoch, made.train_losses[epoch], made.val_losses[epoch])
-        for _ in range(2):  # a second look sees nothing new
+        for _ in range(2):  # a second look finds nothing new
             settling.look(grown)
             earlier = {"previous": epoch - 1, "half": epoch // 2}
             expected = {

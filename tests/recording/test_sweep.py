@@ -1,4 +1,4 @@
-"""What a sweep costs beyond evaluating the samples: worker processes, waits for the device, memory that is pinned."""
+"""What a sweep costs besides evaluating samples: worker processes, waits for the device, pinned memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.toys import Blobs, Classifier, blobs, fit, quiet_trainer
 
 
 class ReadBy(Dataset):
-    """Points whose first number tells which process read them; `augments` adds noise where the rest goes."""
+    """Points, each with the id of the process that read it; `augments` adds noise."""
 
     def __init__(self, augments=False, samples=80):
         self.points, self.targets = blobs(samples).tensors
@@ -35,7 +35,7 @@ class ReadBy(Dataset):
 
 
 class Tells(Classifier):
-    """Logs as its losses who read the samples, or what they showed."""
+    """Logs as losses the process that read each sample, or the sum of the point."""
 
     asks = "process"
 
@@ -107,6 +107,7 @@ def test_kept_workers_are_gone_after_the_cutoff(tmp_path):
 
     before, counts = len(multiprocessing.active_children()), Counts()
     watched(tmp_path, callbacks=[counts], plan={"cutoff_epoch": 4}, num_workers=1, persistent_workers=True)
+    # Two workers of the sweeps, one of training, and later one of validation.
     assert [alive - before for alive in counts.alive] == [
         3,
         4,
@@ -114,7 +115,7 @@ def test_kept_workers_are_gone_after_the_cutoff(tmp_path):
         4,
         2,
         2,
-    ]  # two of the sweeps, one of training and later of validation
+    ]
 
 
 def test_a_rare_augmentation_is_found_before_workers_are_kept():
@@ -154,7 +155,7 @@ def test_a_sweep_that_failed_starts_its_workers_anew(tmp_path):
 
 
 class Waits(TorchDispatchMode):
-    """Counts the operations that wait for the device: those that turn a tensor into a number."""
+    """Counts all operations. The ones that turn a tensor into a number wait for the device."""
 
     def __init__(self):
         super().__init__()
@@ -177,7 +178,7 @@ def test_nothing_waits_for_the_device_batch_by_batch(tmp_path, loss_fn):
         sweep = Sweep(loader, torch.arange(120), batch_size=batch_size, kind="train")
         with Waits() as counted:
             sweep.run(trainer, module, make_step(module, loss_fn))
-        assert counted.seen["aten.addmm.default"] == 2 * 120 / batch_size  # so it does count
+        assert counted.seen["aten.addmm.default"] == 2 * 120 / batch_size  # proves that it counts
         waits.append(counted.seen["aten._local_scalar_dense.default"])
     assert waits[0] == waits[1]
 

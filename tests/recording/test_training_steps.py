@@ -1,4 +1,4 @@
-"""Losses from the training steps: `record="step"`, `IndexedDataset`."""
+"""Losses from training steps: `record="step"` and `IndexedDataset`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, Dataset, Subset, SubsetRandomSampler, TensorDataset
 
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, IndexedDataset, LossTrajectories
-from lightning_cld.data.fingerprint import dataset_labels
+from lightning_cld.data.labels import dataset_labels
 from lightning_cld.functional.step_losses import at_epoch_ends
 from tests.toys import Blobs, Classifier, blobs, fit, plain_losses
 
@@ -22,12 +22,12 @@ NAN, INF = float("nan"), float("inf")
 
 
 class Stepping(Classifier):
-    """Returns its losses, and keeps a list of them of its own, epoch by epoch."""
+    """Returns its losses and keeps its own list of them for each epoch."""
 
     def __init__(self):
         super().__init__()
         self.seen = {}
-        self.changes = {}  # what else a step returns, by its number
+        self.changes = {}  # changed outputs, by step number
 
     def training_step(self, batch, batch_idx):
         inputs, targets, index = batch
@@ -52,7 +52,7 @@ def stepped(tmp_path, module=Stepping, datamodule=None, cld=None, **arguments):
 
 
 def expected(module, samples):
-    """A row for each epoch from what the module saw itself."""
+    """The expected row of each epoch, from the losses that the module kept."""
     rows = torch.full((len(module.seen), samples), NAN, dtype=torch.float64)
     for epoch, seen in module.seen.items():
         for position, values in seen.items():
@@ -174,13 +174,13 @@ def test_a_resumed_run_has_the_same_rows(tmp_path, at):
         settings = {
             "the epoch's end": {},
             "validation's end": {"save_on_train_epoch_end": False},
-            "mid-epoch": {"every_n_train_steps": 4},  # of six
+            "mid-epoch": {"every_n_train_steps": 4},  # an epoch has six
         }[at]
         return ModelCheckpoint(tmp_path / folder, save_top_k=-1, filename="{step}", **settings)
 
     plan = {"enable_checkpointing": True, "max_epochs": 5}
     data = {"shuffle": False}
-    # Without dropout, whose draws Lightning does not resume.
+    # No dropout: Lightning does not restore its random numbers.
     module = Stepping()
     module.net[3].p = 0.0
     whole, _, _ = stepped(tmp_path, module, Indexed(**data), callbacks=[files("whole")], **plan)
@@ -189,7 +189,7 @@ def test_a_resumed_run_has_the_same_rows(tmp_path, at):
     module.net[3].p = 0.0
     resumed, _, _ = stepped(tmp_path, module, Indexed(**data), callbacks=[files("resumed")], ckpt_path=saved, **plan)
     assert resumed.trajectories.epochs == whole.trajectories.epochs == [0, 1, 2, 3, 4, 5]
-    if at == "mid-epoch":  # its loader starts from the top again, so the rest of the epoch sees other samples
+    if at == "mid-epoch":  # the loader restarts, so the rest of the epoch sees other samples
         assert not resumed.trajectories.train_losses.isnan().any(dim=1)[[0, 1, 2]].any()
         assert int(resumed.trajectories.train_losses[3].isnan().sum()) == 90 - 64
     else:
@@ -204,7 +204,7 @@ def test_another_record_does_not_resume(tmp_path):
         fit(tmp_path, CLDCallback(), Stepping, Indexed(), tmp_path / "epoch=1.ckpt", max_epochs=6)
 
 
-# What the first step must return
+# Checks of a step's outputs
 
 
 WRONG = {
@@ -315,7 +315,7 @@ def test_arguments_that_contradict_each_other(arguments, message):
 
 
 def ends(train):
-    """Row by row in numpy: the mean of a row and the next, where there is a next."""
+    """In numpy, the mean of each row and the next; a row without a next one stays as it is."""
     train = train.double().numpy()
     rows = [train[0]]
     for row in range(1, len(train)):

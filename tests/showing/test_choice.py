@@ -80,7 +80,7 @@ def test_agreement_is_that_of_scores_of_every_cutoff_with_the_last(one_class):
     for epoch, correlation, overlap in zip(epochs, correlations, overlaps, strict=True):
         values = cld_oracle(train[: epoch + 1], val[: epoch + 1], groups, val_groups)
         of_classes = [spearmanr(values[groups == c], final[groups == c]).statistic for c in labels]
-        assert correlation == pytest.approx(np.mean(of_classes), abs=1e-3)  # float32 may swap neighbours
+        assert correlation == pytest.approx(np.mean(of_classes), abs=1e-3)  # float32 may swap close scores
         assert overlap == pytest.approx(len(coreset(values) & coreset(final)) / 12)
     assert (correlations[-1], overlaps[-1]) == (pytest.approx(1), 1)
 
@@ -97,13 +97,13 @@ def test_agreement_at_a_cutoff_without_scores_is_not_known():
     train[2] = val[2] = NAN
     epochs, correlations, overlaps = agreement(LossTrajectories(train, val, CLASSES, VAL_CLASSES), 0.2)
     assert epochs == [3, 4, 5, 6, 7, 8]
-    known = [epoch >= 5 for epoch in epochs]  # 0-1, 3-4, 4-5
+    known = [epoch >= 5 for epoch in epochs]  # from epoch 5 on there are three differences: 0-1, 3-4, 4-5
     assert (~np.isnan(correlations)).tolist() == (~np.isnan(overlaps)).tolist() == known
 
 
 def test_agreement_where_a_coreset_alone_is_missing_keeps_the_correlation():
     train, val = walks()
-    # Of the first four checkpoints one sample a class has all; with the later ones all do.
+    # Up to epoch 4 only one sample per class has enough differences, later all have.
     train[1, 3:] = NAN
     epochs, correlations, overlaps = agreement(LossTrajectories(train, val, CLASSES, VAL_CLASSES), 0.2)
     assert np.isnan(overlaps).tolist() == [epoch < 5 for epoch in epochs]

@@ -34,7 +34,7 @@ IMAGES = TensorDataset(torch.rand(90, 1, 8, 8), CLASSES)
 
 
 class Page(HTMLParser):
-    """The elements of a page, checked to be closed in the order they were opened in."""
+    """Collects the elements of a page and checks that they are closed in the right order."""
 
     def __init__(self, text):
         super().__init__()
@@ -64,7 +64,7 @@ class Page(HTMLParser):
 
 
 def pictures(page):
-    """The embedded images, by their alternative texts."""
+    """The embedded images with their alternative texts."""
     found = []
     for attributes in page.all("img"):
         kind, _, content = attributes["src"].partition(",")
@@ -81,7 +81,7 @@ def write(scores, path, *arguments):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """A page with everything on it."""
+    """A page with every section."""
     path = tmp_path_factory.mktemp("report") / "page.html"
     write(TIMELINE.score(), path, IMAGES, TIMELINE)
     return path
@@ -313,5 +313,5 @@ def test_a_browser_shows_it(full, tmp_path, width):
     assert shown.shape[1] == width
     used = (shown < 250).any(axis=0)
     assert used[: width // 2].mean() > 0.5
-    assert not used[width - 5 :].any()  # nothing runs over the edge
+    assert not used[width - 5 :].any()  # nothing overflows
     assert (shown < 250).any(axis=1)[:3500].mean() > 0.5

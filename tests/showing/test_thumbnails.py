@@ -15,11 +15,11 @@ from lightning_cld.showing.thumbnails import SIDE, check_dataset, read_images
 RAMP = np.arange(12, dtype=np.uint8).reshape(3, 4)  # height 3, width 4
 GREY = np.round(RAMP.astype(int) * 255 / 11).astype(np.uint8)
 COLOURED = np.random.default_rng(0).integers(0, 256, (5, 6, 3), dtype=np.uint8)  # HWC
-COLOURED[0, 0, 0], COLOURED[0, 0, 1] = 0, 255  # all of the range
+COLOURED[0, 0, 0], COLOURED[0, 0, 1] = 0, 255  # uses the whole range
 
 
 class Samples(Dataset):
-    """Serves what it is given and notes what it was asked for."""
+    """Serves the given samples and records the positions that are read."""
 
     def __init__(self, *samples):
         self.samples, self.read = samples, []
@@ -134,7 +134,7 @@ def test_a_sample_without_an_image_is_refused(sample):
         read_images(Samples(CHW, sample), [0, 1])
 
 
-# Is it the dataset that was scored?
+# The dataset must be the scored one
 
 
 LABELS = torch.tensor([0, 1, 1, 0, 2, 2])

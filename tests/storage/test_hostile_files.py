@@ -1,4 +1,4 @@
-"""Files that are damaged, foreign or made to harm: an error that names the file, or the data that were written."""
+"""Damaged, foreign or malicious files give an error that names the file, or the data as they were written."""
 
 import functools
 import io
@@ -56,7 +56,7 @@ MEMBERS = [(kind, name) for kind in MAKERS for name in [*ARRAYS[kind], "header"]
 
 
 class HangError(BaseException):
-    """No Exception, which a reader may turn into another."""
+    """A BaseException, because a reader may turn an Exception into another."""
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,7 @@ def file_of(kind, seed):
 
 
 def saved(kind, path, seed=0):
-    """Writes a file of that kind, without waiting for the disk as `save` does, and returns its bytes."""
+    """Writes a file of `kind` without waiting for the disk, unlike `save`; returns its bytes."""
     path.write_bytes(file_of(kind, seed))
     return file_of(kind, seed)
 
@@ -110,7 +110,7 @@ def same(a, b):
 
 
 def outcome(kind, path, seed=0):
-    """`refused` or `read`, which are good, or what went wrong."""
+    """Returns "refused" or "read", which are good, or what went wrong."""
     made = MAKERS[kind](seed)
     tracemalloc.reset_peak()
     before, _ = tracemalloc.get_traced_memory()
@@ -119,7 +119,7 @@ def outcome(kind, path, seed=0):
     except ValueError as error:
         named = str(path) in str(error) and f"{type(made).__name__}.load" in str(error)
         found = "refused" if named else f"a ValueError that names no file: {error}"
-    except Exception as error:  # noqa: BLE001  # what must not come out
+    except Exception as error:  # noqa: BLE001  # any other error is a fault
         found = f"{type(error).__name__}: {error}"
     _, peak = tracemalloc.get_traced_memory()
     return found if peak - before < MOST_MEMORY else f"{(peak - before) / 1e6:.0f} MB taken, then {found}"
@@ -129,7 +129,7 @@ def assert_refused(kind, path):
     assert outcome(kind, path) == "refused"
 
 
-# Damaged
+# Damaged files
 
 
 def truncated(content, chance):
@@ -193,7 +193,7 @@ def test_a_file_that_begins_as_one_and_ends_as_another_is_refused_or_read_right(
 
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_file_half_written_over_another_is_refused(path, kind):
-    # Both have the same length, as if a write in place had been cut off.
+    # Both have the same length, so this is like an interrupted write in place.
     old, new = saved(kind, path, seed=1), saved(kind, path)
     assert len(old) == len(new)
     for tenths in range(1, 10):
@@ -202,7 +202,7 @@ def test_a_file_half_written_over_another_is_refused(path, kind):
         assert "read" in (outcome(kind, path), outcome(kind, path, seed=1)) or outcome(kind, path) == "refused"
 
 
-# Rewritten with sound checksums
+# Changed arrays with valid checksums
 
 
 def members(path):
@@ -211,7 +211,7 @@ def members(path):
 
 
 def write(path, contents):
-    """An archive of these (name, bytes) pairs."""
+    """Writes an archive of (name, bytes) pairs."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in contents.items() if isinstance(contents, dict) else contents:
             archive.writestr(name, content)
@@ -224,7 +224,7 @@ def npy(array):
 
 
 def replace(path, **arrays):
-    """Writes the file again with some members replaced by arrays or bytes; None leaves one out."""
+    """Rewrites the file with some members replaced by arrays or bytes; None removes one."""
     contents = members(path)
     for name, array in arrays.items():
         contents.pop(f"{name}.npy", None)
@@ -285,7 +285,7 @@ def test_an_array_of_another_shape_is_refused(path, kind, name, shape):
 
 
 class Trap:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -454,7 +454,7 @@ def test_a_header_that_is_nested_deeply_or_holds_a_huge_number_is_refused(path, 
 
 
 def something(chance, depth=0):
-    """Any JSON value."""
+    """A random JSON value."""
     if depth < 3 and chance.random() < 0.4:
         inner = [something(chance, depth + 1) for _ in range(chance.randrange(5))]
         return inner if chance.random() < 0.5 else {chance.choice("abc"): value for value in inner}
@@ -480,7 +480,7 @@ def test_a_header_of_anything_is_refused_or_read(path, kind):
                 changed[key] = something(chance)
         replace(path, header=np.array(json.dumps(changed)))
         found = outcome(kind, path)
-        if found not in ("refused", "read", "read as other data"):  # another number may be as good as the right one
+        if found not in ("refused", "read", "read as other data"):  # another number may be as valid as the right one
             wrong[case] = found
     assert wrong == {}
 
@@ -511,7 +511,7 @@ def test_a_compressed_bomb_is_refused(path, kind):
 
 
 def directory_entries(content):
-    """Where the central directory's entries are."""
+    """The positions of the central directory's entries."""
     places, place = [], content.find(b"PK\x01\x02")
     while place != -1:
         places.append(place)
@@ -527,8 +527,8 @@ FIELDS = {"flags": (8, "<H"), "method": (10, "<H"), "packed": (20, "<I"), "size"
     ("field", "value"),
     [
         ("flags", 0x1),  # encrypted
-        ("flags", 0x20),  # a patch
-        ("flags", 0x40),  # encrypted strongly
+        ("flags", 0x20),  # patched data
+        ("flags", 0x40),  # strongly encrypted
         ("method", 99),
         ("packed", 0),
         ("packed", 0xFFFFFFFE),
@@ -560,7 +560,7 @@ def test_a_member_that_claims_an_absurd_size_in_64_bits_is_refused(path, kind, f
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in contents.items():
             archive.writestr(name, content)
-        for member in archive.infolist():  # the directory is written when the archive is closed
+        for member in archive.infolist():  # closing the archive writes the directory
             if field in ("packed", "both"):
                 member.compress_size = 2**60
             if field in ("size", "both"):
@@ -577,7 +577,7 @@ def test_two_members_of_one_name_are_refused_or_read_right(path, kind, name, fir
     other = {**other, "classes.npy": npy(1 - CLASSES.numpy()), "train_classes.npy": npy(1 - CLASSES.numpy())}
     other["val_classes.npy"] = npy(1 - CLASSES[:6].numpy())
     saved(kind, path)
-    for alias in (f"{name}.npy", name):  # which the reader would take for the same
+    for alias in (f"{name}.npy", name):  # the reader takes both names for the same member
         right = list(members(path).items())
         twin = (alias, other[f"{name}.npy"])
         write(path, [twin, *right] if first else [*right, twin])
@@ -586,7 +586,7 @@ def test_two_members_of_one_name_are_refused_or_read_right(path, kind, name, fir
 
 
 def nested_members(count, payload):
-    """Stored members, each of which holds all that follow: a small archive of a large sum."""
+    """Stored members that each contain all later ones: a small archive with a huge total size."""
     rest, entries = payload, []
     for number in reversed(range(count)):
         name = f"{number:05}.npy".encode()
