@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 
 def draw_accuracy(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy over the fraction kept: a panel for each noise level, a line for each method."""
+    """Accuracy over the fraction kept, with a panel per noise level and a line per method."""
 
     def panel(axis: Axes, methods: dict[str, list[list[Row]]]) -> None:
         for number, (method, cells) in enumerate(methods.items()):
@@ -22,7 +22,7 @@ def draw_accuracy(rows: Sequence[Row], path: Path) -> None:
             axis.errorbar(kept, means, spreads, label=method, capsize=2, **_style(number))
         axis.set_xscale("log")
         ticks = sorted({100 * float(cell[0]["fraction"]) for cells in methods.values() for cell in cells})
-        # Two that would overlap share a label.
+        # Labels above 80 % would overlap.
         axis.set_xticks(ticks, [f"{tick:g}" if tick < 80 else "" for tick in ticks])
         axis.minorticks_off()
         axis.set_xlabel("share of the train set kept (%)")
@@ -31,7 +31,7 @@ def draw_accuracy(rows: Sequence[Row], path: Path) -> None:
 
 
 def draw_compute(rows: Sequence[Row], path: Path) -> None:
-    """Accuracy over end-to-end compute, selection and training: the Pareto front joined by a line."""
+    """Accuracy over the compute of selection and training, with a line along the Pareto front."""
 
     def panel(axis: Axes, methods: dict[str, list[list[Row]]]) -> None:
         points = []

@@ -1,4 +1,4 @@
-"""Runs the cells of a benchmark, each once, and keeps what came out in one CSV. Nothing here knows about CLD."""
+"""Runs each cell of a benchmark once and keeps the results in one CSV. Nothing here knows about CLD."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Row = dict[str, str]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a CSV; none if it is not there yet."""
+    """The rows of a CSV; none if the file does not exist yet."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -29,23 +29,23 @@ def read_rows(path: Path) -> list[Row]:
 def run_cells(
     path: Path, cells: Sequence[dict[str, Any]], work: Callable[[dict[str, Any]], dict[str, Any]], *, jobs: int
 ) -> list[Row]:
-    """Rows of the cells, of which those that `path` already holds are not run again.
+    """Runs the cells that `path` does not hold yet, and returns the rows of all cells.
 
-    A row is its cell and what `work` returned for it. The file is replaced as a whole after every cell and kept
-    sorted, so that a run which was killed and started again leaves the same file as one that was not.
+    A row is a cell and the result of `work` for it. After every cell the whole file is replaced, sorted. A run that was
+    killed and restarted therefore leaves the same file as an uninterrupted run.
 
     Args:
-        path: The CSV. Rows of other cells in it stay.
-        cells: What identifies each cell: plain values under the same names.
-        work: Called with a cell in one of the worker processes; a function of a module's top level.
-        jobs: How many worker processes.
+        path: The CSV. Its rows of other cells are kept.
+        cells: Plain values that identify each cell, all under the same names.
+        work: A function at the top level of a module, called with a cell in a worker process.
+        jobs: Number of worker processes.
     """
     if not cells:
         return []
     names = list(cells[0])
     rows = {_key(row, names): row for row in read_rows(path)}
     open_cells = [cell for cell in cells if _key(cell, names) not in rows]
-    # A fresh process for each worker: a forked one would inherit the parent's threads in an unknown state.
+    # Workers are spawned: a forked one would inherit the parent's threads in an unknown state.
     context = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(jobs, context, _start_worker, (jobs,)) as pool,
@@ -80,7 +80,7 @@ def _write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def _sortable(value: str) -> tuple[float, str]:
-    """Numbers by their value, before any text."""
+    """A sort key that puts numbers by value, and before any text."""
     try:
         return float(value), ""
     except ValueError:
@@ -90,7 +90,7 @@ def _sortable(value: str) -> tuple[float, str]:
 def _start_worker(jobs: int) -> None:
     if jobs > 1:
         torch.set_num_threads(1)
-    # A worker whose parent was killed would wait for its next cell forever.
+    # If its parent is killed, a worker would wait forever for its next cell.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -101,11 +101,11 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-# What the tables are made of
+# Tables
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and the standard deviation over the seeds (0 if there is only one)."""
+    """The mean and the standard deviation over the seeds (0 for one seed)."""
     return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
 
 

@@ -1,4 +1,4 @@
-"""Ways to choose a coreset from one proxy's logged losses, through the library's public API only."""
+"""Methods that choose a coreset from one proxy's logged losses, with only the library's public API."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from lightning_cld import CLDScores, LossTrajectories, baselines
 
 Choice = Callable[[LossTrajectories, float, int], Tensor]
-"""From the losses, the fraction to keep and a seed to positions in the train set."""
+"""Takes the losses, the fraction to keep and a seed; returns positions in the train set."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to choose, and the share of the proxy's run that it needs."""
+    """A function that chooses, and the share of the proxy's run that it needs."""
 
     choose: Choice
     share: float = 1.0
@@ -44,10 +44,10 @@ def _draw(losses: LossTrajectories, fraction: float, seed: int) -> Tensor:
     return losses.score().select(fraction=fraction, rule="draw", seed=2000 + seed)
 
 
-# What was tried on the way to that rule. Each gives priorities, of which the best of every class are kept.
+# Rules that were tried before that one. Each gives priorities; the highest ones of every class are kept.
 
 Priorities = Callable[[LossTrajectories, CLDScores, Tensor], Tensor]
-"""From the losses, their scores and a uniform draw for each sample."""
+"""Takes the losses, their scores and a uniform random number per sample."""
 
 
 def _rule(priorities: Priorities) -> Choice:
@@ -60,7 +60,7 @@ def _rule(priorities: Priorities) -> Choice:
 
 
 def _drop_share(share: float) -> Priorities:
-    """At random but for the lowest-scored share of each class."""
+    """Random, without the lowest-scored share of each class."""
 
     def priorities(losses: LossTrajectories, scores: CLDScores, draw: Tensor) -> Tensor:
         ranks = torch.empty(len(scores), dtype=torch.float64)
@@ -77,7 +77,7 @@ def _drop_negative(losses: LossTrajectories, scores: CLDScores, draw: Tensor) ->
 
 
 def _drop_otsu(losses: LossTrajectories, scores: CLDScores, draw: Tensor) -> Tensor:
-    """At random but for what Otsu's threshold, which minimises the variance within the two parts, cuts off."""
+    """Random, without the scores below Otsu's threshold, which minimises the variance within the two parts."""
     ordered = np.sort(scores.values.double().numpy())
     counts = np.arange(1, len(ordered))
     below = np.cumsum(ordered)[:-1]
@@ -86,7 +86,7 @@ def _drop_otsu(losses: LossTrajectories, scores: CLDScores, draw: Tensor) -> Ten
 
 
 def _by_weight(weigh: Callable[[LossTrajectories, CLDScores], Tensor]) -> Priorities:
-    """At random by weight among the positive scores, as the rule "draw" does, with other weights than its own."""
+    """A weighted draw among the positive scores, like the rule "draw" but with other weights."""
 
     def priorities(losses: LossTrajectories, scores: CLDScores, draw: Tensor) -> Tensor:
         weights = weigh(losses, scores).double()
@@ -97,17 +97,17 @@ def _by_weight(weigh: Callable[[LossTrajectories, CLDScores], Tensor]) -> Priori
 
 
 def _above_zero(losses: LossTrajectories, fraction: float, seed: int) -> Tensor:
-    """The rule "draw" with a threshold of zero, whatever the share of negative scores."""
+    """The rule "draw" with its threshold at zero, for any share of negative scores."""
     scores = losses.score()
     positive = scores.values > 0
-    # Without negative scores the rule's own threshold is zero; what has no weight keeps its place behind the drawn.
+    # Without negative scores the rule's threshold is zero. Samples without weight come after the drawn ones, in order.
     values = torch.where(positive, scores.values, 1e-6 * (1 + scores.values))
     known = CLDScores(values, scores.classes, uncertainty=scores.uncertainty.where(positive, 0.0))
     return known.select(fraction=fraction, rule="draw", seed=2000 + seed)
 
 
 def _without_cld(losses: LossTrajectories, fraction: float, seed: int) -> Tensor:
-    """The rule "draw" with every score at 1: what uncertainty alone is worth."""
+    """The rule "draw" with all scores at 1, which shows what uncertainty alone is worth."""
     scores = losses.score()
     known = CLDScores(torch.ones(len(scores)), scores.classes, uncertainty=scores.uncertainty)
     return known.select(fraction=fraction, rule="draw", seed=2000 + seed)
@@ -146,4 +146,4 @@ METHODS: dict[str, Method] = {
 }
 EVERYTHING = "everything"
 HELD_OUT = "the validation split"
-"""What the methods are compared with: training on all samples, and on those alone that CLD scores against."""
+"""What the methods are compared with: training on all samples, or only on the validation samples that CLD uses."""

@@ -1,6 +1,6 @@
-"""What the benchmarks have in common: data with their faults, a proxy's logged losses, and a target's accuracy.
+"""What the benchmarks share: faulty data, a proxy's logged losses, and a target's accuracy.
 
-Every draw follows from a cell's seed and has a number of its own, so that none repeats another.
+Every random draw derives its own seed from the cell's seed, so no two draws are the same.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Case:
-    """The data, the proxy and the seed: everything that a proxy's losses follow from."""
+    """The data, the proxy and the seed: everything that determines a proxy's losses."""
 
     dataset: str
     network: str
-    epochs: int  # of the proxy
+    epochs: int  # epochs of the proxy
     noise: float  # share of the train labels made wrong
     noise_kind: str  # "symmetric": any other class; "pair": the next class
     val_noise: float  # share of the validation labels made wrong
-    imbalance: float  # how many times the last class is smaller than the first
+    imbalance: float  # size of the first class divided by size of the last
     seed: int
-    holdout: float | None = None  # share that becomes the validation split; None: what suits the dataset
+    holdout: float | None = None  # share for the validation split; None uses the preset
 
     @classmethod
     def of(cls, cell: dict[str, Any]) -> Case:
@@ -52,7 +52,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Settings:
-    """Where the data are, where finished proxies are kept, and how many steps a target takes."""
+    """The folder of the data, the folder of finished proxies, and the steps of a target."""
 
     root: Path
     work: Path
@@ -66,9 +66,9 @@ def _load(name: str, root: Path) -> tuple[Images, Images]:
 
 @functools.lru_cache(maxsize=2)
 def make_splits(case: Case, root: Path) -> tuple[Splits, Tensor]:
-    """The datamodule, and which of the train labels are wrong.
+    """Makes the datamodule, and a mask of the wrong train labels.
 
-    Train and validation labels are made wrong, never those of the test set.
+    Train and validation labels can be made wrong. Test labels stay as they are.
     """
     pool, test = _load(case.dataset, root)
     preset, seed = PRESETS[case.dataset], case.seed
@@ -82,7 +82,7 @@ def make_splits(case: Case, root: Path) -> tuple[Splits, Tensor]:
 
 
 def _imbalanced(targets: Tensor, factor: float, seed: int) -> Tensor:
-    """Sorted positions, with class sizes that fall geometrically from the first to a `factor`-th of it."""
+    """Sorted positions whose class sizes fall geometrically, by `factor` from the first class to the last."""
     order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(5000 + seed))
     classes, kept = int(targets.max()) + 1, []
     for label in range(classes):
@@ -93,20 +93,20 @@ def _imbalanced(targets: Tensor, factor: float, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Proxy:
-    """The losses that one run of a proxy logged, and what they cost."""
+    """The losses that one proxy run logged, and their cost."""
 
     trajectories: LossTrajectories
-    fit_seconds: float  # of the whole run, sweeps included
+    fit_seconds: float  # whole run, sweeps included
     sweep_seconds: float
 
     @property
     def epochs_paid(self) -> float:
-        """The run's time in epochs of plain training."""
+        """The time of the run, in epochs of plain training."""
         return self.trajectories.epochs[-1] * self.fit_seconds / (self.fit_seconds - self.sweep_seconds)
 
 
 def run_proxy(case: Case, settings: Settings, record: str = "sweep") -> Proxy:
-    """Trains the proxy under `CLDCallback(record=...)`, or reads what an earlier call left."""
+    """Trains the proxy with `CLDCallback(record=...)`, or loads the result of an earlier call."""
     name = "-".join(str(value) for value in vars(case).values() if value is not None)
     folder = settings.work / (name if record == "sweep" else f"{name}-{record}")
     done = folder / "proxy.json"  # written last
@@ -119,12 +119,12 @@ def run_proxy(case: Case, settings: Settings, record: str = "sweep") -> Proxy:
         model = kind(case.dataset, splits.train, preset.lr, seed=case.seed, network=case.network)
         started = time.perf_counter()
         with warnings.catch_warnings():
-            # A proxy that was killed left its files; they are written anew.
+            # The files of a proxy that was killed are overwritten, which warns.
             warnings.simplefilter("ignore")
             quiet_trainer(case.epochs, cld).fit(model, datamodule=splits)
         seconds = time.perf_counter() - started
         costs = {"fit_seconds": seconds, "sweep_seconds": cld.trajectories.metadata["sweep_seconds"]}
-        temporary = done.with_suffix(".tmp")  # a file that was cut short would be taken for a finished one
+        temporary = done.with_suffix(".tmp")  # a partly written file would look finished
         temporary.write_text(json.dumps(costs), encoding="utf-8")
         temporary.replace(done)
     return _read_proxy(folder)
@@ -145,15 +145,16 @@ def train_target(
     budget: str,
     held_out: bool = False,
 ) -> dict[str, Any]:
-    """Trains a fresh model on these samples (None: all) and tests it.
+    """Trains a fresh model on a coreset and tests it.
 
     Args:
         case: The data and the seed.
-        settings: Where the data are, and the number of steps.
-        positions: The coreset.
+        settings: The folder of the data, and the number of steps.
+        positions: The coreset; None trains on all samples.
         callbacks: Added to the Trainer.
-        network: The target's.
-        budget: "steps": as many as the settings say, whatever the size; "epochs": as many as the proxy's.
+        network: The network of the target.
+        budget: "steps" trains for the steps in `settings`, whatever the coreset's size; "epochs" trains for the
+            proxy's number of epochs.
         held_out: Train on the validation split instead of the train set.
     """
     quiet()
@@ -166,7 +167,7 @@ def train_target(
     kept = torch.arange(len(splits.train)) if positions is None else positions
     steps, epochs = (settings.steps, None) if budget == "steps" else (-1, case.epochs)
     data = CoresetDataModule(splits, kept, epoch_length="full" if budget == "steps" else "coreset")
-    # Not the proxy's seed: a coreset should serve other initial weights than those it was chosen with.
+    # Not the proxy's seed: a coreset should work for other initial weights too.
     target = Classifier(case.dataset, splits.train, preset.lr, seed=3000 + case.seed, network=network)
     trainer = quiet_trainer(epochs, *callbacks, steps=steps)
     started = time.perf_counter()
@@ -184,29 +185,29 @@ def train_target(
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> float:
-    """Spearman's, over samples that both score."""
+    """Spearman correlation over the samples that are scored in both."""
     scored = ~(first.isnan() | second.isnan())
     return float(spearman_corrcoef(first[scored], second[scored]))
 
 
 def overlap(first: Tensor, second: Tensor) -> float:
-    """The share of one coreset that is in another of the same size."""
+    """The share of one coreset that is also in another of the same size."""
     return float(torch.isin(first, second).double().mean())
 
 
 def proxy_cell(args: argparse.Namespace, *, seed: int, noise: float, **others: Any) -> dict[str, Any]:
-    """The cell of a proxy on data that have, but for what `others` say, only symmetric label noise in the train set."""
+    """The cell of a proxy: data with symmetric label noise in the train set only, unless `others` says otherwise."""
     cell = {"dataset": args.dataset, "network": args.network, "epochs": args.epochs, "noise": noise}
     return {**cell, "noise_kind": "symmetric", "val_noise": 0.0, "imbalance": 1.0, "seed": seed, **others}
 
 
 def target_cell(proxy: dict[str, Any], settings: Settings, **others: Any) -> dict[str, Any]:
-    """The cell of a target. It says how many steps there are to take: a row of another number is not its own."""
+    """The cell of a target. It includes the number of steps, so a row with another number is not reused."""
     return {**proxy, **others, "of_steps": settings.steps}
 
 
 def train_proxies(cells: Sequence[dict[str, Any]], args: argparse.Namespace, settings: Settings) -> None:
-    """Trains the proxies before anything needs them: two workers would train one that both miss."""
+    """Trains the proxies first: otherwise two workers might train the same one."""
     csv = args.work / f"{args.csv.stem}_proxies.csv"
     run_cells(csv, cells, functools.partial(_train_proxy, settings=settings), jobs=args.jobs)
 
@@ -217,26 +218,26 @@ def _train_proxy(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
 
 def add_common_arguments(parser: argparse.ArgumentParser, csv: str) -> None:
-    """The arguments that every benchmark has."""
+    """Adds the arguments that all benchmarks share."""
     add = parser.add_argument
     known = "(default: %(default)s)"
     add("--dataset", choices=PRESETS, default="fashion-mnist", help=f"digits need no files {known}")
-    add("--root", type=Path, default=Path("data"), help=f"where torchvision's datasets are or go; folders too {known}")
-    add("--network", choices=NETWORKS, help="of the proxy, and of targets (default: what suits the dataset)")
-    add("--epochs", type=int, help="of the proxy (default: what suits the dataset)")
-    add("--steps", type=int, help="of every target, where it is not equal epochs (default: what suits the dataset)")
-    add("--seeds", type=int, default=3, help=f"how many seeds {known}")
-    add("--jobs", type=int, default=1, help=f"worker processes, of one thread each if there are several {known}")
-    what = "finished cells, which are not run again; give each folder of images a CSV of its own"
+    add("--root", type=Path, default=Path("data"), help=f"folder of torchvision's datasets or of images {known}")
+    add("--network", choices=NETWORKS, help="network of the proxy and the targets (default: by dataset)")
+    add("--epochs", type=int, help="epochs of the proxy (default: by dataset)")
+    add("--steps", type=int, help="steps of every target, unless epochs are equal (default: by dataset)")
+    add("--seeds", type=int, default=3, help=f"number of seeds {known}")
+    add("--jobs", type=int, default=1, help=f"worker processes; several get one thread each {known}")
+    what = "finished cells, which are not run again; use one CSV per image folder"
     add("--csv", type=Path, default=RESULTS / csv, help=f"{what} {known}")
-    add("--work", type=Path, default=Path("benchmark-runs"), help=f"where finished proxies are kept {known}")
+    add("--work", type=Path, default=Path("benchmark-runs"), help=f"folder of finished proxies {known}")
 
 
 def complete(args: argparse.Namespace) -> Settings:
-    """Fills in what suits the dataset."""
+    """Fills in the defaults for the dataset."""
     preset = PRESETS[args.dataset]
     args.network = args.network or preset.network
     args.epochs = args.epochs or preset.epochs
-    # Which folder of images it was only the CSV tells, if each folder has its own.
+    # Only the CSV's name tells image folders apart.
     args.work = (args.work / args.csv.stem if args.dataset == "folder" else args.work).absolute()
     return Settings(args.root.absolute(), args.work, args.steps or preset.steps)

@@ -1,12 +1,12 @@
-"""What is a coreset worth? Test accuracy by method, size, label noise and step budget, against random and everything.
+"""What is a coreset worth? Test accuracy by method, size, label noise and step budget.
 
     python examples/benchmarks/accuracy.py --dataset digits --seeds 5
     python examples/benchmarks/accuracy.py --dataset fashion-mnist --root DIR --jobs 2
 
-For each noise level and seed one proxy is trained under `CLDCallback`; every method then chooses from the losses that
-it logged, and a fresh model is trained on each choice. Finished cells are rows of a CSV and are not run again: kill it
-and start it again with the same command. Your own images: `--dataset folder --root DIR --csv CSV`, with
-DIR/train/CLASS/ and DIR/test/CLASS/.
+For each noise level and seed, one proxy is trained with `CLDCallback`. Every method then chooses a coreset from the
+proxy's logged losses, and a fresh model is trained on it. For comparison, models are trained on everything and on the
+validation split. Finished cells are rows of a CSV and are not run again, so a killed run continues with the same
+command. For your own images: `--dataset folder --root DIR --csv CSV`, with DIR/train/CLASS/ and DIR/test/CLASS/.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _costs(seconds: float, epochs: float) -> dict[str, float]:
 
 
 def make_cells(args: argparse.Namespace, settings: Settings) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The cells of the proxies and those of the targets, seed after seed, so that each seed is complete early."""
+    """The cells of the proxies and of the targets, seed after seed, so that the first seeds are complete early."""
     proxies = [
         proxy_cell(
             args,
@@ -87,13 +87,13 @@ def make_cells(args: argparse.Namespace, settings: Settings) -> tuple[list[dict[
     return proxies, targets
 
 
-# What came out
+# Tables
 
 
 def table(rows: Iterable[Row], noise: str, budget: str, methods: Sequence[str] = tuple(METHODS)) -> str:
-    """Accuracy by method and fraction for one noise level and budget: mean ± spread over the seeds, in percent.
+    """Accuracy in percent by method and fraction, for one noise level and budget: mean ± spread over the seeds.
 
-    In each column the best mean and all within one spread of it are bold; what they are compared with is in the corner.
+    Bold marks the best mean of a column and all within one spread of it. The corner shows what they are compared with.
     """
     cells: dict[tuple[str, str], list[float]] = {}
     for row in rows:
@@ -123,9 +123,10 @@ def table(rows: Iterable[Row], noise: str, budget: str, methods: Sequence[str] =
 
 
 def compact_table(rows: Sequence[Row], methods: Sequence[str]) -> str:
-    """Accuracy by the data's faults and the fraction, a column for each method: mean ± spread over the seeds.
+    """Accuracy by faults and fraction, with a column per method: mean ± spread over the seeds.
 
-    In each line the best mean and all within one spread of it are bold; what they are compared with is beside them.
+    Bold marks the best mean of a line and all within one spread of it. The last columns show what they are compared
+    with.
     """
     cells: dict[tuple[str, str], dict[str, list[float]]] = {}
     compared: dict[tuple[str, str], list[float]] = {}
@@ -152,7 +153,7 @@ def compact_table(rows: Sequence[Row], methods: Sequence[str]) -> str:
 
 
 def _faults(row: Row) -> str:
-    """What is wrong with a row's data, in words."""
+    """The faults of a row's data, in words."""
     noise, val_noise, imbalance = (float(row[name]) for name in ("noise", "val_noise", "imbalance"))
     kind = " (to the next class)" if row["noise_kind"] == "pair" else ""
     faults = f"{noise:.0%} wrong{kind}" if noise else "clean"
@@ -164,14 +165,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Test accuracy of coresets by method, size, label noise and budget.")
     add_common_arguments(parser, "accuracy.csv")
     add, known = parser.add_argument, "(default: %(default)s)"
-    add("--first-seed", type=int, default=0, help=f"the first of the seeds {known}")
+    add("--first-seed", type=int, default=0, help=f"first seed {known}")
     add("--noise", type=float, nargs="+", default=[0.0, 0.2, 0.4], help=f"shares of train labels made wrong {known}")
     add("--noise-kind", choices=["symmetric", "pair"], default="symmetric", help=f"to any class, or the next {known}")
-    add("--noisy-validation", action="store_true", help="make as many validation labels wrong")
-    add("--imbalance", type=float, default=1.0, help=f"first class's size over that of the last {known}")
+    add("--noisy-validation", action="store_true", help="make the same share of validation labels wrong")
+    add("--imbalance", type=float, default=1.0, help=f"size of the first class divided by the last {known}")
     add("--fractions", type=float, nargs="+", default=[0.005, 0.02, 0.1, 0.3, 0.7], help=f"shares to keep {known}")
     add("--methods", nargs="+", choices=METHODS, default=DEFAULT_METHODS, metavar="METHOD", help=", ".join(METHODS))
-    add("--budget", choices=["steps", "epochs"], default="steps", help=f"what all targets have the same of {known}")
+    add("--budget", choices=["steps", "epochs"], default="steps", help=f"what is equal for all targets {known}")
     return parser.parse_args(argv)
 
 

@@ -1,9 +1,9 @@
-"""Do early or fewer checkpoints choose the same coreset? Rank correlation and overlap with all checkpoints' choice.
+"""Do early or fewer checkpoints choose the same coreset? Rank correlation and overlap with all checkpoints.
 
     python examples/benchmarks/early.py --root DIR --jobs 2
 
-What it does to accuracy is in `accuracy.py` (methods "CLD, first third" and so on), whose proxies these are, shared
-through `--work`.
+The proxies are those of `accuracy.py`, shared through `--work`. For the effect on accuracy, see `accuracy.py` (methods
+"CLD, first third" and so on).
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ PARTS = {
     "every 2nd": (1, 2),
     "every 3rd": (1, 3),
 }
-"""The share of the epochs that is used, and every how many."""
+"""The share of the epochs that is used, and the step between them."""
 
 FRACTIONS = (0.1, 0.3)
 
 
 def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Compares one proxy's scores from a part of its checkpoints with those from all."""
+    """Compares one proxy's scores from some of its checkpoints with its scores from all."""
     losses = run_proxy(Case.of(cell), settings).trajectories
     share, every = PARTS[cell["part"]]
     reference = losses.score()

@@ -1,10 +1,10 @@
-"""How well do the logged losses find wrong labels? Low CLD against mean loss, variability and confidence.
+"""How well do logged losses find mislabeled samples? Low CLD against mean loss, variability and confidence.
 
     python examples/benchmarks/label_noise.py --root DIR --jobs 2
 
-For each kind and rate of wrong labels, with a clean validation split and with one that is as noisy as the train set:
-AUROC, precision among as many samples as there are wrong labels, and what `CLDScores.suspects` lists (scores below 0).
-The proxies are those of `accuracy.py`, and shared with it through `--work`.
+For each kind and rate of wrong labels, with a clean and with an equally noisy validation split: AUROC, R-precision (the
+precision among the top n samples, for n wrong labels), and what `CLDScores.suspects` lists (scores below 0). The
+proxies are those of `accuracy.py`, shared through `--work`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torchmetrics.functional.retrieval import retrieval_precision
 
 from lightning_cld import LossTrajectories, baselines
 
-# High where a label is suspected to be wrong.
+# A high value marks a suspected wrong label.
 DETECTORS: dict[str, Callable[[LossTrajectories], Tensor]] = {
     "low CLD": baselines.lowest_cld,
     "low CLD, first half": lambda losses: -losses.score(cutoff_epoch=losses.epochs[-1] // 2).values,
@@ -34,16 +34,16 @@ DETECTORS: dict[str, Callable[[LossTrajectories], Tensor]] = {
 
 
 def judge(values: Tensor, wrong: Tensor) -> tuple[float, float]:
-    """AUROC of the values, and precision among as many of the highest as there are wrong labels."""
-    # Ranks, since torchmetrics takes predictions for probabilities: it counts none that is not positive as retrieved,
-    # and squashes those outside of [0, 1]. An unscored sample, NaN, is the most suspect.
+    """AUROC of the values, and precision among the highest n values, for n wrong labels."""
+    # Ranks, because torchmetrics expects probabilities: it retrieves only positive values, and squashes values outside
+    # [0, 1]. Unscored samples (NaN) rank as the most suspect.
     ranks = (values.argsort().argsort() + 1) / len(values)
     precision = retrieval_precision(ranks, wrong, top_k=int(wrong.sum()))
     return float(binary_auroc(ranks, wrong.int())), float(precision)
 
 
 def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Tries every detector on one proxy's losses."""
+    """Tests every detector on one proxy's losses."""
     case = Case.of(cell)
     losses = run_proxy(case, settings).trajectories
     _, wrong = make_splits(case, settings.root)

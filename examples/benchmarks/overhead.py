@@ -1,10 +1,10 @@
-"""What does logging cost? A fit with `CLDCallback` against one without, and a sweep against the barest evaluation loop.
+"""What does logging cost? Fits with and without `CLDCallback`, and a sweep against a minimal evaluation loop.
 
     python examples/benchmarks/overhead.py --root DIR
     python examples/benchmarks/overhead.py --case resnet18 --samples 256
 
-All ways take turns, round after round, in one process; a ratio is the median over the rounds of the ratios within a
-round. Nothing else should run meanwhile.
+All variants run in turn, round after round, in one process. A ratio is the median over the rounds of the ratios within
+one round. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lightning_cld.recording.batch_losses import make_step
 from lightning_cld.recording.settling import Settling
 from lightning_cld.recording.sweep import Sweep
 
-EPOCHS = 9  # of every fit; sweeping every 3rd of fewer would give too few checkpoints
+EPOCHS = 9  # of every fit; a sweep every 3rd epoch needs 9 for enough checkpoints
 PLAIN = "without the callback"
 WAYS: dict[str, dict[str, Any] | None] = {
     PLAIN: None,
@@ -45,7 +45,7 @@ WAYS: dict[str, dict[str, Any] | None] = {
 
 
 class OneByOne(Dataset):
-    """The same images read singly, as most datasets are, for the default collate function."""
+    """The same images, read one by one as in most datasets, for the default collate function."""
 
     def __init__(self, images: Images) -> None:
         self.images = images
@@ -58,7 +58,7 @@ class OneByOne(Dataset):
 
 
 def make_splits(case: str, samples: int, root: Path) -> Splits:
-    """Fashion-MNIST's first images, or noise in the shape of CIFAR-10; a tenth is the validation split."""
+    """Fashion-MNIST's first images, or noise in the shape of CIFAR-10; 10 % become the validation split."""
     if case == "fashion-mnist":
         pool, test = load(case, root)
         pool = Images(pool.images[: samples * 10 // 9], pool.targets[: samples * 10 // 9])
@@ -82,7 +82,7 @@ def make_model(case: str, splits: Splits, kind: type[Classifier] = Classifier) -
 
 
 class Epochs(L.Callback):
-    """Takes the time of each epoch, what callbacks do at its end included."""
+    """Times each epoch, including the callbacks at its end."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -112,9 +112,9 @@ def time_fit(case: str, splits: Splits, watching: dict[str, Any] | None) -> tupl
 
 
 def compare_fits(case: str, splits: Splits, rounds: int) -> tuple[list[list[str]], float]:
-    """Lines of the table of fits, and the seconds of a plain epoch."""
+    """Lines for the table of fits, and the seconds of a plain epoch."""
     times: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
-    time_fit(case, splits, None)  # the first is slower
+    time_fit(case, splits, None)  # a warm-up: the first fit is slower
     for _ in tqdm(range(rounds), desc="fits"):
         for way, watching in WAYS.items():
             times[way].append(time_fit(case, splits, watching))
@@ -128,7 +128,7 @@ def compare_fits(case: str, splits: Splits, rounds: int) -> tuple[list[list[str]
 
 
 def bare_pass(model: Classifier, reader: DataLoader) -> None:
-    """The least that an evaluation does: nothing is kept of it."""
+    """A minimal evaluation that keeps no results."""
     model.eval()
     with torch.no_grad():
         for images, _ in reader:
@@ -139,7 +139,7 @@ def bare_pass(model: Classifier, reader: DataLoader) -> None:
 
 @contextmanager
 def sweeping(model: Classifier, loader: DataLoader, batch_size: int) -> Iterator[Callable[[], None]]:
-    """A sweep of the train set, as the callback makes it at every checkpoint."""
+    """A sweep of the train set, as the callback runs it at every checkpoint."""
     trainer = quiet_trainer(1)
     trainer.strategy.connect(model)
     trainer.strategy.model_to_device()
@@ -156,7 +156,7 @@ def sweeping(model: Classifier, loader: DataLoader, batch_size: int) -> Iterator
 
 
 def compare_sweeps(case: str, splits: Splits, rounds: int, plain_epoch: float | None) -> list[list[str]]:
-    """Lines of the table of sweeps."""
+    """Lines for the table of sweeps."""
     model, lines = make_model(case, splits), []
     for reading, workers, batch_size in [
         ("a batch at a time", 0, 64),
@@ -176,7 +176,7 @@ def compare_sweeps(case: str, splits: Splits, rounds: int, plain_epoch: float | 
         with sweeping(model, DataLoader(dataset, 64, shuffle=True, **settings), batch_size) as sweep:
             for number in tqdm(range(rounds + 1), desc=f"{reading}, {workers} workers, {batch_size}"):
                 pair = seconds_of(sweep), seconds_of(lambda reader=reader: bare_pass(model, reader))
-                if number:  # the first of each starts the workers
+                if number:  # the first round starts the workers and is not counted
                     pairs.append(pair)
         own = statistics.median(ours for ours, _ in pairs)
         lines.append(
@@ -193,7 +193,7 @@ def compare_sweeps(case: str, splits: Splits, rounds: int, plain_epoch: float | 
 
 
 def time_settling(splits: Splits, rounds: int) -> float:
-    """Seconds that `cutoff_epoch="auto"` takes at a checkpoint, for random losses: only their number matters."""
+    """Seconds that `cutoff_epoch="auto"` takes per checkpoint; the losses are random, as only their number matters."""
     generator = torch.Generator().manual_seed(0)
     classes = splits.train.targets, splits.val.targets
     rows = [[torch.rand(1, len(part), generator=generator) for part in classes] for _ in range(8 + rounds)]
@@ -214,10 +214,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The time of fits with and without the callback, and of sweeps.")
     add, known = parser.add_argument, "(default: %(default)s)"
     add("--case", choices=["fashion-mnist", "resnet18"], default="fashion-mnist", help=f"resnet18: on noise {known}")
-    add("--root", type=Path, default=Path("data"), help=f"where torchvision's datasets are or go {known}")
-    add("--samples", type=int, default=5_400, help=f"of the train set {known}")
-    add("--rounds", type=int, default=5, help=f"how often each way is timed {known}")
-    add("--skip-fits", action="store_true", help="time sweeps only")
+    add("--root", type=Path, default=Path("data"), help=f"folder of torchvision's datasets {known}")
+    add("--samples", type=int, default=5_400, help=f"samples in the train set {known}")
+    add("--rounds", type=int, default=5, help=f"rounds of timing {known}")
+    add("--skip-fits", action="store_true", help="time only sweeps")
     args = parser.parse_args(argv)
     quiet()
     splits, plain_epoch = make_splits(args.case, args.samples, args.root), None

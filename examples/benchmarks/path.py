@@ -1,10 +1,10 @@
-"""Does training on a CLD coreset follow the path of training on everything? Validation losses along the way.
+"""Does training on a CLD coreset follow the path of training on everything? Validation losses during training.
 
     python examples/benchmarks/path.py --root DIR --jobs 2
 
-The validation loss of training on a tenth is compared, every so many steps, with that of training on everything, from
-the same initial weights; beside it random's, and training on everything again with another order of batches, which is
-as near as two runs come by chance.
+Targets start from the same initial weights. At evenly spaced steps, the validation loss on a coreset of 10 % is
+compared with the validation loss of training on everything. A random coreset is compared too, and so is training on
+everything with another order of batches, which shows how close two runs come by chance.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ANOTHER_ORDER = "everything, another order"
 
 
 class ValidationCurve(L.Callback):
-    """Notes the mean validation loss at evenly spaced steps."""
+    """Records the mean validation loss at evenly spaced steps."""
 
     def __init__(self, steps: int, another_order: bool) -> None:
         self.every = max(1, steps // POINTS)
@@ -48,7 +48,7 @@ class ValidationCurve(L.Callback):
         self.points: list[tuple[int, float]] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self.another_order:  # the initial weights are made, the order of batches is not
+        if self.another_order:  # changes the order of batches, after the initial weights are made
             torch.manual_seed(torch.initial_seed() + 1)
 
     def on_train_batch_end(
@@ -65,7 +65,7 @@ class ValidationCurve(L.Callback):
 
 
 def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Trains one target and notes its curve."""
+    """Trains one target and records its curve."""
     case, method = Case.of(cell), cell["method"]
     positions = None
     if method in METHODS:
@@ -88,7 +88,7 @@ def _curves(rows: Iterable[Row]) -> dict[tuple[str, str, str], torch.Tensor]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Mean absolute gap to the curve of everything, and correlation with it; mean ± spread over the seeds."""
+    """Mean absolute gap to the curve of everything and correlation with it: mean ± spread over the seeds."""
     curves = _curves(rows)
     groups: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
     for row in rows:
@@ -105,7 +105,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def draw(rows: Sequence[Row], path: Any) -> None:
-    """The curves of every noise level, mean over the seeds."""
+    """The curves of every noise level, averaged over the seeds."""
     noises = sorted({row["noise"] for row in rows}, key=float)
     curves = _curves(rows)
     figure = Figure(figsize=(1 + 4.5 * len(noises), 4), layout="constrained")

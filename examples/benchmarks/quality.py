@@ -1,9 +1,9 @@
-"""What does a saving cost? Cheaper ways to log, against a sweep after every epoch: agreement and target accuracy.
+"""What do cheaper ways to log cost? Agreement and target accuracy against a sweep after every epoch.
 
     python examples/benchmarks/quality.py --dataset fashion-mnist --root DIR --network mlp --jobs 2
 
-The losses are those of `accuracy.py`'s proxies, shared through `--work`; for the step mode the same training is run
-once more, with the callback that records its steps.
+The proxies are those of `accuracy.py`, shared through `--work`. The step mode runs the same training once more, with
+`CLDCallback(record="step")`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ MODES: dict[str, Callable[[LossTrajectories], CLDScores]] = {
     "step": LossTrajectories.score,
     "running": _running,
 }
-"""How scores are made of the losses that were logged."""
+"""Functions that compute scores from the logged losses."""
 
 RULES = ("top", "draw")
 
@@ -71,13 +71,13 @@ def score(mode: str, case: Case, settings: Settings) -> CLDScores:
 
 
 def choose(scores: CLDScores, rule: str, fraction: float, seed: int) -> torch.Tensor:
-    """The coreset, by a rule that scores of the step mode refuse as well: that is what is measured here."""
+    """The coreset by any rule. Scores of the step mode refuse the rule "top", which is measured here all the same."""
     free = CLDScores(scores.values, scores.classes, uncertainty=scores.uncertainty)
     return free.select(fraction=fraction, rule=rule, seed=seed)
 
 
 def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Compares one mode's scores with the reference's, and trains and tests one target on its choice."""
+    """Compares one mode's scores with the reference's, and trains and tests one target on its coreset."""
     case, fraction = Case.of(cell), cell["fraction"]
     reference = score(REFERENCE, case, settings)
     if cell["mode"] == RANDOM:
@@ -98,7 +98,7 @@ def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Mean ± spread over the seeds; a line for each mode."""
+    """Mean ± spread over the seeds, with a line per mode."""
     rows = list(rows)
     places = sorted({(row["rule"], float(row["fraction"])) for row in rows if row["rule"]})
     body = []
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         target_cell(proxy_cell(args, seed=seed, noise=args.noise), settings, mode=mode, rule=rule, fraction=fraction)
         for seed in range(args.seeds)
         for mode, rule in [(RANDOM, ""), *itertools.product(args.modes, RULES)]
-        if not (mode == "running" and rule == "draw")  # which it has no losses for
+        if not (mode == "running" and rule == "draw")  # "draw" needs the losses
         for fraction in args.fractions
     ]
     records = ["sweep", "step"] if "step" in args.modes else ["sweep"]

@@ -1,8 +1,8 @@
-"""Writes the tables of RESULTS.md and of the README, and the figures of RESULTS.md, anew from the CSVs.
+"""Rewrites the tables of RESULTS.md and of the README, and the figures of RESULTS.md, from the CSVs.
 
     python examples/benchmarks/report.py
 
-A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; its name says which of those below it is.
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. NAME is a key of `TABLES` below.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def render(text: str) -> str:
-    """The page with every table made anew.
+    """Returns the page with every table rewritten.
 
     Raises:
-        KeyError: If the page names a table that there is not.
+        KeyError: If the page names an unknown table.
     """
     return _BLOCK.sub(lambda block: f"{block[1]}{TABLES[block['name']]()}\n{block[3]}", text)
 

@@ -1,13 +1,12 @@
-"""How fast are scores computed, and in how much memory? `cld_scores` against per-class numpy and torchmetrics.
+"""How fast are scores, and how much memory do they take? `cld_scores` against per-class numpy and torchmetrics.
 
     python examples/benchmarks/scoring.py
     python examples/benchmarks/scoring.py --samples 1281167 --repeats 9
 
-The losses are drawn at random: only their number matters. All take turns, each time is the median, and the ratio is
-the median of the paired ratios. The extra memory is the process's peak during one call over what it held before, as a
-share of the train losses (Linux only). torchmetrics is given the differences of all samples beside those of their
-classes, float32, for which memory is short beyond some millions of samples: there it is left out. Nothing else should
-run meanwhile.
+The losses are random, because only their number matters. The functions run in turn; times are medians, and a ratio is
+the median of paired ratios. The extra memory is the process's peak during one call minus what it held before, as a
+share of the train losses (Linux only). torchmetrics gets the float32 differences of all samples and of their classes.
+Beyond some millions of samples memory is short for that, so it is left out there. Nothing else should run meanwhile.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from lightning_cld import cld_scores
 def per_class_numpy(
     train_losses: np.ndarray, val_losses: np.ndarray, train_classes: np.ndarray, val_classes: np.ndarray
 ) -> np.ndarray:
-    """The definition of CLD, class after class, vectorised over the samples of each."""
+    """CLD from its definition, class by class, vectorised over each class's samples."""
     scores = np.empty(train_losses.shape[1])
     for label in np.unique(train_classes):
         members = np.flatnonzero(train_classes == label)
@@ -46,14 +45,14 @@ def per_class_numpy(
 
 
 def with_torchmetrics(train_losses: Tensor, val_losses: Tensor, train_classes: Tensor, val_classes: Tensor) -> Tensor:
-    """The definition of CLD, by the correlation that torchmetrics computes for all columns at once."""
+    """CLD from its definition, with torchmetrics' correlation of all columns at once."""
     members = torch.nn.functional.one_hot(val_classes).float()
     reference = (val_losses @ members / members.sum(dim=0)).diff(dim=0)
     return pearson_corrcoef(train_losses.diff(dim=0), reference[:, train_classes])
 
 
 def make_losses(samples: int, checkpoints: int, classes: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Train and validation losses, with 50 validation samples a class, and the classes of both."""
+    """Train losses, validation losses with 50 samples per class, and the classes of both."""
     generator = torch.Generator().manual_seed(0)
     train_losses = torch.rand(checkpoints, samples, generator=generator)
     val_losses = torch.rand(checkpoints, 50 * classes, generator=generator)
@@ -68,11 +67,11 @@ def seconds_of(call: Callable[[], Any]) -> float:
 
 
 def extra_memory(call: Callable[[], Any]) -> float | None:
-    """Bytes that the process held at its peak during the call beyond those before; None where that can't be asked."""
+    """Peak bytes of the process during the call, minus its bytes before; None if the system does not report them."""
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not reset.exists():
         return None
-    reset.write_text("5", encoding="ascii")  # the peak counts from here
+    reset.write_text("5", encoding="ascii")  # resets the peak
     before = _kibibytes(status, "VmRSS")
     call()
     return 1024.0 * (_kibibytes(status, "VmHWM") - before)
@@ -90,8 +89,8 @@ def measure(samples: int, checkpoints: int, classes: int, repeats: int, most: in
     calls: list[Callable[[], Any]] = [lambda: cld_scores(*losses), lambda: per_class_numpy(*arrays)]
     if samples <= most:
         calls.append(lambda: with_torchmetrics(*losses))
-    memory = extra_memory(calls[0])  # first, while the process holds no memory that earlier calls gave back
-    results = [np.asarray(call()) for call in calls]  # which also warms all of them up
+    memory = extra_memory(calls[0])  # first, before earlier calls leave freed memory
+    results = [np.asarray(call()) for call in calls]  # also a warm-up
     rounds = [[seconds_of(call) for call in calls] for _ in tqdm(range(repeats), desc=f"{samples:,} samples")]
     size = losses[0].numel() * losses[0].element_size()
     line = [f"{samples:,}", f"{statistics.median(seconds[0] for seconds in rounds):.4f}"]
@@ -110,8 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--samples", type=int, nargs="+", default=sizes, help=f"numbers of samples {known}")
     add("--checkpoints", type=int, default=91, help=known)
     add("--classes", type=int, default=1_000, help=known)
-    add("--repeats", type=int, default=5, help=f"rounds of calls {known}")
-    add("--torchmetrics-up-to", type=int, default=2_000_000, help=f"samples {known}")
+    add("--repeats", type=int, default=5, help=f"rounds of timing {known}")
+    add("--torchmetrics-up-to", type=int, default=2_000_000, help=f"largest number of samples for torchmetrics {known}")
     args = parser.parse_args(argv)
     lines = [
         measure(samples, args.checkpoints, args.classes, args.repeats, args.torchmetrics_up_to)

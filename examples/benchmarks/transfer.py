@@ -1,9 +1,9 @@
-"""Does a small proxy's coreset serve other architectures as well as their own would?
+"""Does a small proxy's coreset work for other architectures as well as the coreset of their own proxy?
 
     python examples/benchmarks/transfer.py --root DIR --jobs 2
 
-Targets of two other networks are trained on the coresets that the small proxy chose, by the rules "top" and "draw", on
-those that a proxy of their own kind chose, and on a random one. All take the same number of steps.
+Targets of two other networks are trained on three kinds of coreset: from the small proxy, from a proxy of their own
+network (both by the rules "top" and "draw"), and random. All train for the same number of steps.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ RULES = ("CLD", "CLD, drawn")
 
 
 def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Trains one target on one choice."""
+    """Trains one target on one coreset."""
     case = Case.of(cell)
     choose = METHODS[cell["method"]].choose
     positions = choose(run_proxy(case, settings).trajectories, cell["fraction"], case.seed)
     result = train_target(case, settings, positions, network=cell["target"], budget="steps")
     shared: Any = ""
-    if cell["method"] == "CLD":  # what two draws have in common is mostly their random numbers
+    if cell["method"] == "CLD":  # draws overlap mostly through their random numbers
         own = run_proxy(Case.of({**cell, "network": cell["target"]}), settings).trajectories
         shared = round(overlap(positions, choose(own, cell["fraction"], case.seed)), 4)
     return {"accuracy": result["accuracy"], "wrong": result["wrong"], "overlap": shared}
 
 
 def table(rows: Iterable[Row]) -> str:
-    """Accuracy in percent, and what both proxies' coresets have in common: mean ± spread over the seeds."""
+    """Accuracy in percent, and the overlap of both proxies' coresets: mean ± spread over the seeds."""
     groups: dict[tuple[str, ...], dict[tuple[str, bool], list[Row]]] = {}
     for row in rows:
         choice = (row["method"], row["network"] == row["target"])
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Coresets of a small proxy on other architectures.")
     add_common_arguments(parser, "transfer.csv")
     add, known = parser.add_argument, "(default: %(default)s)"
-    add("--targets", choices=NETWORKS, nargs="+", default=["cnn16", "mlp"], help=f"the other networks {known}")
+    add("--targets", choices=NETWORKS, nargs="+", default=["cnn16", "mlp"], help=f"networks of the targets {known}")
     add("--noise", type=float, nargs="+", default=[0.0, 0.2], help=f"shares of train labels made wrong {known}")
     add("--fractions", type=float, nargs="+", default=[0.1, 0.3], help=f"shares to keep {known}")
     args = parser.parse_args(argv)

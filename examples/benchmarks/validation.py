@@ -1,9 +1,10 @@
-"""How much validation data does CLD need, and which? Its size, skewed choices of it, and wrong labels in it.
+"""How much validation data does CLD need, and which? Smaller, skewed and mislabeled validation splits.
 
     python examples/benchmarks/validation.py --root DIR --jobs 2
 
-A fifth of each class is held out once and logged. Validation samples do not touch training, so that smaller and skewed
-references are columns of the same log. Accuracy is that of targets trained on a tenth, by the rules "top" and "draw".
+20 % of each class is held out once and logged. Validation samples don't affect training, so smaller and skewed
+references are columns of the same log. Accuracy is measured on targets trained on coresets of 10 %, by the rules "top"
+and "draw".
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ FRACTION = 0.1
 WRONG = 0.2
 
 Draw = Callable[[Tensor, float, torch.Generator], Tensor]
-"""From the mean losses of a class's validation samples and the share to take to settings among them."""
+"""Takes the mean losses of a class's validation samples and the share to keep; returns the kept positions."""
 
 
 def _proportional(losses: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -71,13 +72,13 @@ REFERENCES: dict[str, tuple[float, Draw]] = {
     "10 %, a fifth of it the hardest": (0.1, _mix),
     "20 %, a fifth of it with wrong labels": (0.2, _proportional),
 }
-"""The share of the pool's classes, and how it is drawn from the held-out fifth."""
+"""The share of each class in the pool, and how it is drawn from the held-out 20 %."""
 
 RANDOM = "no reference: random per class"
 
 
 def choose_reference(losses: LossTrajectories, share: float, draw: Draw, seed: int) -> LossTrajectories:
-    """The same log with fewer validation samples."""
+    """The same losses with fewer validation samples."""
     generator = torch.Generator().manual_seed(6000 + seed)
     hardness, classes = losses.val_losses[1:].mean(dim=0), losses.val_classes
     columns = []
@@ -91,7 +92,7 @@ def choose_reference(losses: LossTrajectories, share: float, draw: Draw, seed: i
 
 
 def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    """Chooses by one reference and trains a target on the choice."""
+    """Scores by one reference and trains a target on the coreset."""
     case = Case.of(cell)
     full = run_proxy(Case.of({**cell, "val_noise": 0.0}), settings).trajectories
     best = full.score()
@@ -106,7 +107,7 @@ def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
     tenth = best.select(fraction=FRACTION)
     return {
         "spearman": round(rank_correlation(scores.values, best.values), 4),
-        # What two draws have in common is mostly their random numbers.
+        # Draws overlap mostly through their random numbers.
         "overlap": round(overlap(positions, tenth), 4) if cell["rule"] == "top" else "",
         "wrong": result["wrong"],
         "accuracy": result["accuracy"],
