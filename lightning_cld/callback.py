@@ -31,9 +31,11 @@ class CLDCallback(Callback):
 
     Before the first step (theta_0) and then after every n-th epoch it evaluates the train and the validation set,
     without touching the training: weights, random states, logs and metrics stay those of a run without it. Scores
-    are computed when training finishes, or once `cutoff_epoch` epochs are complete, and saved to
-    `<filename>.npz`; the logged losses beside it, to `cld-trajectories.npz` (with a `filename` of your own, that name
-    less a trailing `-scores`, with `-trajectories` added). Files of an earlier run of that name are replaced.
+    are computed when training finishes, or once `cutoff_epoch` epochs are complete. They are saved to
+    `cld-scores.npz`, and the logged losses to `cld-trajectories.npz` beside it. Files of an earlier run are replaced.
+
+    Several callbacks, with two losses or two cutoffs for example, can be in one Trainer if each has a `filename` of its
+    own. If the same Trainer then fits another module, as in cross-validation, a new timeline begins.
 
     By default batches are `(inputs, targets, ...)`, targets integer classes `[B]`, the module returns logits
     `[B, C]`, and the loss is cross-entropy. A method `cld_step(self, batch) -> (losses, classes)` on the
@@ -71,7 +73,8 @@ class CLDCallback(Callback):
             `cutoff_epoch="auto"` or `every_n_epochs`.
         buffer_device: Where the history is kept; None: the training device.
         dirpath: Where files are saved; None: the logger's directory, else the Trainer's `default_root_dir`.
-        filename: Name of the scores file, without `.npz`.
+        filename: Name of the scores file, without `.npz`. For the losses "-scores" at its end, if it is there, is
+            replaced by "-trajectories". A name of your own is also part of the keys in loggers: `cld/<filename>/...`.
 
     Raises:
         TypeError: If an argument has the wrong type.
@@ -384,7 +387,7 @@ class CLDCallback(Callback):
         except BaseException:  # Ctrl-C or a signal, after which a resumed run makes up for this sweep
             self._swept, self._swept_at = before
             raise
-        log_checkpoint(trainer, checkpoint, self._recorded, self._timeline.settling)
+        log_checkpoint(trainer, checkpoint, self._recorded, self._timeline.settling, self._prefix)
         if self._recorder.sources.own_val:
             self._own_validation.compare(trainer, checkpoint.val_loss)
 
@@ -408,7 +411,12 @@ class CLDCallback(Callback):
             kept = "" if saved is None else f" The logged losses are in {saved}: LossTrajectories.load(...).score()."
             rank_zero_warn(f"CLD: no scores were saved. {error}{kept}")
             return
-        log_scores(trainer, scores, self._recorded)
+        log_scores(trainer, scores, self._recorded, self._prefix)
+
+    @property
+    def _prefix(self) -> str:
+        """What the keys of this callback's values begin with in loggers."""
+        return "cld" if self.filename == _FILENAME else f"cld/{self.filename.removesuffix('-scores')}"
 
     def _note(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes into the history what made it."""

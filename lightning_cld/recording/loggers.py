@@ -29,7 +29,11 @@ _QUANTILES = {"min": 0.0, "q10": 0.1, "q25": 0.25, "median": 0.5, "q75": 0.75, "
 
 
 def log_checkpoint(
-    trainer: Trainer, checkpoint: Checkpoint, history: LossTrajectories | RunningHistory, settling: Settling
+    trainer: Trainer,
+    checkpoint: Checkpoint,
+    history: LossTrajectories | RunningHistory,
+    settling: Settling,
+    prefix: str = "cld",
 ) -> None:
     """Logs a checkpoint's mean losses, its duration in seconds and the coreset's overlaps, on rank 0.
 
@@ -38,6 +42,7 @@ def log_checkpoint(
         checkpoint: The newest checkpoint.
         history: All checkpoints so far.
         settling: The `Settling` that has followed this history.
+        prefix: What all keys begin with.
     """
     loggers = _loggers(trainer)
     if not loggers:
@@ -51,16 +56,19 @@ def log_checkpoint(
     metrics |= {f"overlap_{name}": value for name, value in overlaps._asdict().items() if value is not None}
     for logger in loggers:
         with _warn_on_error(f"a checkpoint could not be sent to {type(logger).__name__}"):
-            _send(trainer, logger, checkpoint.epoch, metrics)
+            _send(trainer, logger, prefix, checkpoint.epoch, metrics)
 
 
-def log_scores(trainer: Trainer, scores: CLDScores, history: LossTrajectories | RunningHistory) -> None:
+def log_scores(
+    trainer: Trainer, scores: CLDScores, history: LossTrajectories | RunningHistory, prefix: str = "cld"
+) -> None:
     """Logs the distribution of the scores, on rank 0. TensorBoard also gets a histogram and figures.
 
     Args:
         trainer: The Trainer of the fit.
         scores: The scores.
         history: The history that the scores were computed from.
+        prefix: What all keys begin with.
     """
     pool = scores.values[scores.positions()]
     scored = pool[~pool.isnan()].double().numpy()
@@ -71,18 +79,18 @@ def log_scores(trainer: Trainer, scores: CLDScores, history: LossTrajectories | 
             metrics[f"scores/{name}"] = float(quantile)
     for logger in _loggers(trainer):
         with _warn_on_error(f"the scores could not be sent to {type(logger).__name__}"):
-            _send(trainer, logger, scores.epochs[-1], metrics)
+            _send(trainer, logger, prefix, scores.epochs[-1], metrics)
     boards = [logger for logger in _loggers(trainer) if is_a(logger, "TensorBoardLogger")]
     if not boards or len(scored) == 0:
         return
     for board in boards:
         with _warn_on_error("the histogram of the scores could not be made"):
-            board.experiment.add_histogram("cld/scores", scored, _step(trainer))
+            board.experiment.add_histogram(f"{prefix}/scores", scored, _step(trainer))
     for name, draw in _figures(scores, history).items():
         with _warn_on_error(f"the figure {name} could not be drawn"):
             figure = draw()
             for board in boards:
-                board.experiment.add_figure(f"cld/{name}", figure, _step(trainer))
+                board.experiment.add_figure(f"{prefix}/{name}", figure, _step(trainer))
 
 
 def _figures(scores: CLDScores, history: LossTrajectories | RunningHistory) -> dict[str, Callable[[], Any]]:
@@ -122,8 +130,8 @@ def _warn_on_error(what_failed: str) -> Iterator[None]:
             rank_zero_warn(f"CLD: {what_failed}: {error}")
 
 
-def _send(trainer: Trainer, logger: Any, epoch: int, metrics: dict[str, float]) -> None:
-    named = {f"cld/{name}": value for name, value in {"epoch": epoch, **metrics}.items()}
+def _send(trainer: Trainer, logger: Any, prefix: str, epoch: int, metrics: dict[str, float]) -> None:
+    named = {f"{prefix}/{name}": value for name, value in {"epoch": epoch, **metrics}.items()}
     logger.log_metrics(named, step=_step(trainer))
     logger.save()  # the Trainer does the same after each of its own writes
 
