@@ -167,7 +167,7 @@ def check_drawn(loader: DataLoader[Any], kind: str) -> None:
         if isinstance(position, bool) or not isinstance(position, SupportsIndex):
             raise TypeError(
                 f"The {kind} dataloader's {name} draws {position!r}, which is no position in the dataset, so there are "
-                "no samples to score or select. Use a dataset whose samples have positions, 0 to its length."
+                "no samples to score or select. List what it draws once, and make a dataset of the list: dataset[keys[index]]."
             )
         if not -length <= operator.index(position) < length:
             raise ValueError(
