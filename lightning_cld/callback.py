@@ -159,6 +159,9 @@ class CLDCallback(Callback):
         self._forget()
         self._scores: CLDScores | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_module": None}  # a weak reference can't be pickled
+
     # What the user reads
 
     @property

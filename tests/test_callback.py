@@ -968,7 +968,7 @@ def test_a_train_set_that_changes_its_order_is_noticed(tmp_path):
 
     datamodule = L.LightningDataModule.from_datasets(Reshuffles(), Blobs().val_set, batch_size=16)
     cld = CLDCallback()
-    with pytest.warns(UserWarning, match="another order"):
+    with pytest.warns(UserWarning, match="the train set shows other samples at the same positions"):
         fit(tmp_path, cld, datamodule=datamodule)
     with pytest.raises(ValueError, match="at least 4 checkpoints"):
         _ = cld.scores
@@ -1130,7 +1130,7 @@ def _loaders(**methods):
         (
             lambda: _loaders(cld_train_dataloader=lambda s: DataLoader(Subset(s.train_set, range(89, -1, -1)))),
             ValueError,
-            "another order",
+            "it takes other positions of the dataset",
         ),
         (
             lambda: _loaders(

@@ -303,15 +303,25 @@ def test_loaders_without_a_datamodule_and_a_loss_function(tmp_path):
     assert found.train_losses.isnan().any()  # the sampler leaves out these positions
 
 
+class Transformed(TensorDataset):
+    def __init__(self, transform=None):
+        super().__init__(*blobs().tensors)
+        self.transform = transform
+
+    def __getitem__(self, index):
+        inputs, label = super().__getitem__(index)
+        return inputs if self.transform is None else self.transform(inputs), label
+
+
 def test_a_model_with_its_own_loaders_and_an_explicit_view(tmp_path):
     class OwnLoaders(Classifier):
         def train_dataloader(self):
-            return DataLoader(blobs(), 16, sampler=SubsetRandomSampler(Blobs().train_set.indices))
+            return DataLoader(Transformed(), 16, sampler=SubsetRandomSampler(Blobs().train_set.indices))
 
         def val_dataloader(self):
             return Blobs().val_dataloader()
 
-    view = DataLoader(TensorDataset(blobs().tensors[0] + 1, blobs().tensors[1]), batch_size=20)
+    view = DataLoader(Transformed(lambda inputs: inputs + 1), batch_size=20)
     cld = CLDCallback(train_dataloader=view)
     savers = [SaveStart(tmp_path), ModelCheckpoint(tmp_path, save_top_k=-1)]
     quiet_trainer(tmp_path, cld, *savers, enable_checkpointing=True).fit(OwnLoaders())

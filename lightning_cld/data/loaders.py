@@ -167,7 +167,8 @@ def check_drawn(loader: DataLoader[Any], kind: str) -> None:
         if isinstance(position, bool) or not isinstance(position, SupportsIndex):
             raise TypeError(
                 f"The {kind} dataloader's {name} draws {position!r}, which is no position in the dataset, so there are "
-                "no samples to score or select. List what it draws once, and make a dataset of the list: dataset[keys[index]]."
+                "no samples to score or select. List the keys that it draws once, and make a dataset of the list, with "
+                "dataset[keys[index]] as its samples."
             )
         if not -length <= operator.index(position) < length:
             raise ValueError(
