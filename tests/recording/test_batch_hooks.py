@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor
 from lightning.pytorch.loggers import CSVLogger
-from toys import Blobs, Classifier, fit, plain_losses
+from toys import Blobs, Classifier, fit, plain_losses, quiet_trainer
 
 from lightning_cld import CLDCallback, trajectories_from_checkpoints
 
@@ -149,14 +149,21 @@ def test_hooks_of_lightning_are_not_called(tmp_path, monkeypatch):
     assert run(CLDCallback()) == run(None) > 0
 
 
-def test_checkpoints_are_swept_with_the_hooks_of_the_trainer(tmp_path):
+class BringsHooks(Classifier):
+    def configure_callbacks(self):
+        return [Rescale()]
+
+
+@pytest.mark.parametrize(("module", "callbacks"), [(Classifier, [Rescale()]), (BringsHooks, [])])
+def test_checkpoints_are_swept_with_the_hooks_of_their_run(tmp_path, module, callbacks):
     class Save(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
             trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
 
     data, cld = Scaled(), CLDCallback()
-    trainer, _ = fit(tmp_path, cld, datamodule=data, callbacks=[Rescale(), Save()])
-    found = trajectories_from_checkpoints(
-        trainer, Classifier(), [tmp_path / f"{epoch}.ckpt" for epoch in range(4)], datamodule=data
-    )
+    fit(tmp_path, cld, module, datamodule=data, callbacks=[*callbacks, Save()])
+    files = [tmp_path / f"{epoch}.ckpt" for epoch in range(4)]
+    trainer = quiet_trainer(tmp_path, *callbacks)
+    found = trajectories_from_checkpoints(trainer, module(), files, datamodule=data)
     assert torch.equal(found.train_losses, cld.trajectories.train_losses[1:])
+    assert found.train_losses.max() < 50
