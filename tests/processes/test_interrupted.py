@@ -184,7 +184,6 @@ def test_save_last_serves_like_the_checkpoint_it_follows(tmp_path, saver):
 @pytest.mark.parametrize(
     ("hook", "call", "same"),
     [
-        ("on_train_epoch_start", 1, False),  # Lightning then treats the epoch's batches as done
         ("on_train_batch_start", 1, True),
         ("on_train_batch_start", 3, False),
         ("on_before_optimizer_step", 4, False),
