@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import random
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.nn.parameter import Parameter, UninitializedBuffer, UninitializedParameter
 
 _SEED = 0
 
@@ -76,31 +81,120 @@ def preserved_module(module: torch.nn.Module) -> Iterator[None]:
 def evaluation(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Runs its body with the module in evaluation mode, without gradients, in the trainer's validation stage.
 
-    Afterwards every submodule has its own mode back (a BatchNorm that the user froze stays frozen), the stage is
-    training, and in a distributed run every rank has its own buffers back; during the body all ranks use rank 0's,
-    since BatchNorm statistics differ between ranks and the scores must not.
+    Afterwards the stage is training, and what the body wrote into the module is put back, with the few exceptions that
+    `_remember` names; every submodule has its own mode (a BatchNorm that the user froze stays frozen). In a distributed
+    run all ranks use rank 0's buffers during the body, since BatchNorm statistics differ between ranks and the scores
+    must not; then each has its own again.
+
+    Raises:
+        ValueError: If the module has lazy layers that no batch has given a shape.
     """
+    _check_initialized(module)
+    undo = _remember(module, sharded=is_a(trainer.strategy, "ModelParallelStrategy"))
     modes = [(submodule, submodule.training) for submodule in module.modules()]
-    buffers = _share_buffers(module) if trainer.world_size > 1 else []
-    for submodule, _ in modes:  # the flags alone: a module's own train() or eval() may do more than set them
-        submodule.training = False
-    own_log = vars(module).get("log")  # a module may keep something of its own under that name
-    module.log = _log_nothing  # type: ignore[method-assign]  # log_dict calls it too
-    # The stage decides which branch a datamodule's augmentation hooks take.
-    trainer.validating = True
     try:
+        for submodule, _ in modes:  # the flags alone: a module's own train() or eval() may do more than set them
+            submodule.training = False
+        if trainer.world_size > 1:
+            _share_buffers(module)
+        vars(module)["log"] = _log_nothing  # log_dict calls it too
+        # The stage decides which branch a datamodule's augmentation hooks take.
+        trainer.validating = True
         # Another batch size would make a compiled module's training graph dynamic.
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         trainer.training = True
-        del module.log
-        if own_log is not None:
-            module.log = own_log  # type: ignore[method-assign]  # as it was
-        for submodule, mode in modes:
+        for put_back in undo:
+            put_back()
+        for submodule, mode in modes:  # again, since a scripted module's is not among its attributes
             submodule.training = mode
-        for buffer, own in buffers:
-            _overwrite(buffer, own)
+
+
+def _check_initialized(module: LightningModule) -> None:
+    """Raises if a sweep would be what draws the initial weights: they would differ from those without a sweep."""
+    weights = [*module.named_parameters(), *module.named_buffers()]
+    lazy = [name for name, weight in weights if isinstance(weight, (UninitializedParameter, UninitializedBuffer))]
+    if lazy:
+        raise ValueError(
+            f"{lazy[0]} of {type(module).__name__} has no shape before the first forward pass, and the first sweep "
+            "must not be that pass. Call the module on a batch in `setup` or `configure_model`, or let the Trainer do "
+            "it (num_sanity_val_steps=1)."
+        )
+
+
+def _remember(module: torch.nn.Module, sharded: bool) -> list[Callable[[], Any]]:
+    """Looks at all that a forward pass can write, and returns functions that put it back.
+
+    That is every attribute and buffer of the module and of the modules in it, and what they hold: tensors, arrays,
+    random generators, and lists, dicts, sets, deques and tuples, which may hold more of these. So metric states,
+    quantization observers, caches, counters and hooks are among it. Each object gets its own content back, so what was
+    shared still is.
+
+    Not put back are parameters that are written in place, the inside of objects of any other kind and of sparse and
+    nested tensors, and attributes of scripted modules other than buffers.
+
+    Args:
+        module: The module.
+        sharded: Whether FSDP2 is at work, which in a pass exchanges parameters and adds hooks, and relies on them.
+    """
+    undo: list[Callable[[], Any]] = []
+    seen: set[int] = set()
+    found: list[Any] = [module, *module.buffers()]  # a scripted module keeps its buffers elsewhere
+    while found:
+        thing = found.pop()
+        if isinstance(thing, torch.nn.Module):
+            thing = vars(thing)  # past properties and the module's own __setattr__
+            if sharded:
+                seen.update(id(inner) for name, inner in thing.items() if name.endswith(("_parameters", "_hooks")))
+        if isinstance(thing, (str, int, float, NoneType)) or id(thing) in seen:  # most, as in a vocabulary
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, (dict, list, set, deque)):
+            undo.append(partial(_refill, thing, dict(thing) if isinstance(thing, dict) else list(thing)))
+            found += thing.values() if isinstance(thing, dict) else thing
+        elif isinstance(thing, tuple):
+            found += thing
+        elif isinstance(thing, Parameter):
+            if type(thing) is Parameter:  # not a sharded or quantized one
+                undo.append(partial(setattr, thing, "data", thing.data))  # no copy, which would double the model
+        elif hasattr(type(thing), "__tensor_flatten__"):  # a tensor made of others, as a DTensor is
+            found += [getattr(thing, name) for name in thing.__tensor_flatten__()[0]]
+        elif isinstance(thing, Tensor) and thing.layout is torch.strided and not (thing.is_meta or thing.is_nested):
+            # Only its values tell whether a tensor was written: BatchNorm and what goes through `.data` do not count
+            # in `_version`. So even a large table is copied.
+            undo.append(partial(_rewrite, thing, thing.data, _each_once(thing.data).clone()))
+        elif type(thing) is np.ndarray and thing.flags.writeable:  # not one that maps a file
+            undo.append(partial(np.copyto, thing, thing.copy()))
+        elif isinstance(thing, torch.Generator):
+            undo.append(partial(thing.set_state, thing.get_state()))
+        elif isinstance(thing, np.random.Generator):
+            undo.append(partial(setattr, thing.bit_generator, "state", thing.bit_generator.state))
+        elif isinstance(thing, random.Random):
+            undo.append(partial(thing.setstate, thing.getstate()))
+    return undo
+
+
+def _refill(container: Any, content: Any) -> None:
+    """Puts the very objects of `content` back into a container, in their order, unless it has them."""
+    now, before = ([*each, *each.values()] if isinstance(each, dict) else list(each) for each in (container, content))
+    if len(now) != len(before) or not all(map(operator.is_, now, before)):
+        container.clear()
+        (container.update if isinstance(container, (dict, set)) else container.extend)(content)
+
+
+def _rewrite(tensor: Tensor, own: Tensor, value: Tensor) -> None:
+    """Gives a tensor its own memory back, and the memory its value."""
+    _overwrite(_each_once(own), value)
+    tensor.data = own
+
+
+def _each_once(tensor: Tensor) -> Tensor:
+    """A view that has each place in memory once: what is expanded from fewer values can't be written to."""
+    for dim in range(tensor.ndim) if 0 in tensor.stride() else ():
+        if tensor.stride(dim) == 0:
+            tensor = tensor.narrow(dim, 0, min(1, tensor.shape[dim]))
+    return tensor
 
 
 def _log_nothing(*args: Any, **kwargs: Any) -> None:
@@ -143,19 +237,20 @@ def in_lockstep(trainer: Trainer, what: str) -> Iterator[None]:
         yield
 
 
-def _share_buffers(module: LightningModule) -> list[tuple[Tensor, Tensor]]:
-    """Gives every rank rank 0's buffers; returns pairs of buffer and the rank's own value."""
-    # Collectives want contiguous memory, which a buffer that is a view need not have.
-    own = [(buffer, buffer.detach().clone(memory_format=torch.contiguous_format)) for buffer in module.buffers()]
-    for buffer, value in own:
-        shared = value.clone()
+def _share_buffers(module: LightningModule) -> None:
+    """Gives every rank rank 0's buffers."""
+    for buffer in module.buffers():
+        # Collectives want contiguous memory, which a buffer that is a view need not have.
+        shared = buffer.detach().clone(memory_format=torch.contiguous_format)
         torch.distributed.broadcast(shared, src=0)
         _overwrite(buffer, shared)
-    return own
 
 
 def _overwrite(tensor: Tensor, value: Tensor) -> None:
-    """Writes only what differs: a constant that was expanded from one value can't be written to."""
-    if not torch.equal(tensor, value):
+    """Writes only what differs: a constant may lie in memory that can't be written to."""
+    same = torch.equal(tensor, value) or (
+        tensor.is_floating_point() and torch.allclose(tensor, value, rtol=0, atol=0, equal_nan=True)
+    )
+    if not same:
         with torch.no_grad():
             tensor.copy_(value)

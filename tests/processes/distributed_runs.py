@@ -18,6 +18,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+import torchmetrics
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
@@ -176,6 +177,34 @@ class ModelWithOneForAll(Model):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("positions", torch.zeros(1).expand(5), persistent=False)
+
+
+class ModelThatWrites(Model):
+    """Writes in every forward pass what is no buffer too; all of it is in its `state_dict`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4))
+        self.total, self.passes, self.sizes = torch.zeros(4), 0, []
+        self.metric = torchmetrics.MeanMetric()
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * inputs.mean(0)
+        self.total += inputs.sum(0)
+        self.passes += 1
+        self.sizes.append(len(inputs))
+        self.metric.update(inputs)
+        return super().forward(inputs - self.mean)
+
+    def cld_step(self, batch: Any) -> tuple[Tensor, Tensor]:
+        self.net.train()
+        return F.cross_entropy(self(batch[0]), batch[1], reduction="none"), batch[1]
+
+    def get_extra_state(self) -> Tensor:
+        return torch.cat([self.total, self.metric.mean_value[None], torch.tensor([self.passes, *self.sizes])])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        pass
 
 
 class Apart(L.Callback):
@@ -351,6 +380,9 @@ class Runs:
     def models(self) -> None:
         self.fit("unwatched", Data(49, 11), Apart())
         self.watched("with-step", model=ModelWithStep)
+        self.fit("writes-unwatched", Data(49, 11), Apart(), model=ModelThatWrites)
+        # Every batch has two samples at least, which BatchNorm in train mode needs.
+        self.watched("writes", 49, 12, model=ModelThatWrites, watching={"batch_size": 7})
         self.watched("with-column", model=ModelWithColumn)
         self.watched("running", watching={"history": "running"})
         level, settling.OVERLAP = settling.OVERLAP, 0.0  # 10 % of 49 samples changes in large jumps

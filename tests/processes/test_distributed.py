@@ -237,9 +237,12 @@ def test_a_sweep_reads_each_sample_once_but_for_padding(ranks, samples, referenc
 # The same training
 
 
-@pytest.mark.parametrize("name", ["sizes-49", "with-step"])
-def test_training_is_the_same_with_and_without_the_callback_on_every_rank(ranks, name):
-    watched, unwatched = ranks.ends(name), ranks.ends("unwatched")
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [("sizes-49", "unwatched"), ("with-step", "unwatched"), ("writes", "writes-unwatched")],
+)
+def test_training_is_the_same_with_and_without_the_callback_on_every_rank(ranks, name, without):
+    watched, unwatched = ranks.ends(name), ranks.ends(without)
     assert_same_training(watched, unwatched, range(4))
     for mine, other in zip(watched, unwatched, strict=True):
         for key in ("steps", "metrics"):
@@ -249,6 +252,9 @@ def test_training_is_the_same_with_and_without_the_callback_on_every_rank(ranks,
 
 def test_ranks_have_buffers_and_random_states_of_their_own(ranks):
     # Without this the tests around this one would show nothing.
+    first, second, *_ = ranks.ends("writes-unwatched")
+    for name in ("mean", "_extra_state"):
+        assert not torch.equal(first["weights"][3][name], second["weights"][3][name])
     first, second, *_ = ranks.ends("unwatched")
     for epoch in range(4):
         name = "net.1.running_mean"
