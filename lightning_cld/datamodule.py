@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_cld.data.identity import compare
-from lightning_cld.data.narrowing import check_narrowable, narrow_loader
+from lightning_cld.data.hyperparameters import restore_hyperparameters
+from lightning_cld.data.identity import compare, look_at
+from lightning_cld.data.narrowing import loaders_by_key, narrow_loader, narrowable, put_back
 from lightning_cld.functional.checks import is_integer
 from lightning_cld.functional.selection import check_budget
 from lightning_cld.scores import CLDScores
 
-# Bound to the inner datamodule's own where it overrides them, and left alone where it does not: Lightning decides by
-# what is overridden whether there is validation, and whose transfer hooks run (the datamodule's before the module's).
-_DELEGATED = (
-    "val_dataloader",
-    "test_dataloader",
-    "predict_dataloader",
-    "prepare_data",
-    "teardown",
-    "state_dict",
-    "load_state_dict",
-    "on_exception",
-    "on_before_batch_transfer",
-    "transfer_batch_to_device",
-    "on_after_batch_transfer",
-)
+Coreset: TypeAlias = CLDScores | str | Path | Sequence[int] | Tensor
+"""What the coreset of one train loader can be given as."""
+
+_VIEWS = ("cld_train_dataloader", "cld_val_dataloader")
+"""Methods of the inner datamodule that `CLDCallback` must not find here, since they show the full train set."""
 
 
 class CoresetDataModule(LightningDataModule):
@@ -43,17 +34,33 @@ class CoresetDataModule(LightningDataModule):
     The train dataloader keeps the inner one's batch size, workers, collate function, order (shuffled or not), pinning
     and the rest. Scores are checked to be those of the very dataset that is served.
 
+    Other attributes and hooks are the inner datamodule's, and what is set here is set there. `isinstance` takes it for
+    one of the inner datamodule's class too. A checkpoint keeps the inner datamodule's state under the name of that
+    class, so a run on the coreset can resume from what a run on the full set saved at the end of an epoch, and the
+    other way round.
+
     Args:
         datamodule: The datamodule that the scores were logged on, or one that makes the same train set.
-        coreset: A `CLDScores`, the path of one saved, or positions in the train dataset (of any other selection).
-        fraction: Budget for scores: the share of the samples to keep; see `select_top`.
+        coreset: A `CLDScores`, the path of one saved, or positions in the train dataset (of any other selection). If
+            the datamodule returns several train loaders, in a dictionary, a list or a `CombinedLoader`: a mapping from
+            the key of each loader (0, 1, ... in a list) to one of these, or to None for a loader that stays whole.
+        fraction: Budget for scores: the share of the samples to keep; see `select_top`. With several train loaders the
+            budget is that of each.
         size: Budget for scores: the number of samples to keep.
         per_class: Budget for scores: the number of samples to keep of every class.
         rule: For scores: "top" or "draw"; see `CLDScores.select`.
         seed: For scores: seed of the rule "draw".
-        epoch_length: "coreset" makes an epoch one pass over the coreset; "full" keeps epochs as long as the full
-            set's, so that schedules and step budgets stay as they were: whole passes, and for the remainder a fresh
-            draw each epoch, the same on all ranks.
+        epoch_length: "coreset" makes an epoch one pass over the coreset. "full" keeps epochs as long as the full
+            set's, so that schedules and step budgets stay as they were: each epoch consists of whole passes over the
+            coreset and, for the remainder, of a fresh draw. The draw is the same on all ranks, unless each rank draws
+            for itself (`use_distributed_sampler=False`). Either way `len(trainer.datamodule.train_set)` is the length
+            of the full set, because attributes are the inner datamodule's. A schedule that needs the number of steps
+            should read `trainer.estimated_stepping_batches`, which counts the batches that are served.
+
+    Attributes:
+        indices: The positions of the coreset in the train dataset. With several train loaders: a dictionary of them by
+            key, with None for a loader that stays whole.
+        scores: The scores, or None if positions were given. With several train loaders: a dictionary of them by key.
 
     Raises:
         FileNotFoundError: If the scores file is not there.
@@ -77,12 +84,23 @@ class CoresetDataModule(LightningDataModule):
         2
         >>> coreset.trainer is inner.trainer
         True
+
+        With two train loaders, of which one stays whole:
+
+        >>> two = LightningDataModule.from_datasets(train_dataset={"digits": digits, "unlabelled": digits})
+        >>> coreset = CoresetDataModule(two, {"digits": scores, "unlabelled": None}, per_class=1)
+        >>> {key: len(loader.dataset) for key, loader in coreset.train_dataloader().items()}
+        {'digits': 2, 'unlabelled': 6}
     """
+
+    # With several train loaders these are dictionaries. Their types don't say so: nearly everybody has one loader.
+    scores: CLDScores | None
+    indices: list[int]
 
     def __init__(
         self,
         datamodule: LightningDataModule,
-        coreset: CLDScores | str | Path | Sequence[int] | Tensor,
+        coreset: Mapping[Any, Any] | Coreset,  # to Coreset or None, but of these types LightningCLI writes None as text
         *,
         fraction: float | None = None,
         size: int | None = None,
@@ -91,6 +109,7 @@ class CoresetDataModule(LightningDataModule):
         seed: int = 0,
         epoch_length: Literal["coreset", "full"] = "coreset",
     ) -> None:
+        # Lightning's own constructor is not called: the attributes that it sets are the inner datamodule's.
         if not isinstance(datamodule, LightningDataModule):
             raise TypeError(
                 f"datamodule must be a LightningDataModule of lightning.pytorch, got {type(datamodule).__name__}. For "
@@ -101,83 +120,71 @@ class CoresetDataModule(LightningDataModule):
             raise TypeError(f"{type(datamodule).__name__} has no train_dataloader to narrow.")
         if epoch_length not in ("coreset", "full"):
             raise ValueError(f'epoch_length must be "coreset" or "full", got {epoch_length!r}.')
-        _restore_hyperparameters(datamodule)
-        self.datamodule = datamodule
-        trainer = datamodule.trainer
-        super().__init__()  # which sets the trainer, ours and so the inner one's, to None
-        datamodule.trainer = trainer
+        restore_hyperparameters(datamodule)
         self.epoch_length = epoch_length
-        self.prepare_data_per_node = datamodule.prepare_data_per_node
-        self.allow_zero_length_dataloader_with_multiple_devices = (
-            datamodule.allow_zero_length_dataloader_with_multiple_devices
-        )
-        # Private, but nothing else says whether the hyperparameters, which are the inner one's, are to be logged.
-        self._log_hyperparams = datamodule._log_hyperparams
-        for hook in _DELEGATED:
-            if is_overridden(hook, datamodule):
-                setattr(self, hook, getattr(datamodule, hook))
-
-        if isinstance(coreset, (str, Path)):
-            coreset = CLDScores.load(coreset)
-        self.scores: CLDScores | None = None
-        budget: dict[str, Any] = {"fraction": fraction, "size": size, "per_class": per_class}
-        if isinstance(coreset, CLDScores):
-            check_budget(fraction=fraction, size=size, per_class=per_class)
-            self.scores = coreset
-            self.indices: list[int] = coreset.select(
-                fraction=fraction, size=size, per_class=per_class, rule=rule, seed=seed
-            ).tolist()
+        budget = {"fraction": fraction, "size": size, "per_class": per_class}
+        if isinstance(coreset, Mapping):
+            chosen = _choose_each(coreset, budget, rule, seed)
+            self.scores = {key: part[0] for key, part in chosen.items()}  # type: ignore[assignment]  # see their types
+            self.indices = {key: part[1] for key, part in chosen.items()}  # type: ignore[assignment]
         else:
-            given = {name: value for name, value in budget.items() if value is not None}
-            if given or rule != "top":
-                given = given or {"rule": rule}
-                raise TypeError(f"Positions are the coreset as they are and take no budget or rule, got {given}.")
-            self.indices = _check_indices(coreset)
+            self.scores, self.indices = _choose(_loaded(coreset), budget, rule, seed)
         self._doubted = False
-        self._passes_on = True
+        self.datamodule = datamodule  # comes last: from here on, what is set may be the inner datamodule's
 
-    @property
-    def trainer(self) -> Trainer | None:
-        """The Trainer, the same for both datamodules."""
-        return self.datamodule.trainer
+    # What this class does not define is the inner datamodule's, the hooks of Lightning's base class too: Lightning asks
+    # what is overridden, for example to know whether there is validation and whose transfer hooks to call. `__class__`
+    # is the inner one's, since by its name Lightning stores a datamodule's state and finds it again.
 
-    @trainer.setter
-    def trainer(self, trainer: Trainer | None) -> None:
-        self.datamodule.trainer = trainer
+    def __getattribute__(self, name: str) -> Any:
+        if _is_own(self, name):
+            return super().__getattribute__(name)
+        if name in _VIEWS:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.datamodule, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # What is the inner datamodule's is set there, or a tuner of the batch size would tune nothing.
-        own = "_passes_on" not in vars(self) or name in vars(self) or hasattr(type(self), name)
-        if own or not hasattr(self.datamodule, name):
+        # A batch size that a tuner sets here alone would change nothing.
+        if "datamodule" not in vars(self) or _is_own(self, name) or not hasattr(self.datamodule, name):
             super().__setattr__(name, value)
         else:
             setattr(self.datamodule, name, value)
 
-    def __getattr__(self, name: str) -> Any:
-        # Called for what is not found here. The views of the full train set would not fit the narrowed one.
-        if name in ("datamodule", "cld_train_dataloader", "cld_val_dataloader") or name.startswith("__"):
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        return getattr(self.datamodule, name)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Left to itself, pickle would make an object of the inner datamodule's class.
+        return object.__new__, (type(self),), vars(self)
 
     @override
     def setup(self, stage: str) -> None:
         self.datamodule.setup(stage)
 
     @override
-    def train_dataloader(self) -> DataLoader[Any]:
-        """The inner train dataloader, narrowed.
+    def train_dataloader(self) -> Any:
+        """The inner train dataloader, narrowed. With several train loaders: the same collection of them, narrowed.
 
         Raises:
-            TypeError: If the inner loader can't be narrowed.
-            ValueError: If the scores are of another dataset, or a position is outside of it.
+            TypeError: If an inner loader can't be narrowed.
+            ValueError: If the scores are of another dataset, a position is outside of it, or the keys of the train
+                loaders are not those of `coreset`.
         """
-        loader = self.datamodule.train_dataloader()
-        check_narrowable(loader)
-        length = len(loader.dataset)
-        if self.scores is not None:
-            problem, doubt = compare(
-                self.scores.fingerprint, loader, getattr(self.datamodule, "cld_train_dataloader", None)
-            )
+        loaders = self.datamodule.train_dataloader()
+        if not isinstance(self.indices, dict):
+            view = getattr(self.datamodule, "cld_train_dataloader", None)
+            return self._narrowed(loaders, self.scores, self.indices, view)
+        served = loaders_by_key(loaders, list(self.indices))
+        for key in served:
+            if self.indices[key] is not None:
+                with _about(key):
+                    served[key] = self._narrowed(served[key], self.scores[key], self.indices[key])
+        return put_back(loaders, served)
+
+    def _narrowed(
+        self, loader: Any, scores: CLDScores | None, indices: list[int], view: Callable[[], Any] | None = None
+    ) -> Any:
+        inside = narrowable(loader)
+        length = len(inside.dataset)  # type: ignore[arg-type]  # map-style, as checked
+        if scores is not None:
+            problem, doubt = compare(scores.fingerprint, inside, view)
             if problem:
                 raise ValueError(
                     f"The scores are not of this train set: {problem}. Score this one, or make the same split again "
@@ -187,39 +194,71 @@ class CoresetDataModule(LightningDataModule):
             if doubt and not self._doubted:
                 self._doubted = True
                 rank_zero_warn(doubt)
-        elif self.indices and max(self.indices) >= length:
-            raise ValueError(f"Position {max(self.indices)} is outside of the train set of {length:,} samples.")
-        return narrow_loader(loader, self.indices, self.epoch_length, self.trainer)
+        elif max(indices) >= length:
+            raise ValueError(f"Position {max(indices)} is outside of the train set of {length:,} samples.")
+        else:
+            look_at(inside, "train")  # raises if positions mean nothing
+        return narrow_loader(loader, indices, full_length=self.epoch_length == "full", trainer=self.trainer)
 
 
-def _restore_hyperparameters(datamodule: LightningDataModule) -> None:
-    """Gives `datamodule` the hyperparameters that LightningCLI means for it.
+def _is_own(coreset: CoresetDataModule, name: str) -> bool:
+    """Whether an attribute is the coreset's and not the inner datamodule's.
 
-    LightningCLI hands the arguments of the outermost datamodule, ours, to whichever calls `save_hyperparameters()`.
-    Those of the inner one are among them, as the configuration that it was made from.
-
-    Raises:
-        ValueError: If the datamodule may have read one of our arguments for its own.
+    It is if the object has it, or if a class below Lightning's base class defines it. Python's own names are its own
+    too, but for `__class__`.
     """
-    saved = datamodule.hparams
-    if "_instantiator" not in saved or "datamodule" not in saved:
-        return
-    name = type(datamodule).__name__
-    config: Any = saved["datamodule"]
-    while isinstance(config, Mapping) and config["class_path"].rpartition(".")[2] != name:  # a coreset of a coreset
-        config = config.get("init_args", {}).get("datamodule")
-    found = isinstance(config, Mapping)
-    own = {**config.get("init_args", {}), **config.get("dict_kwargs", {})} if found else {}
-    shared = [key for key, value in own.items() if saved.get(key, value) != value]
-    if not found or shared:
-        also = f" ({', '.join(shared)} of both)" if shared else ""
-        raise ValueError(
-            f"{name} calls save_hyperparameters(), and LightningCLI saved CoresetDataModule's arguments{also} there. "
-            "Use LightningCLI(..., load_from_checkpoint_support=False): each class then saves what it was given."
-        )
-    own |= {"_class_path": config["class_path"], "_instantiator": saved["_instantiator"]}
-    saved.clear()
-    datamodule.save_hyperparameters(own, logger=False)
+    return (
+        name == "datamodule"  # which an object that is being unpickled does not have yet
+        or (name.startswith("__") and name != "__class__")
+        or name in vars(coreset)
+        or any(name in vars(kind) for kind in type(coreset).__mro__ if kind not in LightningDataModule.__mro__)
+    )
+
+
+def _choose(
+    coreset: CLDScores | Sequence[int] | Tensor, budget: dict[str, Any], rule: Any, seed: int
+) -> tuple[CLDScores | None, list[int]]:
+    """The scores, if `coreset` is scores, and the positions."""
+    if isinstance(coreset, CLDScores):
+        check_budget(**budget)
+        return coreset, coreset.select(**budget, rule=rule, seed=seed).tolist()
+    given = {name: value for name, value in budget.items() if value is not None}
+    if given or rule != "top":
+        given = given or {"rule": rule}
+        raise TypeError(f"Positions are the coreset as they are and take no budget or rule, got {given}.")
+    return None, _check_indices(coreset)
+
+
+def _choose_each(
+    coresets: Mapping[Hashable, Coreset | None], budget: dict[str, Any], rule: Any, seed: int
+) -> dict[Hashable, tuple[CLDScores | None, list[int] | None]]:
+    """What `_choose` gives for each key, and None twice for a loader that stays whole."""
+    loaded = {key: _loaded(coreset) for key, coreset in coresets.items() if coreset is not None}
+    if not loaded:
+        raise ValueError(f"coreset is a mapping without a coreset: {dict(coresets)}.")
+    is_scored = any(isinstance(coreset, CLDScores) for coreset in loaded.values())
+    chosen: dict[Hashable, tuple[CLDScores | None, list[int] | None]] = dict.fromkeys(coresets, (None, None))
+    for key, coreset in loaded.items():
+        with _about(key):
+            if is_scored and not isinstance(coreset, CLDScores):  # the budget is for the scores of other loaders
+                chosen[key] = None, _check_indices(coreset)
+            else:
+                chosen[key] = _choose(coreset, budget, rule, seed)
+    return chosen
+
+
+def _loaded(coreset: Coreset) -> CLDScores | Sequence[int] | Tensor:
+    return CLDScores.load(coreset) if isinstance(coreset, (str, Path)) else coreset
+
+
+@contextmanager
+def _about(key: Hashable) -> Iterator[None]:
+    """Says in an error which train loader it is about."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"Train loader {key!r}: {error}") from error
 
 
 def _check_indices(coreset: Any) -> list[int]:

@@ -1,12 +1,14 @@
 import copy
 import pickle
-from collections import Counter
+from collections import Counter, OrderedDict
+from typing import NamedTuple
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
     ConcatDataset,
@@ -27,7 +29,7 @@ from toys import CLASSES, Blobs, Classifier, blobs, fit, quiet_trainer
 
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, select_top
 from lightning_cld.data.identity import look_at
-from lightning_cld.data.narrowing import FullLengthSampler
+from lightning_cld.data.samplers import FullLengthSampler
 
 
 def scores_of(dataset: Dataset) -> CLDScores:
@@ -412,7 +414,7 @@ def test_weights_follow_the_subset():
 def test_a_subset_sampler_serves_only_its_own_positions():
     data = with_sampler(lambda train: SubsetRandomSampler(range(0, 50)))
     assert served(CoresetDataModule(data, [3, 49])) == samples(data.train_set, [3, 49])
-    with pytest.raises(ValueError, match=r"1 positions .*\(\[50\]\) .* may be validation samples"):
+    with pytest.raises(ValueError, match=r"does not draw 1 positions .*\(\[50\]\).* may be validation samples"):
         CoresetDataModule(data, [3, 50]).train_dataloader()
 
 
@@ -441,7 +443,7 @@ class Ready(IterableDataset):
         ),
         (lambda train: DataLoader(train, batch_sampler=[[0, 1]]), "batch sampler"),
         (lambda train: DataLoader(Ready()), "IterableDataset"),
-        (lambda train: [DataLoader(train), DataLoader(train)], "list"),
+        (lambda train: [DataLoader(train), DataLoader(train)], r"list.*\{0: \.\.\., 1: None\}"),
         (lambda train: DataLoader(train, batch_size=None), "batch_size=None"),
     ],
 )
@@ -489,13 +491,15 @@ def test_a_loader_subclass_keeps_its_own_arguments_or_is_refused():
 
 def test_a_coreset_smaller_than_a_dropped_batch_is_refused():
     data = Blobs(drop_last=True)
-    with pytest.raises(ValueError, match="draws 2 on each device, gives no batch of 16 with drop_last=True"):
+    with pytest.raises(
+        ValueError, match=r"draws 2 of .* 2 samples on each device. With drop_last=True that gives no batch of 16"
+    ):
         CoresetDataModule(data, [0, 1]).train_dataloader()
 
 
 def test_what_the_sampler_draws_decides_whether_a_dropped_batch_is_all():
     few = Blobs(drop_last=True, shuffle=None, sampler=RandomSampler(range(90), num_samples=18))
-    with pytest.raises(ValueError, match="coreset of 40 samples, of which an epoch draws 8"):
+    with pytest.raises(ValueError, match="An epoch draws 8 of the coreset's 40 samples"):
         CoresetDataModule(few, range(40)).train_dataloader()
     many = Blobs(drop_last=True, shuffle=None, sampler=WeightedRandomSampler(torch.ones(90), 900))
     assert len(CoresetDataModule(many, range(10)).train_dataloader()) == 6
@@ -663,16 +667,388 @@ def test_attributes_and_hyperparameters_are_shared():
         _ = coreset.nothing_such
 
 
+INHERITED = sorted(
+    {name for name in dir(L.LightningDataModule()) if not name.startswith("__")}
+    - {"setup", "train_dataloader"}  # what CoresetDataModule is there for
+)
+
+
+@pytest.mark.parametrize("name", INHERITED)
+def test_whatever_lightnings_base_class_has_is_the_inner_datamodules(name):
+    on_class = type("Named", (Blobs,), {name: "of the class"})
+    for coreset in (CoresetDataModule(Blobs(), [0]), CoresetDataModule(CoresetDataModule(Blobs(), [0, 1]), [0])):
+        if name not in ("hparams", "hparams_initial"):  # which can't be set
+            object.__setattr__(coreset.datamodule, name, "set later")
+            assert getattr(coreset, name) == "set later"
+    coreset = CoresetDataModule(Blobs(), [0])
+    coreset.datamodule = object.__new__(on_class)
+    assert getattr(coreset, name) == "of the class"
+
+
+def test_a_name_that_is_set_in_setup_is_seen_and_one_that_is_set_here_arrives():
+    class Named(Blobs):
+        def setup(self, stage):
+            self.name = "blobs"
+
+    coreset = CoresetDataModule(Named(), [0])
+    assert coreset.name is None
+    coreset.setup("fit")
+    assert coreset.name == "blobs"
+    coreset.name = "others"
+    assert coreset.datamodule.name == "others"
+    coreset.prepare_data_per_node = False
+    assert coreset.datamodule.prepare_data_per_node is False
+
+
+def test_what_a_derived_class_defines_is_its_own(tmp_path):
+    class WithOthers(CoresetDataModule):
+        name = "derived"
+
+        def __init__(self, *arguments):
+            self.early = 1
+            super().__init__(*arguments)
+            self.late = 2
+
+        def val_dataloader(self):
+            return DataLoader(blobs(7), 7)
+
+        def state_dict(self):
+            return {"position": 9}
+
+    inner = Full()
+    inner.name = "inner"
+    coreset = WithOthers(inner, range(16))
+    assert (coreset.name, coreset.early, coreset.late, inner.name) == ("derived", 1, 2, "inner")
+    assert not hasattr(inner, "late")
+    trainer, _ = fit(tmp_path, None, datamodule=coreset, max_epochs=1)
+    assert trainer.num_val_batches == [1]
+    assert len(inner.val_dataloader()) == 2
+
+
+def test_the_coreset_is_told_by_its_own_words():
+    words = str(CoresetDataModule(Blobs(), range(16)))
+    if "size" not in words:
+        pytest.skip("this Lightning does not tell the sizes of datasets")
+    assert "{Train dataloader: size=16}" in words
+    assert "{Validation dataloader: size=30}" in words
+
+
+def test_code_that_asks_for_the_users_class_finds_it():
+    coreset = CoresetDataModule(CoresetDataModule(Blobs(), range(16)), range(8))
+    assert isinstance(coreset, Blobs)
+    assert isinstance(coreset, CoresetDataModule)
+    assert isinstance(coreset, L.LightningDataModule)
+    assert not isinstance(coreset, Full)
+    assert type(coreset) is CoresetDataModule
+
+
+# The inner datamodule's state
+
+
+class Counting(Blobs):
+    """Has a state, which says how often the train loader was asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked, self.restored = 0, []
+
+    def train_dataloader(self):
+        self.asked += 1
+        return super().train_dataloader()
+
+    def state_dict(self):
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state):
+        self.restored.append(state["asked"])
+        self.asked = state["asked"]
+
+
+class Within:
+    class Counting(Counting):
+        """Its name in a checkpoint is Within.Counting."""
+
+
+class LastOne(CoresetDataModule):
+    pass
+
+
+STATES = {
+    "full set": lambda data: data,
+    "coreset": lambda data: CoresetDataModule(data, range(48)),
+    "long coreset": lambda data: CoresetDataModule(data, range(48), epoch_length="full"),
+    "coreset of a coreset": lambda data: CoresetDataModule(CoresetDataModule(data, range(60)), range(32)),
+    "derived": lambda data: LastOne(data, range(48)),
+    "copied": lambda data: copy.deepcopy(CoresetDataModule(data, range(48))),
+    "unpickled": lambda data: pickle.loads(pickle.dumps(CoresetDataModule(data, range(48)))),
+}
+
+
+def innermost(data):
+    return innermost(data.datamodule) if type(data) in (CoresetDataModule, LastOne) else data
+
+
+PASSED_ON = [
+    *(("full set", name) for name in STATES),
+    *((name, "full set") for name in STATES if name != "full set"),
+    ("coreset", "coreset of a coreset"),
+    ("derived", "coreset"),
+]
+
+
+@pytest.mark.parametrize("kind", [Counting, Within.Counting])
+@pytest.mark.parametrize(("first", "second"), PASSED_ON)
+def test_a_datamodules_state_passes_between_runs(tmp_path, first, second, kind):
+    data = STATES[first](kind())
+    trainer, _ = fit(tmp_path, None, datamodule=data, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    again = STATES[second](kind())
+    fit(tmp_path, None, datamodule=again, max_epochs=2, ckpt_path=tmp_path / "one.ckpt")
+    assert innermost(again).restored == [1]
+    assert innermost(again).asked == 2
+
+
+def test_a_state_is_restored_where_a_checkpoint_is_tested(tmp_path):
+    trainer, _ = fit(tmp_path, None, datamodule=CoresetDataModule(Counting(), range(48)), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    inner = Counting()
+    coreset = CoresetDataModule(inner, range(48))
+    quiet_trainer(tmp_path).test(Classifier(), datamodule=coreset, ckpt_path=tmp_path / "one.ckpt", verbose=False)
+    assert inner.restored == [1]
+
+
+def test_a_datamodule_without_a_state_leaves_none(tmp_path):
+    trainer, _ = fit(tmp_path, None, datamodule=CoresetDataModule(Blobs(), range(48)), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    assert not {"Blobs", "CoresetDataModule"} & set(torch.load(tmp_path / "one.ckpt"))
+
+
+def test_the_users_class_can_be_made_from_a_checkpoint_of_a_coreset(tmp_path):
+    trainer, _ = fit(tmp_path, None, datamodule=CoresetDataModule(Wide(width=7), range(48)), max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    assert Wide.load_from_checkpoint(tmp_path / "one.ckpt").hparams.width == 7
+
+
+class Wide(Blobs):
+    def __init__(self, width=5):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("epoch_length", ["coreset", "full"])
+def test_a_schedule_counts_the_batches_that_are_served(tmp_path, epoch_length):
+    class Scheduled(Classifier):
+        def configure_optimizers(self):
+            self.expected = self.trainer.estimated_stepping_batches
+            self.length = len(self.trainer.datamodule.train_set)
+            return super().configure_optimizers()
+
+    coreset = CoresetDataModule(Blobs(), range(20), epoch_length=epoch_length)
+    trainer, module = fit(tmp_path, None, Scheduled, coreset, max_epochs=3)
+    assert module.length == 90  # the full set's, as the docstring says
+    assert module.expected == trainer.global_step == 3 * (2 if epoch_length == "coreset" else 6)
+
+
+# Several train loaders
+
+
+class Several(L.LightningDataModule):
+    """Returns its loaders in the collection that `collect` makes of a dictionary of them."""
+
+    def __init__(self, collect=dict):
+        super().__init__()
+        self.sets = {"labelled": blobs(60, seed=1), "other": blobs(40, seed=2)}
+        self.loaders = {
+            "labelled": DataLoader(self.sets["labelled"], 10, shuffle=True),
+            "other": DataLoader(self.sets["other"], 5),
+        }
+        self.returned = collect(self.loaders)
+
+    def train_dataloader(self):
+        return self.returned
+
+
+class Couple(NamedTuple):
+    labelled: DataLoader
+    other: DataLoader
+
+
+def combined(loaders):
+    return CombinedLoader(loaders, "max_size")
+
+
+BY_NAME = ["labelled", "other"]
+COLLECTIONS = {
+    "dictionary": (dict, BY_NAME),
+    "ordered dictionary": (OrderedDict, BY_NAME),
+    "list": (lambda loaders: list(loaders.values()), [0, 1]),
+    "tuple": (lambda loaders: tuple(loaders.values()), [0, 1]),
+    "named tuple": (lambda loaders: Couple(**loaders), [0, 1]),
+    "combined dictionary": (combined, BY_NAME),
+    "combined list": (lambda loaders: combined(list(loaders.values())), [0, 1]),
+}
+
+
+def opened(loaders):
+    return loaders.iterables if isinstance(loaders, CombinedLoader) else loaders
+
+
+@pytest.mark.parametrize("collection", COLLECTIONS)
+def test_each_of_several_train_loaders_has_its_coreset(collection):
+    collect, (first, second) = COLLECTIONS[collection]
+    data = Several(collect)
+    coreset = CoresetDataModule(data, {second: [3, 1], first: range(20)})
+    assert coreset.indices == {first: list(range(20)), second: [3, 1]}
+    assert coreset.scores == {first: None, second: None}
+    for _ in range(2):  # the datamodule returns the same collection each time
+        loaders = coreset.train_dataloader()
+        assert type(loaders) is type(data.returned)
+        assert type(opened(loaders)) is type(opened(data.returned))
+        assert len(opened(loaders)) == 2
+        if isinstance(loaders, CombinedLoader):
+            assert loaders._mode == "max_size"
+            assert [len(loader.dataset) for loader in loaders.flattened] == [20, 2]
+        assert all(
+            torch.equal(x, data.sets["labelled"][i][0]) for i, (x, _) in enumerate(opened(loaders)[first].dataset)
+        )
+        assert isinstance(opened(loaders)[first].sampler, RandomSampler)
+        assert (
+            torch.cat([y for _, y in opened(loaders)[second]]).tolist()
+            == data.sets["other"].tensors[1][[3, 1]].tolist()
+        )
+    assert (
+        [len(loader.dataset) for loader in opened(data.returned)] == [60, 40]
+        if collection
+        in (
+            "list",
+            "tuple",
+            "named tuple",
+        )
+        else True
+    )
+
+
+@pytest.mark.parametrize("collection", COLLECTIONS)
+@pytest.mark.parametrize("epoch_length", ["coreset", "full"])
+def test_training_takes_batches_of_all_loaders(tmp_path, collection, epoch_length):
+    collect, (first, second) = COLLECTIONS[collection]
+    seen = []
+
+    class Takes(Classifier):
+        def training_step(self, batch, batch_idx):
+            seen.append([None if batch[key] is None else len(batch[key][0]) for key in (first, second)])
+            return super().training_step(batch[first] or batch[second], batch_idx)
+
+    coreset = CoresetDataModule(Several(collect), {first: range(20), second: None}, epoch_length=epoch_length)
+    trainer, _ = fit(tmp_path, None, Takes, coreset, max_epochs=1, limit_val_batches=0)
+    assert trainer.global_step == 8
+    labelled = {"coreset": 2, "full": 6}[epoch_length]
+    after = None if collection.startswith("combined") else 10  # Lightning's own way is to begin the shorter one anew
+    assert [sizes[0] for sizes in seen] == [10] * labelled + [after] * (8 - labelled)
+
+
+def test_a_loader_without_a_coreset_stays_the_one_it_is():
+    data = Several()
+    loaders = CoresetDataModule(data, {"labelled": [1], "other": None}).train_dataloader()
+    assert loaders["other"] is data.loaders["other"]
+    data.loaders["other"] = data.returned["other"] = DataLoader(Ready())  # nor need it be one that can be narrowed
+    loaders = CoresetDataModule(data, {"labelled": [1], "other": None}).train_dataloader()
+    assert loaders["other"] is data.loaders["other"]
+
+
+def test_one_budget_serves_the_scores_of_all_loaders(tmp_path):
+    data = Several()
+    first, second = (scores_of(data.sets[key]) for key in BY_NAME)
+    path = second.save(tmp_path / "second.npz")
+    coreset = CoresetDataModule(data, {"labelled": first, "other": path}, fraction=0.25)
+    assert {key: len(kept) for key, kept in coreset.indices.items()} == {"labelled": 15, "other": 10}
+    assert coreset.indices["labelled"] == first.select(fraction=0.25).tolist()
+    assert coreset.indices["other"] == second.select(fraction=0.25).tolist()
+    assert coreset.scores["labelled"] is first
+    mixed = CoresetDataModule(data, {"labelled": first, "other": [4, 2]}, per_class=2, rule="top")
+    assert {key: len(kept) for key, kept in mixed.indices.items()} == {"labelled": 6, "other": 2}
+    assert served_labels(mixed.train_dataloader()["other"]) == data.sets["other"].tensors[1][[4, 2]].tolist()
+
+
+def served_labels(loader):
+    return torch.cat([batch[1] for batch in loader]).tolist()
+
+
+@pytest.mark.parametrize(
+    ("coreset", "budget", "error", "message"),
+    [
+        ({}, {}, ValueError, "without a coreset"),
+        ({"labelled": None}, {}, ValueError, "without a coreset"),
+        ({"labelled": [1, 2]}, {"size": 3}, TypeError, r"'labelled': .*take no budget.*'size': 3"),
+        ({"labelled": [1, 1]}, {}, ValueError, "'labelled': Positions must not repeat"),
+        ({"labelled": "scores"}, {}, TypeError, "'labelled': .*exactly one budget"),
+        ({"labelled": "scores"}, {"size": 61}, ValueError, "'labelled': .*more than the 60 samples"),
+        ({"labelled": "scores", "other": [-1]}, {"size": 6}, ValueError, "'other': .*negative"),
+        ({"labelled": "nowhere.npz"}, {"size": 6}, FileNotFoundError, "nowhere.npz"),
+        ({"labelled": CLDCallback()}, {}, TypeError, r"'labelled': .*CLDCallback give `\.scores`"),
+    ],
+)
+def test_bad_coresets_of_several_loaders_name_the_loader(coreset, budget, error, message):
+    data = Several()
+    known = {"scores": scores_of(data.sets["labelled"])}
+    coreset = {key: known.get(value, value) if isinstance(value, str) else value for key, value in coreset.items()}
+    with pytest.raises(error, match=message):
+        CoresetDataModule(data, coreset, **budget)
+
+
+@pytest.mark.parametrize(
+    ("collect", "coreset", "error", "message"),
+    [
+        (dict, {"labelled": [1]}, ValueError, r"keys \['labelled'\].*keys \['labelled', 'other'\].*None for a loader"),
+        (dict, {"labelled": [1], "others": None}, ValueError, "'others'.*'other'"),
+        (dict, {0: [1], 1: None}, ValueError, r"keys \[0, 1\]"),
+        (lambda loaders: list(loaders.values()), {0: [1]}, ValueError, r"keys \[0, 1\]"),
+        (lambda loaders: loaders["labelled"], {"labelled": [1]}, TypeError, "one DataLoader.*that loader alone"),
+        (lambda loaders: combined(loaders["labelled"]), {"a": [1]}, TypeError, "one CombinedLoader"),
+        (
+            lambda loaders: {"a": loaders, "b": loaders},
+            {"a": None, "b": [1]},
+            TypeError,
+            r"\['a', 'b'\] are collections",
+        ),
+        (lambda loaders: {"a": 5, "b": loaders["other"]}, {"a": [1], "b": None}, TypeError, "'a': .*a int"),
+        (dict, {"labelled": [1], "other": [40]}, ValueError, "'other': Position 40 is outside"),
+        (dict, [1], TypeError, r"dict.*\{'labelled': \.\.\., 'other': None\}"),
+        (combined, [1], TypeError, r"CombinedLoader.*\{'labelled': \.\.\., 'other': None\}"),
+    ],
+)
+def test_loaders_that_do_not_fit_the_coresets_are_refused(collect, coreset, error, message):
+    with pytest.raises(error, match=message):
+        CoresetDataModule(Several(collect), coreset).train_dataloader()
+
+
+def test_scores_of_the_other_loader_are_refused():
+    data = Several()
+    data.sets["other"] = blobs(60, seed=9)
+    data.loaders["other"] = data.returned["other"] = DataLoader(data.sets["other"], 5)
+    first, second = (scores_of(data.sets[key]) for key in BY_NAME)
+    swapped = CoresetDataModule(data, {"labelled": second, "other": first}, size=6)
+    with pytest.raises(ValueError, match="'labelled': The scores are not of this train set"):
+        swapped.train_dataloader()
+
+
 def test_views_of_the_full_train_set_do_not_leak():
     coreset = CoresetDataModule(UnaugmentedView(), range(16))
     assert not hasattr(coreset, "cld_train_dataloader")
     assert not hasattr(coreset, "cld_val_dataloader")
 
 
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+CLONES = [copy.deepcopy, *(lambda v, p=protocol: pickle.loads(pickle.dumps(v, p)) for protocol in range(6))]
+
+
+@pytest.mark.parametrize("clone", CLONES)
 def test_copies_serve_their_own_inner_datamodule(clone):
     data = Blobs()
     coreset = clone(CoresetDataModule(data, scores_of(data.train_set), size=10))
+    assert type(coreset) is CoresetDataModule
     assert coreset.datamodule is not data
     assert coreset.val_dataloader.__self__ is coreset.datamodule
     assert len(coreset.train_dataloader().dataset) == 10

@@ -47,6 +47,7 @@ def use(data: L.LightningDataModule, model: L.LightningModule, losses: Tensor) -
     assert_type(cld.trajectories.score(by=partial(baselines.random_values, seed=0)), CLDScores)
     assert_type(CoresetDataModule(data, "runs/cld-scores.npz", fraction=0.1, epoch_length="full").indices, list[int])
     assert_type(CoresetDataModule(data, [1, 2]).scores, CLDScores | None)
+    CoresetDataModule(data, {"labelled": "runs/cld-scores.npz", "other": None}, size=3)
     assert_type(trajectories_from_checkpoints(trainer, model, ["a.ckpt"], datamodule=data), LossTrajectories)
     assert_type(select_top(cld_scores(losses, losses), size=2), Tensor)
     assert_type(proportional_holdout(losses, 0.1, seed=0), tuple[Tensor, Tensor])

@@ -21,6 +21,9 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_cld.data.device_loaders import DeviceBatches, differs, loader_inside
+from lightning_cld.data.fingerprint import probe_positions
+from lightning_cld.data.samplers import is_known_sampler
 from lightning_cld.guards import preserved_rng
 
 _WHOLE_SET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
@@ -33,6 +36,9 @@ _DRAWN = 5
 
 def check_loader(loaders: Any, kind: str) -> DataLoader[Any]:
     """Returns the one map-style DataLoader in `loaders`.
+
+    Of a device loader it returns the DataLoader inside as `DeviceBatches`, so that what is read of it passes through
+    the device loader too: a model then sees what it sees in training and evaluation.
 
     Args:
         loaders: What the user gave, or a Trainer holds: a loader, or a collection of them.
@@ -52,6 +58,7 @@ def check_loader(loaders: Any, kind: str) -> DataLoader[Any]:
                 f"{argument}."
             )
         loaders = loaders[0]
+    outer, loaders = loaders, loader_inside(loaders)
     if not isinstance(loaders, DataLoader):
         raise TypeError(
             f"CLD reads a torch.utils.data.DataLoader, but the {kind} dataloader is a {type(loaders).__name__}. "
@@ -72,7 +79,7 @@ def check_loader(loaders: Any, kind: str) -> DataLoader[Any]:
             f"The {kind} dataloader has batch_size=None, so its dataset yields ready batches and positions of single "
             f"samples are unknown. Give a loader over single samples with {argument}."
         )
-    return loaders
+    return loaders if loaders is outer else DeviceBatches(loaders, outer)
 
 
 def loader_settings(loader: DataLoader[Any]) -> dict[str, Any]:
@@ -113,7 +120,30 @@ def sequential_loader(
             "trajectories_from_checkpoints."
         )
     # A sampler is anything with a length and an iterator.
-    return DataLoader(loader.dataset, batch_size=size, sampler=positions, **{**loader_settings(loader), **changes})
+    made = DataLoader(loader.dataset, batch_size=size, sampler=positions, **{**loader_settings(loader), **changes})
+    if isinstance(loader, DeviceBatches) and "collate_fn" not in changes:  # of other batches it could make nothing
+        return DeviceBatches(made, loader.outer)
+    return made
+
+
+def changes_on_device(loader: DataLoader[Any], kind: str) -> bool:
+    """Whether a device loader shows a few samples differently when they pass it twice, as random erasing does."""
+    if not isinstance(loader, DeviceBatches):
+        return False
+    positions = probe_positions(len(loader.dataset)).tolist()  # type: ignore[arg-type]  # map-style, as checked
+    with preserved_rng():
+        first, second = sequential_loader(
+            loader, positions * 2, batch_size=len(positions), kind=kind, num_workers=min(1, loader.num_workers)
+        )
+    return differs(first, second)
+
+
+def reads_in_its_own_way(loader: DataLoader[Any]) -> bool:
+    """Whether the loader's class does something of its own when it is iterated, which `sequential_loader` leaves out.
+
+    torchdata's `StatefulDataLoader` only keeps count.
+    """
+    return type(loader).__iter__.__module__.partition(".")[0] not in ("torch", "torchdata", "lightning_cld")
 
 
 def sampled_positions(loader: DataLoader[Any]) -> Tensor:
@@ -135,9 +165,9 @@ def sampled_positions(loader: DataLoader[Any]) -> Tensor:
 
 
 def unknown_sampler(loader: DataLoader[Any]) -> str | None:
-    """The name of a sampler of which it is unknown which positions it draws; None for torch's own."""
+    """The name of a sampler of which it is unknown which positions it draws; None for those of torch and torchdata."""
     sampler = _own_sampler(loader)
-    known = isinstance(sampler, (*_WHOLE_SET_SAMPLERS, SubsetRandomSampler, *_POSITIONS))
+    known = isinstance(sampler, (*_WHOLE_SET_SAMPLERS, SubsetRandomSampler, *_POSITIONS)) or is_known_sampler(sampler)
     return None if known else type(sampler).__name__
 
 

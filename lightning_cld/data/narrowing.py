@@ -1,146 +1,224 @@
-"""The user's train dataloader, made again over the coreset."""
+"""The user's train dataloaders, made again over the coreset."""
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator
+from collections.abc import Hashable, Mapping
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
-from torch.utils.data import (
-    DataLoader,
-    Dataset,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
-from typing_extensions import override
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Subset
 
+from lightning_cld.data.device_loaders import around, loader_inside
 from lightning_cld.data.loaders import loader_settings
+from lightning_cld.data.samplers import full_length_sampler, is_known_sampler, narrow_sampler, processes
+from lightning_cld.guards import preserved_rng
+
+_REMEDY = "build that loader yourself over torch.utils.data.Subset(dataset, indices)"
 
 
-class FullLengthSampler(DistributedSampler[int]):
-    """Draws positions of a coreset until an epoch is as long as the full set's.
+def narrowable(loader: Any) -> DataLoader[Any]:
+    """The DataLoader that reads the samples of `loader`, which is the one inside if `loader` is a device loader.
 
-    Whole passes over the coreset, then a fresh draw without repeats for the remainder. Every process of a distributed
-    run draws the same positions and takes its share; Lightning leaves a `DistributedSampler` in place and tells it
-    the epoch.
-
-    Args:
-        coreset_size: Positions are in `range(coreset_size)`.
-        epoch_size: Positions drawn an epoch, by all processes together.
-        shuffle: Whether each pass is in random order.
-        num_replicas: Number of processes.
-        rank: The number of this one.
-        seed: Seed of the draws, the same in all processes.
-
-    Example:
-        >>> from lightning_cld.data.narrowing import FullLengthSampler
-        >>> sampler = FullLengthSampler(3, 7, shuffle=False)
-        >>> list(sampler)[:6], len(sampler)
-        ([0, 1, 2, 0, 1, 2], 7)
+    Raises:
+        TypeError: If a loader over a part of the same dataset can't be made from what it says.
     """
-
-    def __init__(
-        self,
-        coreset_size: int,
-        epoch_size: int,
-        *,
-        shuffle: bool,
-        num_replicas: int = 1,
-        rank: int = 0,
-        seed: int = 0,
-    ) -> None:
-        # The parent only asks for the length of what it samples from.
-        super().__init__(range(epoch_size), num_replicas, rank, shuffle, seed)  # type: ignore[arg-type]  # see above
-        self.coreset_size = coreset_size
-        self.epoch_size = epoch_size
-
-    @override
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        passes, remainder = divmod(self.epoch_size, self.coreset_size)
-        order = [
-            torch.randperm(self.coreset_size, generator=generator) if self.shuffle else torch.arange(self.coreset_size)
-            for _ in range(passes)
-        ]
-        rest = torch.randperm(self.coreset_size, generator=generator)[:remainder]
-        drawn = torch.cat([*order, rest if self.shuffle else rest.sort().values])
-        padded = drawn[torch.arange(self.total_size) % self.epoch_size]  # as many for each process
-        return iter(padded[self.rank :: self.num_replicas].tolist())
-
-
-def check_narrowable(loader: Any) -> None:
-    """Raises TypeError unless a loader over a part of the same dataset can be made from what `loader` says."""
-    if not isinstance(loader, DataLoader):
+    members = _members(loader)
+    if members:
+        entries = ", ".join(f"{key!r}: {'None' if place else '...'}" for place, key in enumerate(members))
         raise TypeError(
-            f"CoresetDataModule narrows one torch DataLoader, but train_dataloader() returned a "
-            f"{type(loader).__name__}. Narrow the datasets yourself with torch.utils.data.Subset."
+            f"train_dataloader() returned {len(members)} loaders in a {type(loader).__name__}, but coreset is for one "
+            f"loader. Give a mapping with an entry for each, and None for one that stays whole: {{{entries}}}."
         )
-    if isinstance(loader.dataset, IterableDataset):
+    inside = loader_inside(loader)
+    if not isinstance(inside, DataLoader):
         raise TypeError(
-            f"The train dataset {type(loader.dataset).__name__} is an IterableDataset: its samples have no positions, "
+            f"CoresetDataModule narrows a torch DataLoader, but train_dataloader() returned a {type(inside).__name__}. "
+            f"Return a DataLoader, or {_REMEDY}."
+        )
+    if isinstance(inside.dataset, IterableDataset):
+        raise TypeError(
+            f"The train dataset {type(inside.dataset).__name__} is an IterableDataset: its samples have no positions, "
             "so no coreset can be chosen from it. Use a map-style dataset."
         )
-    if loader.batch_size is None:
+    if inside.batch_size is None and not _has_plain_batches(inside):
         raise TypeError(
-            "The train dataloader has a custom batch sampler, or batch_size=None. Which batches it would make of a "
-            "coreset is unknown: build that loader yourself over torch.utils.data.Subset(dataset, indices)."
+            "The train dataloader has a batch sampler of its own kind, or batch_size=None, and it is unknown which "
+            f"batches it would make of a coreset. Use torch's BatchSampler, or {_REMEDY}."
         )
+    return inside
 
 
-def narrow_loader(
-    loader: DataLoader[Any], indices: list[int], epoch_length: str, trainer: Trainer | None
-) -> DataLoader[Any]:
+def narrow_loader(loader: Any, indices: list[int], *, full_length: bool, trainer: Trainer | None) -> Any:
     """The same loader over the samples at `indices`.
 
     Args:
-        loader: The full train set's loader, checked by `check_narrowable`.
+        loader: The full train set's loader, checked by `narrowable`.
         indices: Positions of the coreset in its dataset.
-        epoch_length: "coreset" or "full", as in `CoresetDataModule`.
+        full_length: Whether an epoch is to be as long as the full set's.
         trainer: The Trainer to serve, for its number of processes; None for one process.
 
     Raises:
         TypeError: If the sampler or the loader's class can't be carried over.
-        ValueError: If nothing would be drawn, or positions lie outside of the sampler's.
+        ValueError: If nothing would be drawn, or the sampler leaves out positions of the coreset.
     """
-    subset: Dataset[Any] = Subset(loader.dataset, indices)
-    sampler = _narrow_sampler(loader, subset, indices, epoch_length, trainer)
-    world = 1 if isinstance(sampler, DistributedSampler) else _layout(trainer)["num_replicas"]
-    draws = -(-len(sampler) // world)
-    if loader.drop_last and epoch_length == "coreset" and draws < (loader.batch_size or 1):
+    inside = loader_inside(loader)
+    # A BatchSampler of torch makes the same batches as these two arguments do. If it were given as batch_sampler,
+    # Lightning would lose its batch size in a distributed run.
+    batches = inside if inside.batch_size is not None else inside.batch_sampler
+    subset = _subset_of(inside.dataset, indices)
+    trainer = trainer if _is_split(loader, trainer) else None
+    sampler = _narrowed_sampler(inside, batches.sampler, subset, full_length=full_length, trainer=trainer)
+    world = 1 if isinstance(sampler, DistributedSampler) else processes(trainer)["num_replicas"]
+    draws = -(-len(subset if sampler is None else sampler) // world)
+    if batches.drop_last and not full_length and draws < batches.batch_size:
         raise ValueError(
-            f"A coreset of {len(indices)} samples, of which an epoch draws {draws} on each device, gives no batch of "
-            f"{loader.batch_size} with drop_last=True. Keep more samples, lower the batch size, or use "
+            f"An epoch draws {draws} of the coreset's {len(indices)} samples on each device. With drop_last=True that "
+            f"gives no batch of {batches.batch_size}. Keep more samples, lower the batch size, or use "
             'epoch_length="full".'
         )
     settings = {
-        **loader_settings(loader),
-        "batch_size": loader.batch_size,
-        "sampler": sampler,
-        "drop_last": loader.drop_last,
-        "generator": loader.generator,
-        "persistent_workers": loader.persistent_workers,
+        **loader_settings(inside),
+        "batch_size": batches.batch_size,
+        "drop_last": batches.drop_last,
+        "generator": inside.generator,
+        "persistent_workers": inside.persistent_workers,
+        **({"shuffle": True} if sampler is None else {"sampler": sampler}),
     }
-    if hasattr(loader, "in_order"):  # not in every torch
-        settings["in_order"] = loader.in_order
+    for name, usual in (("in_order", True), ("pin_memory_device", "")):  # not every loader's constructor takes them
+        if getattr(inside, name, usual) != usual:
+            settings[name] = getattr(inside, name)
     try:
-        return type(loader)(subset, **settings, **_added_arguments(loader))
+        made = type(inside)(subset, **settings, **_added_arguments(inside))
     except TypeError as error:
         raise TypeError(
-            f"{type(loader).__name__} can't be made again over the coreset: {error}. Let its constructor pass on "
-            "DataLoader's arguments and keep its own as attributes of the same names, or build it yourself over "
-            "torch.utils.data.Subset(dataset, indices)."
+            f"{type(inside).__name__} can't be made again over the coreset: {error}. Let its constructor pass on "
+            f"DataLoader's arguments and keep its own as attributes of the same names, or {_REMEDY}."
         ) from error
+    return made if inside is loader else around(loader, made)
+
+
+def _narrowed_sampler(
+    loader: DataLoader[Any], sampler: Any, subset: Subset[Any], *, full_length: bool, trainer: Trainer | None
+) -> Any:
+    """What draws from the coreset as `sampler` does from the full set; None for what shuffle=True does."""
+    if is_known_sampler(sampler):
+        return narrow_sampler(sampler, subset, full_length=full_length, trainer=trainer)
+    if not _shuffles_itself(loader, sampler):
+        raise TypeError(
+            f"The train dataloader has a {type(sampler).__name__}, and it is unknown what that would draw from a "
+            f"coreset. Use shuffle=True or a WeightedRandomSampler in the datamodule, or {_REMEDY}."
+        )
+    if not full_length:
+        return None
+    full = len(subset.dataset)  # type: ignore[arg-type]  # map-style, as checked
+    return full_length_sampler(len(subset), full, shuffle=True, generator=loader.generator, trainer=trainer)
+
+
+# Several train loaders
+
+
+def loaders_by_key(loaders: Any, keys: list[Hashable]) -> dict[Hashable, Any]:
+    """The loaders in a dictionary, a list (its keys are 0, 1, ...), or a `CombinedLoader` of either.
+
+    Args:
+        loaders: What train_dataloader() returned.
+        keys: The keys of the coresets.
+
+    Raises:
+        TypeError: If it is one loader.
+        ValueError: If the keys are others.
+    """
+    members = _members(loaders)
+    if members is None:
+        raise TypeError(
+            f"The coreset is a mapping with the keys {keys}, but train_dataloader() returned one "
+            f"{type(loaders).__name__}. Give the coreset of that loader alone."
+        )
+    if set(members) != set(keys):
+        raise ValueError(
+            f"The coreset is a mapping with the keys {keys}, but train_dataloader() returned loaders with the keys "
+            f"{list(members)}. Give one entry for each loader, and None for a loader that stays whole."
+        )
+    nested = [key for key, loader in members.items() if _members(loader) is not None]
+    if nested:
+        raise TypeError(f"The train loaders at {nested} are collections themselves. Return one collection of loaders.")
+    return members
+
+
+def put_back(loaders: Any, served: dict[Hashable, Any]) -> Any:
+    """The collection that `loaders_by_key` read, with other loaders in it."""
+    # Lightning's own class knows how to make any collection again; nor is the mode of one of its kind public.
+    combined = copy.copy(loaders) if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders)
+    combined.flattened = list(served.values())
+    return combined if isinstance(loaders, CombinedLoader) else combined.iterables
+
+
+def _members(loaders: Any) -> dict[Hashable, Any] | None:
+    """The loaders in a collection by key; None for one loader."""
+    if isinstance(loaders, CombinedLoader):
+        loaders = loaders.iterables
+    if isinstance(loaders, (list, tuple)):
+        return dict(enumerate(loaders))
+    return dict(loaders) if isinstance(loaders, Mapping) else None
+
+
+# What a loader says about itself
+
+
+class _StatefulSubset(Subset[Any]):
+    """A subset of a dataset with a state that torchdata's `StatefulDataLoader` saves and restores."""
+
+    dataset: Any
+
+    def state_dict(self) -> Any:
+        return self.dataset.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        self.dataset.load_state_dict(state)
+
+
+def _subset_of(dataset: Any, indices: list[int]) -> Subset[Any]:
+    stateful = all(callable(getattr(dataset, name, None)) for name in ("state_dict", "load_state_dict"))
+    return (_StatefulSubset if stateful else Subset)(dataset, indices)
+
+
+def _has_plain_batches(loader: DataLoader[Any]) -> bool:
+    """Whether its batch sampler cuts what a sampler draws into batches, as those of torch and torchdata do."""
+    kind = type(loader.batch_sampler)
+    torchdata = kind.__name__ == "BatchSampler" and kind.__module__.partition(".")[0] == "torchdata"
+    return kind is BatchSampler or torchdata
+
+
+def _is_split(loader: Any, trainer: Trainer | None) -> bool:
+    """Whether the Trainer splits what the loader draws between its processes."""
+    if trainer is None or trainer.distributed_sampler_kwargs is None or not isinstance(loader, DataLoader):
+        return False
+    # Private, but nothing else says it.
+    return bool(trainer._accelerator_connector.use_distributed_sampler)
+
+
+def _shuffles_itself(loader: DataLoader[Any], sampler: Any) -> bool:
+    """Whether the loader's class made the sampler itself for shuffle=True, as torchdata's StatefulDataLoader does."""
+    if type(loader) is DataLoader or sampler is not loader.sampler:
+        return False
+    try:
+        with preserved_rng():
+            made = type(loader)(loader.dataset, shuffle=True, **_added_arguments(loader)).sampler
+    except (TypeError, ValueError):
+        return False
+    return type(made) is type(sampler) and _plain_values(made) == _plain_values(sampler)
+
+
+def _plain_values(sampler: Any) -> dict[str, Any]:
+    plain = (bool, int, float, str, type(None))
+    return {name: value for name, value in vars(sampler).items() if isinstance(value, plain)}
 
 
 def _added_arguments(loader: DataLoader[Any]) -> dict[str, Any]:
-    """What a subclass of DataLoader takes beside its arguments, from attributes of the same names.
+    """What a subclass of DataLoader takes besides DataLoader's arguments, from attributes of the same names.
 
     Raises:
         TypeError: If there is no such attribute: a default in its place would change what the loader does.
@@ -155,75 +233,3 @@ def _added_arguments(loader: DataLoader[Any]) -> dict[str, Any]:
     if missing:
         raise TypeError(f"its {', '.join(missing)} can't be read from it")
     return {name: getattr(loader, name) for name in added}
-
-
-def _layout(trainer: Trainer | None) -> dict[str, int]:
-    """How many processes share the samples, and which of them this one is."""
-    layout = None if trainer is None else trainer.distributed_sampler_kwargs
-    return {"num_replicas": 1, "rank": 0} if layout is None else {k: layout[k] for k in ("num_replicas", "rank")}
-
-
-def _draw_seed(generator: torch.Generator | None, trainer: Trainer | None) -> int:
-    """A seed from where the full set's sampler would take its own, the same in all processes."""
-    seed = int(torch.empty((), dtype=torch.int64).random_(2**31, generator=generator))
-    return seed if trainer is None or trainer.world_size == 1 else trainer.strategy.broadcast(seed)
-
-
-def _narrow_sampler(
-    loader: DataLoader[Any],
-    subset: Dataset[Any],
-    indices: list[int],
-    epoch_length: str,
-    trainer: Trainer | None,
-) -> Any:
-    """A sampler of the coreset that does what the loader's does with the full set."""
-    sampler: Any = loader.sampler
-    full = len(loader.dataset)  # type: ignore[arg-type]  # map-style, as checked
-    kept = len(indices)
-    kind = type(sampler)
-    source: Any = subset  # a sampler only asks for its length, which torch's type for a dataset does not promise
-
-    def scaled(draws: int) -> int:
-        return draws if epoch_length == "full" else max(1, round(draws * kept / full))
-
-    if kind is WeightedRandomSampler:
-        weights = torch.as_tensor(sampler.weights, dtype=torch.double)[indices]
-        if not weights.sum() > 0:
-            raise ValueError("The WeightedRandomSampler's weights are zero for every sample of the coreset.")
-        draws = scaled(sampler.num_samples)
-        if not sampler.replacement and draws > kept:
-            raise ValueError(
-                f"The WeightedRandomSampler draws {draws} samples without replacement, the coreset has {kept}. Use "
-                'replacement=True, or epoch_length="coreset".'
-            )
-        return WeightedRandomSampler(weights.tolist(), draws, sampler.replacement, sampler.generator)
-    if kind is RandomSampler and (sampler.replacement or sampler.num_samples != full):
-        return RandomSampler(source, sampler.replacement, scaled(sampler.num_samples), sampler.generator)
-    if kind is SubsetRandomSampler:
-        full = len(sampler.indices)
-        outside = sorted(set(indices) - {int(position) for position in sampler.indices})
-        if outside:
-            raise ValueError(
-                f"{len(outside)} positions of the coreset ({outside[:5]}) are not among those that the train "
-                "loader's SubsetRandomSampler draws; they may be validation samples."
-            )
-    elif kind not in (SequentialSampler, RandomSampler, DistributedSampler):
-        raise TypeError(
-            f"The train dataloader has a {kind.__name__}, and what it would draw from a coreset is unknown. Use "
-            "shuffle=True or a WeightedRandomSampler in the datamodule, or build that loader yourself over "
-            "torch.utils.data.Subset(dataset, indices)."
-        )
-
-    shuffle = sampler.shuffle if kind is DistributedSampler else kind is not SequentialSampler
-    if epoch_length == "full":
-        own = kind is DistributedSampler
-        return FullLengthSampler(
-            kept,
-            full,
-            shuffle=shuffle,
-            seed=sampler.seed if own else _draw_seed(getattr(sampler, "generator", None), trainer),
-            **({"num_replicas": sampler.num_replicas, "rank": sampler.rank} if own else _layout(trainer)),
-        )
-    if kind is DistributedSampler:
-        return DistributedSampler(subset, sampler.num_replicas, sampler.rank, shuffle, sampler.seed, sampler.drop_last)
-    return RandomSampler(source, generator=sampler.generator) if shuffle else SequentialSampler(source)

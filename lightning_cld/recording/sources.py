@@ -12,7 +12,14 @@ from torch.utils.data import DataLoader
 
 from lightning_cld.data.fingerprint import Fingerprint
 from lightning_cld.data.identity import look_at, with_view
-from lightning_cld.data.loaders import check_drawn, check_loader, sampled_positions, unknown_sampler
+from lightning_cld.data.loaders import (
+    changes_on_device,
+    check_drawn,
+    check_loader,
+    reads_in_its_own_way,
+    sampled_positions,
+    unknown_sampler,
+)
 from lightning_cld.guards import preserved_rng
 from lightning_cld.recording.sweep import Sweep
 
@@ -77,7 +84,9 @@ def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, b
         raise ValueError(f"The validation set is empty. {_REFERENCE}")
     check_drawn(reference, "val")
     reference_look = look_at(reference, "val")
-    _warn_of_surprises(given, view, reference, changes=look.changes == "yes")
+    fixed = look.changes == "no" and not changes_on_device(view, "train")
+    val_fixed = reference_look.changes == "no" and not changes_on_device(reference, "val")
+    _warn_of_surprises(given, view, reference, changes=look.changes != "unknown" and not fixed)
     return Sources(
         Sweep(
             view,
@@ -85,7 +94,7 @@ def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, b
             batch_size=batch_size,
             kind="train",
             keep_workers=view.persistent_workers and look.changes == "no",
-            fixed=look.changes == "no",
+            fixed=fixed,
         ),
         Sweep(
             reference,
@@ -93,7 +102,7 @@ def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, b
             batch_size=batch_size,
             kind="val",
             keep_workers=reference.persistent_workers and reference_look.changes == "no",
-            fixed=reference_look.changes == "no",
+            fixed=val_fixed,
         ),
         fingerprint,
         reference_look.fingerprint.of_classes(None),
@@ -176,7 +185,7 @@ def _warn_of_surprises(
             f"{sampler} draws all of them is unknown. If it leaves some out, because they are trained on, give "
             "val_dataloader=... over a torch.utils.data.Subset of the others."
         )
-    if type(view).__iter__ is not DataLoader.__iter__:
+    if reads_in_its_own_way(view):
         rank_zero_warn(
             f"{type(view).__name__} has an __iter__ of its own; CLD reads its dataset through a plain DataLoader, "
             "which leaves out what that does."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     DistributedSampler,
+    RandomSampler,
     Sampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
@@ -48,6 +50,8 @@ BROKEN = 11
 
 SUBSET = range(0, 49, 2)
 FULL, KEPT = 48, 20
+KEPT_BY_HAND = list(range(1, 41, 2))
+"""Positions of a coreset of as many samples, not chosen by scores."""
 
 
 class Points(Dataset[Any]):
@@ -91,6 +95,38 @@ class OwnSampler(Data):
         return super().train_dataloader()
 
 
+class ByHand(Data):
+    """Makes its batch sampler by hand."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.train_set, batch_sampler=BatchSampler(RandomSampler(self.train_set), 10, False))
+
+
+class OnDevice:
+    """A loader around a DataLoader, as those are that prefetch to the device. Lightning leaves it as it is."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+class Prefetching(Data):
+    def train_dataloader(self) -> Any:
+        return OnDevice(super().train_dataloader())
+
+
+class Two(Data):
+    """Returns two train loaders."""
+
+    def train_dataloader(self) -> Any:
+        return {"first": super().train_dataloader(), "second": super().train_dataloader()}
+
+
 class NoReference(Data):
     """Fails to load its validation data on the last rank."""
 
@@ -121,6 +157,14 @@ class Model(Classifier):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.served[-1] += batch[2].tolist()
         return super().training_step(batch, batch_idx)
+
+
+class ModelOfTwo(Model):
+    """Is trained on the first loader of two, and remembers what the second one gives, as negative numbers."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.served[-1] += (-1 - batch["second"][2]).tolist()
+        return super().training_step(batch["first"], batch_idx)
 
 
 class ModelWithStep(Model):
@@ -422,6 +466,21 @@ class Runs:
         self.fit("long", CoresetDataModule(data, cld.scores_path, size=KEPT, epoch_length="full"))
         own = CoresetDataModule(OwnSampler(FULL, 11), cld.scores_path, fraction=0.5)
         self.fit("half-own-sampler", own, use_distributed_sampler=False)
+
+    def loaders(self) -> None:
+        """Trains on coresets of loaders whose samples Lightning splits between the processes, or does not."""
+        data, long = Data(FULL, 11), {"epoch_length": "full"}
+        apart = {"use_distributed_sampler": False}
+        self.fit("apart-full-set", data, **apart)
+        self.fit("apart-half", CoresetDataModule(data, KEPT_BY_HAND), **apart)
+        self.fit("apart-long", CoresetDataModule(data, KEPT_BY_HAND, **long), **apart)
+        self.fit("by-hand", CoresetDataModule(ByHand(FULL, 11), KEPT_BY_HAND))
+        self.fit("by-hand-long", CoresetDataModule(ByHand(FULL, 11), KEPT_BY_HAND, **long))
+        self.fit("device-full-set", Prefetching(FULL, 11))
+        self.fit("device-half", CoresetDataModule(Prefetching(FULL, 11), KEPT_BY_HAND))
+        self.fit("device-long", CoresetDataModule(Prefetching(FULL, 11), KEPT_BY_HAND, **long))
+        two = {"first": KEPT_BY_HAND, "second": None}
+        self.fit("two", CoresetDataModule(Two(FULL, 11), two), model=ModelOfTwo)
 
     def later_errors(self) -> None:
         self.watched("later-sample", max_epochs=6)

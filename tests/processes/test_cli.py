@@ -205,6 +205,33 @@ def test_a_coreset_is_given_as_positions_or_path(parsed, coreset):
     assert made.datamodule.indices == ([0, 4] if budget else [3, 0])
 
 
+class TwoSets(L.LightningDataModule):
+    def train_dataloader(self):
+        return {"labelled": Rows().train_dataloader(), "other": Rows().train_dataloader()}
+
+
+def test_coresets_of_several_loaders_are_given_as_a_mapping(parsed):
+    CLDScores([0.9, 0.1, 0.2, 0.3, 0.8, 0.1], [0, 0, 0, 1, 1, 1]).save("scores.npz")
+    Path("coreset.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "data": {
+                    "class_path": "lightning_cld.CoresetDataModule",
+                    "init_args": {
+                        "datamodule": {"class_path": "test_cli.TwoSets"},
+                        "coreset": {"labelled": "scores.npz", "other": None},
+                        "per_class": 1,
+                    },
+                }
+            }
+        )
+    )
+    made = parsed("--config=coreset.yaml")
+    assert made.datamodule.indices == {"labelled": [0, 4], "other": None}
+    config = yaml.safe_load(made.parser.dump(made.config))["data"]["init_args"]
+    assert config["coreset"] == {"labelled": "scores.npz", "other": None}
+
+
 CORESET = ["--data=lightning_cld.CoresetDataModule", "--data.coreset=[0, 1]"]
 INNER = [*CORESET, "--data.datamodule=test_cli.Rows"]
 WATCH = ["--trainer.callbacks=lightning_cld.CLDCallback"]
@@ -294,7 +321,7 @@ has_remedy = pytest.mark.skipif(
 @has_remedy
 def test_arguments_of_the_same_name_may_have_been_mixed_up(parsed):
     command = [*CORESET, "--data.datamodule=test_cli.Rows", "--data.datamodule.seed=3"]
-    with pytest.raises(ValueError, match=r"seed of both.*LightningCLI\(\.\.\., load_from_checkpoint_support=False\)"):
+    with pytest.raises(ValueError, match=r"both have seed.*LightningCLI\(\.\.\., load_from_checkpoint_support=False\)"):
         parsed(*command)
     assert parsed(*command, load_from_checkpoint_support=False).datamodule.hparams == {"rows": 6, "seed": 3}
 

@@ -13,7 +13,19 @@ from typing import Any
 
 import pytest
 import torch
-from distributed_runs import BROKEN, FULL, KEPT, PATIENCE, SIZES, SUBSET, Model, ModelWithColumn, Points, Runs
+from distributed_runs import (
+    BROKEN,
+    FULL,
+    KEPT,
+    KEPT_BY_HAND,
+    PATIENCE,
+    SIZES,
+    SUBSET,
+    Model,
+    ModelWithColumn,
+    Points,
+    Runs,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,7 +33,7 @@ from lightning_cld import CLDScores, LossTrajectories
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ddp_fork needs fork")
 
-EVERYWHERE = ["sizes", "models", "samplers", "coresets", "later_errors", "no_reference", "steps"]
+EVERYWHERE = ["sizes", "models", "samplers", "coresets", "loaders", "later_errors", "no_reference", "steps"]
 # The last part breaks the connection between the processes if the library fails. It comes last because the parts
 # before it are saved by then.
 PARTS = {
@@ -406,6 +418,35 @@ def test_full_length_epochs_draw_the_same_on_all_ranks_and_afresh_each_epoch(ran
         assert Counter(served.values()) == {passes + 1: rest, passes: KEPT - rest}
     drawn_again = {frozenset(p for p, times in served.items() if times > passes) for served in epochs}
     assert len(drawn_again) == len(epochs) == 3
+
+
+@pytest.mark.parametrize("name", ["apart", "device"])
+def test_where_lightning_splits_nothing_each_rank_draws_the_whole(ranks, name):
+    for mine, other in zip(ranks.ends(f"{name}-long"), ranks.ends(f"{name}-full-set"), strict=True):
+        assert mine["steps"] == other["steps"] == 3 * 5
+        for epoch in mine["served"]:
+            assert len(epoch) == FULL
+            assert Counter(epoch[:KEPT]) == Counter(epoch[KEPT : 2 * KEPT]) == Counter(KEPT_BY_HAND)
+    for end in ranks.ends(f"{name}-half"):
+        assert [Counter(epoch) for epoch in end["served"]] == [Counter(KEPT_BY_HAND)] * 3
+
+
+def test_a_batch_sampler_made_by_hand_is_split_and_keeps_its_batch_size(ranks):
+    for served in served_by_all(ranks.ends("by-hand")):
+        assert set(served) == set(KEPT_BY_HAND)
+        assert sum(served.values()) == -(-KEPT // ranks.devices) * ranks.devices  # as many on each rank
+    for end in ranks.ends("by-hand"):
+        assert end["steps"] == 3 * -(-KEPT // ranks.devices // 10)
+    for end in ranks.ends("by-hand-long"):
+        assert end["steps"] == 3 * -(-FULL // ranks.devices // 10)
+        assert {len(epoch) for epoch in end["served"]} == {FULL // ranks.devices}
+
+
+def test_two_train_loaders_are_split(ranks):
+    for served in served_by_all(ranks.ends("two")):
+        first = {position for position in served if position >= 0}
+        assert first == set(KEPT_BY_HAND)
+        assert {-1 - position for position in served if position < 0} == set(range(FULL))
 
 
 # The main process, which started the others

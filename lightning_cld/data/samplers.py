@@ -1,0 +1,186 @@
+"""Samplers of a coreset that do what the full set's sampler does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import (
+    DistributedSampler,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+from typing_extensions import override
+
+
+class FullLengthSampler(DistributedSampler[int]):
+    """Draws positions of a coreset until an epoch is as long as the full set's.
+
+    An epoch consists of whole passes over the coreset, and of a fresh draw without repeats for the remainder. Every
+    process of a distributed run draws the same positions and takes its share. Lightning leaves a `DistributedSampler`
+    in place and tells it the epoch. torchdata's `StatefulDataLoader` saves its state, so that a run which is resumed in
+    the middle of an epoch goes on with the next position.
+
+    Args:
+        coreset_size: Positions are in `range(coreset_size)`.
+        epoch_size: Positions drawn an epoch, by all processes together.
+        shuffle: Whether each pass is in random order.
+        num_replicas: Number of processes.
+        rank: The number of this one.
+        seed: Seed of the draws, the same in all processes.
+
+    Example:
+        >>> from lightning_cld.data.samplers import FullLengthSampler
+        >>> sampler = FullLengthSampler(3, 7, shuffle=False)
+        >>> list(sampler)[:6], len(sampler)
+        ([0, 1, 2, 0, 1, 2], 7)
+    """
+
+    def __init__(
+        self,
+        coreset_size: int,
+        epoch_size: int,
+        *,
+        shuffle: bool,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+    ) -> None:
+        # The parent only asks for the length of what it samples from.
+        super().__init__(range(epoch_size), num_replicas, rank, shuffle, seed)  # type: ignore[arg-type]  # see above
+        self.coreset_size = coreset_size
+        self.epoch_size = epoch_size
+        self._yielded = 0
+        self._start = 0
+
+    @override
+    def __iter__(self) -> Iterator[int]:
+        # A generator starts with its first position, by which time the epoch and the state are known.
+        self._yielded, self._start = self._start, 0
+        for position in self._share()[self._yielded :]:
+            self._yielded += 1
+            yield position
+
+    def _share(self) -> list[int]:
+        """The positions of this process in this epoch."""
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        passes, remainder = divmod(self.epoch_size, self.coreset_size)
+        order = [
+            torch.randperm(self.coreset_size, generator=generator) if self.shuffle else torch.arange(self.coreset_size)
+            for _ in range(passes)
+        ]
+        rest = torch.randperm(self.coreset_size, generator=generator)[:remainder]
+        drawn = torch.cat([*order, rest if self.shuffle else rest.sort().values])
+        padded = drawn[torch.arange(self.total_size) % self.epoch_size]  # as many for each process
+        share: list[int] = padded[self.rank :: self.num_replicas].tolist()
+        return share
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the sampler is: its seed, the epoch, and how many positions of it were drawn."""
+        return {"seed": self.seed, "epoch": self.epoch, "yielded": self._yielded}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on where `state_dict` was taken, after the end of an epoch at the start of the next."""
+        epochs, self._start = divmod(state["yielded"], self.num_samples)
+        # torchdata's sampler of the full set only knows how many it has yielded.
+        self.seed, self.epoch = state.get("seed", self.seed), state.get("epoch", self.epoch) + epochs
+
+
+def is_known_sampler(sampler: Any) -> bool:
+    """Whether `narrow_sampler` can tell what a sampler would draw from a coreset: it is one of torch or torchdata."""
+    return (
+        type(sampler) in (SequentialSampler, WeightedRandomSampler, SubsetRandomSampler)
+        or _draws_at_random(sampler)
+        or _is_distributed(sampler)
+    )
+
+
+def narrow_sampler(sampler: Any, subset: Subset[Any], *, full_length: bool, trainer: Trainer | None) -> Any:
+    """A sampler of a coreset that does what the full set's sampler does.
+
+    Args:
+        sampler: The full set's sampler, for which `is_known_sampler` is true.
+        subset: The coreset.
+        full_length: Whether an epoch is to be as long as the full set's.
+        trainer: The Trainer if it splits the samples between its processes; None if each process draws for itself.
+
+    Raises:
+        ValueError: If nothing would be drawn, or the sampler leaves out positions of the coreset.
+    """
+    full, kept = len(subset.dataset), len(subset)  # type: ignore[arg-type]  # map-style, as checked
+    kind = type(sampler)
+    source: Any = subset  # a sampler only asks for its length, which torch's type for a dataset does not promise
+
+    def scaled(draws: int) -> int:
+        return draws if full_length else max(1, round(draws * kept / full))
+
+    if kind is WeightedRandomSampler:
+        weights = torch.as_tensor(sampler.weights, dtype=torch.double)[subset.indices]
+        if not weights.sum() > 0:
+            raise ValueError("The WeightedRandomSampler's weights are zero for every sample of the coreset.")
+        draws = scaled(sampler.num_samples)
+        if not sampler.replacement and draws > kept:
+            raise ValueError(
+                f"The WeightedRandomSampler draws {draws} samples without replacement, but the coreset has {kept}. Use "
+                'replacement=True, or epoch_length="coreset".'
+            )
+        return WeightedRandomSampler(weights.tolist(), draws, sampler.replacement, sampler.generator)
+    # Beyond one pass torchdata's draws what a FullLengthSampler draws, and it can go on from the full set's state.
+    resumes = full_length and trainer is None and _is_of_torchdata(sampler, "RandomSampler")
+    if _draws_at_random(sampler) and (sampler.replacement or sampler.num_samples != full or resumes):
+        return kind(source, sampler.replacement, scaled(sampler.num_samples), sampler.generator)
+    if kind is SubsetRandomSampler:
+        full = len(sampler.indices)
+        outside = sorted(set(subset.indices) - {int(position) for position in sampler.indices})
+        if outside:
+            raise ValueError(
+                f"The train loader's SubsetRandomSampler does not draw {len(outside)} positions of the coreset "
+                f"({outside[:5]}); they may be validation samples."
+            )
+
+    shuffle = sampler.shuffle if _is_distributed(sampler) else kind is not SequentialSampler
+    if _is_distributed(sampler):
+        layout = {"num_replicas": sampler.num_replicas, "rank": sampler.rank}
+        if full_length:
+            return FullLengthSampler(kept, full, shuffle=shuffle, seed=sampler.seed, **layout)
+        return kind(subset, shuffle=shuffle, seed=sampler.seed, drop_last=sampler.drop_last, **layout)
+    generator = getattr(sampler, "generator", None)
+    if full_length:
+        return full_length_sampler(kept, full, shuffle=shuffle, generator=generator, trainer=trainer)
+    if not shuffle:
+        return SequentialSampler(source)
+    return (kind if _draws_at_random(sampler) else RandomSampler)(source, generator=generator)
+
+
+def full_length_sampler(
+    kept: int, full: int, *, shuffle: bool, generator: torch.Generator | None, trainer: Trainer | None
+) -> FullLengthSampler:
+    """A `FullLengthSampler` that takes its seed from where the full set's sampler would take its own."""
+    seed = int(torch.empty((), dtype=torch.int64).random_(2**31, generator=generator))
+    if trainer is not None and trainer.world_size > 1:  # the processes share one draw
+        seed = trainer.strategy.broadcast(seed)
+    return FullLengthSampler(kept, full, shuffle=shuffle, seed=seed, **processes(trainer))
+
+
+def processes(trainer: Trainer | None) -> dict[str, int]:
+    """How many processes a Trainer splits the samples between, and the number of this one."""
+    layout = None if trainer is None else trainer.distributed_sampler_kwargs
+    return {"num_replicas": 1, "rank": 0} if layout is None else {k: layout[k] for k in ("num_replicas", "rank")}
+
+
+def _draws_at_random(sampler: Any) -> bool:
+    return type(sampler) is RandomSampler or _is_of_torchdata(sampler, "RandomSampler")
+
+
+def _is_distributed(sampler: Any) -> bool:
+    return type(sampler) is DistributedSampler or _is_of_torchdata(sampler, "StatefulDistributedSampler")
+
+
+def _is_of_torchdata(sampler: Any, name: str) -> bool:
+    """Whether a sampler is torchdata's of this name, which takes the same arguments as torch's and can be resumed."""
+    return type(sampler).__name__ == name and type(sampler).__module__.partition(".")[0] == "torchdata"
