@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_cld.functional.checks import check_class_pair, kind_of
+from lightning_cld.functional.arrays import IntegersLike
+from lightning_cld.functional.checks import as_classes, check_class_pair, kind_of
 from lightning_cld.functional.moments import Classes, Moments, scores, update
 
 
@@ -30,8 +31,9 @@ class CLDMetric(Metric):
     the module's dtype does not change the state.
 
     Args:
-        train_classes: The training samples' classes, integer, `[N]`; None puts all samples into one class.
-        val_classes: The validation samples' classes, integer, `[M]`; None if `train_classes` is None.
+        train_classes: The training samples' classes, `[N]`: integers of any type, in a tensor, an array, a pandas
+            Series or a list. None puts all samples into one class.
+        val_classes: The validation samples' classes, `[M]`, likewise; None if `train_classes` is None.
         kwargs: Arguments of `torchmetrics.Metric`, except those that synchronize.
 
     Raises:
@@ -62,15 +64,18 @@ class CLDMetric(Metric):
     groups: Tensor | None
     val_classes: Tensor | None
 
-    def __init__(self, train_classes: Tensor | None = None, val_classes: Tensor | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, train_classes: IntegersLike | None = None, val_classes: IntegersLike | None = None, **kwargs: Any
+    ) -> None:
         for name in ("sync_on_compute", "dist_sync_on_step"):
             if kwargs.get(name):
                 raise ValueError(f"{name}=True: {_NO_SYNC}")
         super().__init__(**{**kwargs, "sync_on_compute": False})
         known = None
         if train_classes is not None or val_classes is not None:
-            pair = check_class_pair(train_classes, val_classes, _length(train_classes), _length(val_classes))
-            known = Classes.of(*(classes.cpu() for classes in pair))
+            train = None if train_classes is None else as_classes(train_classes, "train_classes").cpu()
+            val = None if val_classes is None else as_classes(val_classes, "val_classes").cpu()
+            known = Classes.of(*check_class_pair(train, val, _length(train), _length(val)))
         for name in Classes._fields:
             self.register_buffer(name, None if known is None else getattr(known, name))
         # Empty until the first update, because torchmetrics keeps a copy of every default.
@@ -153,8 +158,8 @@ _NO_SYNC = (
 )
 
 
-def _length(classes: object) -> int:
-    return len(classes) if isinstance(classes, Tensor) and classes.ndim else 0
+def _length(classes: Tensor | None) -> int:
+    return 0 if classes is None or classes.ndim == 0 else len(classes)
 
 
 def _check_row(row: object, name: str, samples: int | None) -> None:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_cld.data.fingerprint import Fingerprint
-from lightning_cld.functional.checks import check_classes, is_integer
+from lightning_cld.functional.arrays import IntegersLike, NumbersLike
+from lightning_cld.functional.checks import as_classes, as_numbers, check_classes
 from lightning_cld.functional.selection import check_rule, select_drawn, select_top
 from lightning_cld.storage.files import read_arrays, replacing, write_arrays
 
@@ -59,14 +60,14 @@ class CLDScores:
 
     def __init__(
         self,
-        values: Tensor | np.ndarray | Sequence[float],
-        classes: Tensor | np.ndarray | Sequence[int] | None = None,
+        values: NumbersLike,
+        classes: IntegersLike | None = None,
         epochs: Sequence[int] = (),
         fingerprint: Fingerprint | None = None,
         metadata: Mapping[str, Any] | None = None,
-        uncertainty: Tensor | np.ndarray | Sequence[float] | None = None,
+        uncertainty: NumbersLike | None = None,
     ) -> None:
-        self.values = torch.as_tensor(values).detach().cpu().float()
+        self.values = as_numbers(values, "values").cpu().float()
         if self.values.ndim != 1 or len(self.values) == 0:
             raise ValueError(f"values must have shape [N] with N >= 1, got {list(self.values.shape)}.")
         self.classes = None if classes is None else check_pool_classes(classes, len(self.values), "classes")
@@ -84,7 +85,7 @@ class CLDScores:
             )
         self.fingerprint = fingerprint
         self.metadata = dict(metadata or {})
-        self.uncertainty = None if uncertainty is None else torch.as_tensor(uncertainty).detach().cpu().float()
+        self.uncertainty = None if uncertainty is None else as_numbers(uncertainty, "uncertainty").cpu().float()
         if self.uncertainty is not None and self.uncertainty.shape != self.values.shape:
             raise ValueError(
                 f"uncertainty must have shape [{len(self.values)}], one value a score, got "
@@ -325,11 +326,11 @@ class CLDScores:
         return 1 if self.classes is None else len(torch.unique(self.classes[self.positions()]))
 
 
-def check_pool_classes(classes: Tensor | np.ndarray | Sequence[int], samples: int, name: str) -> Tensor:
+def check_pool_classes(classes: IntegersLike, samples: int, name: str) -> Tensor:
     """Returns `classes` as int64 `[samples]` on the CPU, where `OUTSIDE` is allowed too; or raises."""
-    tensor = torch.as_tensor(classes).detach().cpu()
-    outside = tensor == OUTSIDE if is_integer(tensor) else torch.zeros_like(tensor, dtype=torch.bool)
-    checked = check_classes(tensor.masked_fill(outside, 0), samples, name)
+    given = as_classes(classes, name).cpu()
+    outside = given == OUTSIDE
+    checked = check_classes(given.masked_fill(outside, 0), samples, name)
     if outside.all():
         raise ValueError(f"{name} are all {OUTSIDE}: no position is in use.")
     return checked.masked_fill(outside, OUTSIDE)

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from lightning_cld.data.fingerprint import Fingerprint
-from lightning_cld.functional.checks import MIN_CHECKPOINTS, check_class_pair, check_losses, check_reference, kind_of
+from lightning_cld.functional.arrays import IntegersLike, NumbersLike
+from lightning_cld.functional.checks import (
+    MIN_CHECKPOINTS,
+    as_classes,
+    as_numbers,
+    check_class_pair,
+    check_losses,
+    check_reference,
+    kind_of,
+)
 from lightning_cld.functional.cld import cld_scores
 from lightning_cld.functional.diagnostics import best_tenth, half_of, overlap, reliability_by_class
 from lightning_cld.functional.step_losses import at_epoch_ends
@@ -65,17 +74,17 @@ class LossTrajectories:
 
     def __init__(
         self,
-        train_losses: Tensor | np.ndarray | Sequence[Sequence[float]],
-        val_losses: Tensor | np.ndarray | Sequence[Sequence[float]],
-        train_classes: Tensor | np.ndarray | Sequence[int] | None = None,
-        val_classes: Tensor | np.ndarray | Sequence[int] | None = None,
+        train_losses: NumbersLike,
+        val_losses: NumbersLike,
+        train_classes: IntegersLike | None = None,
+        val_classes: IntegersLike | None = None,
         epochs: Sequence[int] | None = None,
         *,
         fingerprint: Fingerprint | None = None,
         from_steps: bool = False,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        train, val = torch.as_tensor(train_losses), torch.as_tensor(val_losses)
+        train, val = as_numbers(train_losses, "train_losses"), as_numbers(val_losses, "val_losses")
         check_losses(train, "train_losses")
         check_losses(val, "val_losses")
         if len(train) != len(val) or len(train) == 0:
@@ -90,7 +99,7 @@ class LossTrajectories:
         self.train_classes = (
             None if train_classes is None else check_pool_classes(train_classes, samples, "train_classes")
         )
-        self.val_classes = None if val_classes is None else torch.as_tensor(val_classes).detach().cpu()
+        self.val_classes = None if val_classes is None else as_classes(val_classes, "val_classes").cpu()
         used = self._used_positions()
         check_class_pair(
             None if self.train_classes is None else self.train_classes[used],
@@ -98,8 +107,6 @@ class LossTrajectories:
             len(used),
             val_samples,
         )
-        if self.val_classes is not None:
-            self.val_classes = self.val_classes.long()
         if fingerprint is not None and fingerprint.length != samples:
             raise ValueError(
                 f"The fingerprint is of {fingerprint.length:,} samples, but train_losses have {samples:,} columns."
@@ -141,7 +148,7 @@ class LossTrajectories:
         samples = f"{self._train.width:,} train and {self.references:,} val samples"
         return f"LossTrajectories({len(self)} checkpoints, {samples})"
 
-    def record(self, epoch: int, train_row: Tensor, val_row: Tensor) -> None:
+    def record(self, epoch: int, train_row: NumbersLike, val_row: NumbersLike) -> None:
         """Adds the checkpoint after `epoch` completed epochs, or replaces the newest one if it is that.
 
         Args:
@@ -163,12 +170,13 @@ class LossTrajectories:
         """
         if epoch < self.epochs[-1]:
             raise ValueError(f"checkpoints are recorded in order: got {epoch} after {self.epochs[-1]}.")
-        for name, row, rows in (("train_row", train_row, self._train), ("val_row", val_row, self._val)):
+        train, val = as_numbers(train_row, "train_row"), as_numbers(val_row, "val_row")
+        for name, row, rows in (("train_row", train, self._train), ("val_row", val, self._val)):
             if list(row.shape) != [rows.width]:
                 raise ValueError(f"{name} must have shape {[rows.width]}, got {list(row.shape)}.")
         place = len(self) if epoch > self.epochs[-1] else len(self) - 1
-        self._train.write(place, train_row)
-        self._val.write(place, val_row)
+        self._train.write(place, train)
+        self._val.write(place, val)
         if place == len(self):  # last, so that an interruption before it leaves the timeline as it was
             self.epochs.append(epoch)
 

@@ -51,11 +51,20 @@ def use(data: L.LightningDataModule, model: L.LightningModule, losses: Tensor) -
     assert_type(trajectories_from_checkpoints(trainer, model, ["a.ckpt"], datamodule=data), LossTrajectories)
     assert_type(select_top(cld_scores(losses, losses), size=2), Tensor)
     assert_type(proportional_holdout(losses, 0.1, seed=0), tuple[Tensor, Tensor])
+    assert_type(proportional_holdout(["cat", "dog"], 0.1), tuple[Tensor, Tensor])
+    array = np.zeros(4, dtype=np.uint8)
+    CLDScores(np.ma.masked_less(array.astype(float), 0), array, uncertainty=[0.1, 0.2])
+    LossTrajectories([losses, losses], [array, array], array, [0, 1])
+    CLDMetric(array, [0, 1])
+    select_top(losses, array, size=2)
+    cld_scores(losses, losses, array, array)
     assert_type(CLDMetric().compute(), Tensor)
     assert_type(plotting.plot_scores(cld.scores, fraction=0.1, classes=[3]), tuple[Figure, np.ndarray])
     assert_type(plotting.plot_agreement(cld.trajectories), tuple[Figure, Axes])
     assert_type(cld.scores.report("report.html", trajectories=cld.trajectories), Path)
 
+    CLDScores([0.1], ["cat"])  # type: ignore[list-item]
+    select_top([0.1], size=1)  # type: ignore[arg-type]
     CLDCallback(cutof_epoch=3)  # type: ignore[call-arg]
     CLDCallback(cutoff_epoch="soon")  # type: ignore[arg-type]
     CLDCallback(history="short")  # type: ignore[arg-type]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from lightning_cld.data.indexed import IndexedDataset
+from lightning_cld.functional.arrays import as_tensor, names_in
 
 
 def dataset_labels(dataset: Dataset[Any]) -> Tensor | None:
@@ -54,19 +54,10 @@ def dataset_labels(dataset: Dataset[Any]) -> Tensor | None:
 
 def as_labels(values: Any) -> Tensor | None:
     """`values` as int64 or float64 on the CPU if they are numbers, one or several a sample; else None."""
-    if type(values).__module__.startswith("pandas"):
-        values = values.to_numpy()  # torch would read a Series by its index
-    if isinstance(values, np.ndarray) and values.dtype.kind == "O":
-        values = values.tolist()
-    if isinstance(values, np.ndarray):
-        values = values.astype(np.int64) if values.dtype.kind == "u" else np.ascontiguousarray(values)
-    try:
-        labels = torch.as_tensor(values).detach().cpu()
-    except (TypeError, ValueError, RuntimeError, OverflowError):
+    labels = as_tensor(values)
+    if labels is None or labels.ndim == 0 or labels.is_complex():
         return None
-    if labels.ndim == 0 or labels.is_complex():
-        return None
-    return labels.double() if labels.is_floating_point() else labels.long()
+    return labels.cpu().double() if labels.is_floating_point() else labels.cpu().long()
 
 
 def attribute_of(dataset: Dataset[Any], name: str) -> Any:
@@ -79,9 +70,8 @@ def attribute_of(dataset: Dataset[Any], name: str) -> Any:
 
 def _numbered(values: Any) -> Tensor | None:
     """Names as int64 by their first appearance; None for anything else."""
-    if isinstance(values, np.ndarray) or type(values).__module__.startswith("pandas"):
-        values = values.tolist()
-    if not isinstance(values, (list, tuple)) or not all(isinstance(value, str) for value in values):
+    names = names_in(values)
+    if names is None:
         return None
     numbers: dict[Any, int] = {}
-    return torch.tensor([numbers.setdefault(value, len(numbers)) for value in values], dtype=torch.int64)
+    return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.int64)

@@ -9,6 +9,8 @@ from typing import SupportsIndex, TypeGuard
 import torch
 from torch import Tensor
 
+from lightning_cld.functional.arrays import as_tensor, described
+
 MIN_CHECKPOINTS = 4
 """The fewest checkpoints for a score. With only two differences every correlation is exactly +1 or -1."""
 
@@ -40,16 +42,40 @@ def check_losses(losses: Tensor, name: str) -> None:
         )
 
 
-def check_classes(classes: Tensor, samples: int, name: str) -> Tensor:
+def as_numbers(values: object, name: str) -> Tensor:
+    """Returns numbers as a tensor, as `as_tensor` does, or raises. A list of arrays or tensors gives a row for each."""
+    if isinstance(values, (list, tuple)) and values and getattr(values[0], "ndim", 0) > 0:
+        rows = [as_numbers(row, name) for row in values]
+        shapes = {tuple(row.shape) for row in rows}
+        if len(shapes) > 1:
+            raise ValueError(f"{name} must have rows of the same length, got shapes {sorted(shapes)[:3]}.")
+        return torch.stack(rows)
+    numbers = as_tensor(values)
+    if numbers is None:
+        raise TypeError(f"{name} must be numbers, in rows of the same length, got {kind_of(values)}.")
+    return numbers
+
+
+def as_classes(values: object, name: str) -> Tensor:
+    """Returns integers of any type that `as_tensor` reads as an int64 tensor, or raises."""
+    classes = as_tensor(values)
+    if is_integer(classes):
+        if classes.dtype != torch.uint64 or (classes.long() >= 0).all():
+            return classes.long().contiguous()  # which searchsorted asks for
+        classes = None  # some are too large
+    raise TypeError(
+        f"{name} must be integers, one class per sample, got "
+        f"{described(values) if classes is None else kind_of(classes)}. Number names with "
+        "numpy.unique(names, return_inverse=True)[1]; number the train and validation names together. Leave out "
+        "samples without a class (NaN, None or masked)."
+    )
+
+
+def check_classes(classes: object, samples: int, name: str) -> Tensor:
     """Returns `classes` as int64 `[samples]`, or raises."""
-    if not is_integer(classes):
-        raise TypeError(
-            f"{name} must be an integer tensor (int64) with a class for each sample, got {kind_of(classes)}. "
-            "NaN can't be a class: drop such samples first."
-        )
+    classes = as_classes(classes, name)
     if list(classes.shape) != [samples] or samples == 0:
         raise ValueError(f"{name} must have shape [{samples}], one class per sample, got {list(classes.shape)}.")
-    classes = classes.long()
     if classes.min() < 0:
         raise ValueError(
             f"{name} must not be negative, got {int(classes.min())}. Number the classes from 0, and leave out "
@@ -71,9 +97,9 @@ def distinct(classes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_class_pair(
-    train_classes: Tensor | None, val_classes: Tensor | None, train_samples: int, val_samples: int
+    train_classes: object, val_classes: object, train_samples: int, val_samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Returns both as int64 tensors (zeros for None); raises if a train class has no validation samples."""
+    """Returns both as int64 tensors (zeros for None). Raises if a train class has no validation samples."""
     if (train_classes is None) != (val_classes is None):
         raise ValueError(
             "Give both train_classes and val_classes, or neither (one class for all); got only "
@@ -133,7 +159,7 @@ def is_integer(value: object) -> TypeGuard[Tensor]:
     return not (value.is_floating_point() or value.is_complex())
 
 
-def listed(values: Sequence[int], one: str, many: str) -> str:
+def listed(values: Sequence[object], one: str, many: str) -> str:
     """Up to ten values after their name, such as "classes 1, 2", for messages."""
     shown = ", ".join(map(str, values[:10])) + (f" and {len(values) - 10} more" if len(values) > 10 else "")
     return f"{one if len(values) == 1 else many} {shown}"

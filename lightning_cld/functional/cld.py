@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_cld.functional.arrays import IntegersLike
 from lightning_cld.functional.checks import (
     MIN_CHECKPOINTS,
     check_checkpoints,
@@ -35,8 +36,8 @@ FLAT = 1e-13
 def cld_scores(
     train_losses: Tensor,
     val_losses: Tensor,
-    train_classes: Tensor | None = None,
-    val_classes: Tensor | None = None,
+    train_classes: IntegersLike | None = None,
+    val_classes: IntegersLike | None = None,
 ) -> Tensor:
     """Scores every training sample by the Correlation of Loss Differences (CLD).
 
@@ -53,8 +54,9 @@ def cld_scores(
     Args:
         train_losses: Losses of the training samples, floating point, `[T, N]`, one row per checkpoint, `T >= 4`.
         val_losses: Losses of the validation samples at the same checkpoints, floating point, `[T, M]`.
-        train_classes: The training samples' classes, integer, `[N]`; None puts all samples into one class.
-        val_classes: The validation samples' classes, integer, `[M]`; None if `train_classes` is None.
+        train_classes: The training samples' classes, `[N]`: integers of any type, in a tensor, an array, a pandas
+            Series or a list. None puts all samples into one class.
+        val_classes: The validation samples' classes, `[M]`, likewise; None if `train_classes` is None.
 
     Returns:
         Scores in [-1, 1], float32, `[N]`, on the device of `train_losses`. NaN marks an unscored sample: one of its
@@ -85,11 +87,11 @@ def cld_scores(
             f"{val_losses.shape[0]} rows."
         )
     check_checkpoints(steps)
-    train_classes, val_classes = check_class_pair(train_classes, val_classes, samples, val_losses.shape[1])
+    of_train, of_val = check_class_pair(train_classes, val_classes, samples, val_losses.shape[1])
     work_device = torch.device("cpu") if train_losses.device.type == "mps" else train_losses.device
-    classes, groups = distinct(train_classes.to(work_device))
-    check_reference(val_losses, val_classes, classes, [f"row {row}" for row in range(steps)])
-    reference = class_reference(val_losses.to(work_device), val_classes.to(work_device), classes)
+    classes, groups = distinct(of_train.to(work_device))
+    check_reference(val_losses, of_val, classes, [f"row {row}" for row in range(steps)])
+    reference = class_reference(val_losses.to(work_device), of_val.to(work_device), classes)
     scores = torch.empty(samples, dtype=torch.float32, device=work_device)
     doubtful = torch.empty(samples, dtype=torch.bool, device=work_device)
     unit_reference = _unit_columns(reference)

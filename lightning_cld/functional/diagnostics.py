@@ -14,7 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_cld.functional.checks import MIN_CHECKPOINTS
+from lightning_cld.functional.arrays import IntegersLike
+from lightning_cld.functional.checks import MIN_CHECKPOINTS, as_classes
 from lightning_cld.functional.cld import class_reference, standardised
 from lightning_cld.functional.selection import select_top
 
@@ -58,7 +59,7 @@ class Alignment(NamedTuple):
     everything_of_class: Tensor
 
 
-def best_tenth(values: Tensor, classes: Tensor | None) -> Tensor:
+def best_tenth(values: Tensor, classes: IntegersLike | None) -> Tensor:
     """Chooses the best-scored tenth, the coreset that settling and alignment are judged by.
 
     Args:
@@ -73,8 +74,9 @@ def best_tenth(values: Tensor, classes: Tensor | None) -> Tensor:
     """
     if classes is None:
         return select_top(values, fraction=SHARE)
-    used = torch.nonzero(classes >= 0).flatten().to(values.device)
-    return used[select_top(values[used], classes.to(values.device)[used], fraction=SHARE)]
+    of_sample = as_classes(classes, "classes").to(values.device)
+    used = torch.nonzero(of_sample >= 0).flatten()
+    return used[select_top(values[used], of_sample[used], fraction=SHARE)]
 
 
 def overlap(chosen: Tensor, others: Tensor) -> float:
@@ -87,7 +89,7 @@ def half_of(epochs: Iterable[int], epoch: int) -> int | None:
     return max((earlier for earlier in epochs if 2 * earlier <= epoch), default=None)
 
 
-def alignment(values: Tensor, classes: Tensor | None) -> Alignment:
+def alignment(values: Tensor, classes: IntegersLike | None) -> Alignment:
     """The mean score of the best tenth and of all samples, overall and per class.
 
     Args:
@@ -106,10 +108,9 @@ def alignment(values: Tensor, classes: Tensor | None) -> Alignment:
     """
     chosen = torch.zeros(len(values), dtype=torch.bool, device=values.device)
     chosen[best_tenth(values, classes)] = True
-    classes = torch.zeros(len(values), dtype=torch.int64) if classes is None else classes
-    classes = classes.to(values.device)
-    counted = (classes >= 0) & ~values.isnan()
-    labels, groups = torch.unique(classes[counted], return_inverse=True)
+    of_sample = _of_each(classes, values)
+    counted = (of_sample >= 0) & ~values.isnan()
+    labels, groups = torch.unique(of_sample[counted], return_inverse=True)
     scored, chosen = values[counted].double(), chosen[counted]
     return Alignment(
         float(scored[chosen].mean()),
@@ -200,7 +201,7 @@ def reliability_by_class(
     }
 
 
-def rank_agreement(values: Tensor, others: Tensor, classes: Tensor | None) -> float:
+def rank_agreement(values: Tensor, others: Tensor, classes: IntegersLike | None) -> float:
     """Spearman's rank correlation of two scorings within each class, averaged over the classes.
 
     Classes are kept apart because samples are ranked within their class. A sample that is unscored in either scoring is
@@ -220,18 +221,24 @@ def rank_agreement(values: Tensor, others: Tensor, classes: Tensor | None) -> fl
         >>> rank_agreement(torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.2, 0.7, 0.8]), None)
         1.0
     """
-    classes = torch.zeros(len(values), dtype=torch.int64) if classes is None else classes
-    classes = classes.to(values.device)
-    counted = (classes >= 0) & ~values.isnan() & ~others.isnan()
+    of_sample = _of_each(classes, values)
+    counted = (of_sample >= 0) & ~values.isnan() & ~others.isnan()
     if not counted.any():
         return float("nan")
-    groups, sizes = torch.unique(classes[counted], return_inverse=True, return_counts=True)[1:]
+    groups, sizes = torch.unique(of_sample[counted], return_inverse=True, return_counts=True)[1:]
     ranks = [_ranks(scores[counted], groups) for scores in (values, others)]
     centred = [rank - _means(rank, groups, len(sizes))[groups] for rank in ranks]
     spreads = [_means(rank.square(), groups, len(sizes)) for rank in centred]
     correlations = _means(centred[0] * centred[1], groups, len(sizes)) / (spreads[0] * spreads[1]).sqrt()
     defined = ~correlations.isnan()
     return float((correlations[defined] * sizes[defined]).sum() / sizes[defined].sum())
+
+
+def _of_each(classes: IntegersLike | None, values: Tensor) -> Tensor:
+    """The class of each sample, int64, on the device of `values`; 0 for one class."""
+    if classes is None:
+        classes = torch.zeros(len(values), dtype=torch.int64)
+    return as_classes(classes, "classes").to(values.device)
 
 
 def _ranks(scores: Tensor, groups: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from lightning_cld.functional.checks import check_classes, check_count, kind_of, listed
+from lightning_cld.functional.arrays import IntegersLike, names_in
+from lightning_cld.functional.checks import as_classes, check_classes, check_count, kind_of, listed
 
 RULES = ("top", "draw")
 """How a coreset is chosen: "top" takes the best-scored samples, "draw" draws among samples above a threshold."""
@@ -18,7 +19,7 @@ RULES = ("top", "draw")
 
 def select_top(
     scores: Tensor,
-    classes: Tensor | None = None,
+    classes: IntegersLike | None = None,
     *,
     fraction: float | None = None,
     size: int | None = None,
@@ -32,7 +33,8 @@ def select_top(
 
     Args:
         scores: A score for each sample, floating point, `[N]`; higher is better.
-        classes: The samples' classes, integer, `[N]`; None puts all samples into one class.
+        classes: The samples' classes, `[N]`: integers of any type, in a tensor, an array, a pandas Series or a list.
+            None puts all samples into one class.
         fraction: The share of all samples to keep, in (0, 1]: `fraction * N` samples, rounded half up.
         size: The number of samples to keep.
         per_class: The number of samples to keep in each class.
@@ -61,8 +63,8 @@ def select_top(
         raise ValueError(f"scores must have shape [N] with N >= 1, got {list(scores.shape)}.")
     if classes is None:
         classes = torch.zeros(len(scores), dtype=torch.int64)
-    classes = check_classes(classes, len(scores), "classes").to(scores.device)
-    labels, groups, sizes = torch.unique(classes, return_inverse=True, return_counts=True)
+    of_sample = check_classes(classes, len(scores), "classes").to(scores.device)
+    labels, groups, sizes = torch.unique(of_sample, return_inverse=True, return_counts=True)
     budgets = _class_budgets(sizes.tolist(), fraction=fraction, size=size, per_class=per_class)
 
     scored = torch.bincount(groups[~scores.isnan()], minlength=len(labels)).tolist()
@@ -83,7 +85,7 @@ def select_top(
 def select_drawn(
     scores: Tensor,
     uncertainty: Tensor,
-    classes: Tensor | None = None,
+    classes: IntegersLike | None = None,
     *,
     fraction: float | None = None,
     size: int | None = None,
@@ -138,8 +140,10 @@ def select_drawn(
             f"uncertainty must have the shape of scores, {list(scores.shape)}, got {list(uncertainty.shape)}."
         )
     values = scores.cpu().double()
-    classes = torch.zeros(len(values), dtype=torch.int64) if classes is None else classes.cpu()
-    groups, sizes = torch.unique(classes, return_inverse=True, return_counts=True)[1:]
+    if classes is None:
+        classes = torch.zeros(len(values), dtype=torch.int64)
+    of_sample = check_classes(classes, len(values), "classes").cpu()
+    groups, sizes = torch.unique(of_sample, return_inverse=True, return_counts=True)[1:]
     share = torch.bincount(groups[top], minlength=len(sizes)).double() / sizes
     weights = values * uncertainty.cpu().double() ** (share**0.25)[groups]
     generator = torch.Generator().manual_seed(operator.index(seed))
@@ -150,7 +154,7 @@ def select_drawn(
     after_drawn = -1000.0 - torch.argsort(torch.argsort(-values, stable=True)).double()
     drawable = (values > _threshold(values[~values.isnan()])) & (weights > 0)
     priorities = torch.where(drawable, keys, after_drawn).where(~values.isnan(), torch.nan)
-    drawn = select_top(priorities, classes, fraction=fraction, size=size, per_class=per_class)
+    drawn = select_top(priorities, of_sample, fraction=fraction, size=size, per_class=per_class)
     return drawn.to(scores.device)
 
 
@@ -235,14 +239,16 @@ def _apportion(sizes: Sequence[int], total: int) -> list[int]:
         total -= len(empty)
 
 
-def proportional_holdout(classes: Tensor | Sequence[int], fraction: float, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+def proportional_holdout(
+    classes: IntegersLike | Sequence[str], fraction: float, *, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Splits a pool into training and validation samples, stratified by class.
 
     The validation part is the reference that CLD scores against. A reference sampled in proportion to the pool works
     best (Nagaraj et al., TMLR 2025). Never use the test set: the test accuracy of a coreset would mean nothing.
 
     Args:
-        classes: The samples' classes, integer, `[N]`, such as a dataset's `targets`.
+        classes: The samples' classes, `[N]`, such as a dataset's `targets`: integers as for `select_top`, or names.
         fraction: The share of the samples to hold out, in (0, 1), divided among the classes by largest remainder. Each
             class has at least one sample on each side.
         seed: Seed of the draw; the global random state is neither used nor changed.
@@ -251,7 +257,7 @@ def proportional_holdout(classes: Tensor | Sequence[int], fraction: float, *, se
         `(train_indices, val_indices)`: sorted, disjoint, together all of `range(N)`; int64, on the CPU.
 
     Raises:
-        TypeError: If classes are not integers, or `fraction` is not a number.
+        TypeError: If classes are neither integers nor names, or `fraction` is not a number.
         ValueError: If `fraction` is outside (0, 1), or a class has fewer than 2 samples.
 
     Example:
@@ -266,11 +272,16 @@ def proportional_holdout(classes: Tensor | Sequence[int], fraction: float, *, se
         raise TypeError(f"fraction must be a number in (0, 1), got {fraction!r}.")
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be in (0, 1), got {fraction!r}.")
-    pool = torch.as_tensor(classes).cpu()
+    names = names_in(classes)
+    distinct_names = sorted(set(names or ()))
+    if names is not None:
+        number_of = {name: number for number, name in enumerate(distinct_names)}
+        classes = [number_of[name] for name in names]
+    pool = as_classes(classes, "classes").cpu()
     pool = check_classes(pool, len(pool) if pool.ndim else 0, "classes")
     labels, groups, sizes = torch.unique(pool, return_inverse=True, return_counts=True)
     if sizes.min() < 2:
-        single = labels[sizes < 2].tolist()
+        single = [label if names is None else distinct_names[label] for label in labels[sizes < 2].tolist()]
         raise ValueError(
             f"A holdout needs at least 2 samples of each class, but {listed(single, 'class', 'classes')} "
             f"{'has' if len(single) == 1 else 'have'} only 1. Drop or merge them."
