@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_cld.guards import agreed
-from lightning_cld.recording.batch_losses import LossFunction
+from lightning_cld.recording.batch_losses import LossFunction, StepFunction
 from lightning_cld.recording.loggers import log_checkpoint, log_scores
 from lightning_cld.recording.own_validation import OwnValidation
 from lightning_cld.recording.recorder import Recorder
@@ -56,6 +56,9 @@ class CLDCallback(Callback):
         every_n_epochs: Log after every n-th epoch; `cutoff_epoch` must be a multiple of it.
         loss_fn: A function of (outputs, targets), or loss module, that returns one loss per sample. Targets that
             are integers `[B]` are the classes, any others put all samples into one class.
+        step: A function `(module, batch) -> (losses, classes)` that does what a `cld_step` does, for a module that you
+            can't change. It gets the LightningModule in evaluation mode, and the batch on the device. Not with
+            `loss_fn`, nor for a module that has a `cld_step`.
         train_dataloader: A loader over the train set's samples at the same positions, un-augmented say. Loaders are
             read for dataset and settings, never iterated.
         val_dataloader: A loader over the validation samples to score against.
@@ -121,6 +124,7 @@ class CLDCallback(Callback):
         stop_at_cutoff: bool = False,
         every_n_epochs: int = 1,
         loss_fn: LossFunction | None = None,
+        step: StepFunction | None = None,
         train_dataloader: DataLoader[Any] | None = None,
         val_dataloader: DataLoader[Any] | None = None,
         batch_size: int | None = None,
@@ -137,6 +141,7 @@ class CLDCallback(Callback):
         self._recorder = Recorder(
             every_n_epochs=self._timeline.every_n_epochs,
             loss_fn=loss_fn,
+            step=step,
             train_dataloader=train_dataloader,
             val_dataloader=val_dataloader,
             batch_size=batch_size,

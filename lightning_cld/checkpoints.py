@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_cld.guards import preserved_module
-from lightning_cld.recording.batch_losses import LossFunction
+from lightning_cld.recording.batch_losses import LossFunction, StepFunction
 from lightning_cld.recording.checkpoint_files import files_by_epoch, read_checkpoint
 from lightning_cld.recording.progress_bar import find_bar, progress
 from lightning_cld.recording.recorder import Recorder
@@ -29,6 +29,7 @@ def trajectories_from_checkpoints(
     train_dataloader: DataLoader[Any] | None = None,
     val_dataloader: DataLoader[Any] | None = None,
     loss_fn: LossFunction | None = None,
+    step: StepFunction | None = None,
     batch_size: int | None = None,
     buffer_device: str | torch.device | None = None,
     weights_only: bool = True,
@@ -62,6 +63,7 @@ def trajectories_from_checkpoints(
         train_dataloader: A loader over the train set, or over an un-augmented view of the datamodule's train set.
         val_dataloader: A loader over the validation samples to score against.
         loss_fn: As in `CLDCallback`, and so is a `cld_step` method of the model.
+        step: As in `CLDCallback`.
         batch_size: Samples evaluated at a time; None uses the loader's.
         buffer_device: Device that stores the losses; None uses the Trainer's.
         weights_only: Load only tensors and plain values. Some hyperparameters need False, which also runs any code in
@@ -107,6 +109,7 @@ def trajectories_from_checkpoints(
     recorder = Recorder(
         every_n_epochs=None,
         loss_fn=loss_fn,
+        step=step,
         train_dataloader=train_dataloader,
         val_dataloader=val_dataloader,
         batch_size=batch_size,

@@ -1070,7 +1070,7 @@ class NegativeClasses(Classifier):
         (TupleOutput, {}, TypeError, "a tuple of 2.*loss_fn.*cld_step"),
         (OneLogit, {}, TypeError, r"\[16, 1\].*loss_fn.*cld_step"),
         (NoForward, {}, TypeError, "no forward.*cld_step"),
-        (BothLosses, {"loss_fn": nn.CrossEntropyLoss(reduction="none")}, ValueError, "Remove one"),
+        (BothLosses, {"loss_fn": nn.CrossEntropyLoss(reduction="none")}, ValueError, "Remove loss_fn to use cld_step"),
         (ShortLosses, {}, ValueError, r"one loss per sample.*shape \[\]"),
         (NoPair, {}, TypeError, r"must return \(losses, classes\)"),
         (FloatClasses, {}, TypeError, "classes as integers"),

@@ -105,10 +105,23 @@ def check_other_tasks(names: dict[str, Any]) -> None:
     style.forward = lambda pixels: pixels.flatten(1)[:, :5]
     losses, classes = style.cld_step({"pixel_values": torch.rand(2, 3, 4, 4), "labels": torch.tensor([4, 1])})
     assert (losses.shape, classes.tolist()) == ((2,), [4, 1])
+    samples = [{"pixel_values": point, "labels": label} for point, label in Blobs().train_set]
+    loader = DataLoader(samples, 9)
+    L.Trainer(max_epochs=3, callbacks=[names["library_cld"]], logger=False).fit(Library(), loader, loader)
+    assert names["library_cld"].scores.classes.tolist() == [int(sample["labels"]) for sample in samples]
     numbers = DataLoader(TensorDataset(torch.rand(20, 4), torch.rand(20, 3)), 5)
     L.Trainer(max_epochs=3, callbacks=[names["cld"]], logger=False).fit(LinearRegression(), numbers, numbers)
     assert names["cld"].scores.num_classes == 1
     torch.testing.assert_close(names["values"], names["scores"].values, atol=1e-5, rtol=0)
+
+
+class Library(Classifier):
+    """A module of somebody else's, for batches that are dictionaries."""
+
+    def training_step(self, batch, batch_idx):
+        return torch.nn.functional.cross_entropy(self(batch["pixel_values"]), batch["labels"])
+
+    validation_step = training_step
 
 
 class LinearRegression(Classifier):

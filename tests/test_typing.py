@@ -38,9 +38,15 @@ from lightning_cld import (
 )
 
 
+def step(module: L.LightningModule, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    return batch["losses"], None
+
+
 def use(data: L.LightningDataModule, model: L.LightningModule, losses: Tensor) -> None:
     cld = CLDCallback(cutoff_epoch="auto", history="full", loss_fn=CrossEntropyLoss(reduction="none"), dirpath="runs")
     trainer = L.Trainer(callbacks=[cld])
+    CLDCallback(step=step)
+    trajectories_from_checkpoints(trainer, model, ["a.ckpt"], datamodule=data, step=lambda module, batch: (batch, None))
     assert_type(cld.scores, CLDScores)
     assert_type(cld.trajectories, LossTrajectories)
     assert_type(cld.scores.select(fraction=0.1, rule="draw"), Tensor)
@@ -68,6 +74,7 @@ def use(data: L.LightningDataModule, model: L.LightningModule, losses: Tensor) -
     CLDCallback(cutof_epoch=3)  # type: ignore[call-arg]
     CLDCallback(cutoff_epoch="soon")  # type: ignore[arg-type]
     CLDCallback(history="short")  # type: ignore[arg-type]
+    CLDCallback(step=0.5)  # type: ignore[arg-type]
     CLDCallback(loss_fn=0.5)  # type: ignore[arg-type]
     CoresetDataModule(model, "runs/cld-scores.npz")  # type: ignore[arg-type]
     CoresetDataModule(data, cld, size=3)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from lightning_cld.data.indexed import check_indexed
 from lightning_cld.functional.checks import check_class_pair, check_count, listed
 from lightning_cld.guards import agreed, is_a
 from lightning_cld.recording.batch_hooks import BatchHooks
-from lightning_cld.recording.batch_losses import LossFunction, Step, check_loss_fn, make_step
+from lightning_cld.recording.batch_losses import LossFunction, Step, StepFunction, check_loss, make_step
 from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.recording.sources import Sources, find_sources
 from lightning_cld.recording.training_steps import StepLosses
@@ -68,6 +68,7 @@ class Recorder:
         *,
         every_n_epochs: int | None,
         loss_fn: LossFunction | None,
+        step: StepFunction | None,
         train_dataloader: DataLoader[Any] | None,
         val_dataloader: DataLoader[Any] | None,
         batch_size: int | None,
@@ -79,9 +80,10 @@ class Recorder:
             batch_size = check_count("batch_size", batch_size)
         if buffer_device is not None:
             buffer_device = torch.device(buffer_device)
-        check_loss_fn(loss_fn)
+        check_loss(loss_fn, step)
         self.every_n_epochs = every_n_epochs
         self.loss_fn = loss_fn
+        self.step_fn = step
         self.train_dataloader = train_dataloader
         self.val_dataloader = val_dataloader
         self.batch_size = batch_size
@@ -112,7 +114,7 @@ class Recorder:
         """
         _check_strategy(trainer)
         with agreed(trainer, "Finding the loss"):
-            self.step = make_step(module, self.loss_fn)
+            self.step = make_step(module, self.loss_fn, self.step_fn)
         self._hooks = BatchHooks(trainer.callbacks if callbacks is None else callbacks, module)  # type: ignore[attr-defined]  # Lightning sets it in a connector
         self._find_data(trainer)
         if self.history is not None:
@@ -135,6 +137,7 @@ class Recorder:
             # Without classes the history has at most marks of what the sampler draws, which are made again below.
             train_classes = None if val_classes is None else self.history.train_classes
         val_row = val_row[self.sources.val.positions.to(val_row.device)]
+        self.step.check_sets(train_classes, val_classes)
         train_classes, val_classes = self._check_classes(train_classes, val_classes)
         if epoch == 0 and val_row.isinf().any():
             first = int(self.sources.val.positions[int(val_row.isinf().int().argmax())])

@@ -12,7 +12,7 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_cld import CLDCallback, CLDScores, CoresetDataModule
+from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, LossTrajectories
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 GUIDE = EXAMPLES / "guides" / "yaml.md"
@@ -158,6 +158,22 @@ def unannotated(outputs, targets):
     return per_sample(outputs, targets)
 
 
+def halved(module, batch):
+    return per_sample(module(batch[0]), batch[1]) / 2, batch[1]
+
+
+def annotated(module: L.LightningModule, batch: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return per_sample(module(batch[0]), batch[1]), None
+
+
+class Scaled:
+    def __init__(self, factor: float = 1.0):
+        self.factor = factor
+
+    def __call__(self, module: L.LightningModule, batch: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.factor * per_sample(module(batch[0]), batch[1]), batch[1]
+
+
 @pytest.mark.parametrize("cutoff", [None, 4, "auto"])
 @pytest.mark.parametrize("loss_fn", [None, "test_cli.per_sample", "test_cli.unannotated", "torch.nn.CrossEntropyLoss"])
 def test_every_argument_of_the_callback_can_be_given(parsed, cutoff, loss_fn):
@@ -166,6 +182,7 @@ def test_every_argument_of_the_callback_can_be_given(parsed, cutoff, loss_fn):
         "stop_at_cutoff": cutoff is not None,
         "every_n_epochs": 1,
         "loss_fn": loss_fn,
+        "step": None,  # which is instead of loss_fn; see below
         "train_dataloader": None,
         "val_dataloader": None,
         "batch_size": 64,
@@ -190,6 +207,36 @@ def test_every_argument_of_the_callback_can_be_given(parsed, cutoff, loss_fn):
     if isinstance(given.get("loss_fn"), dict):
         given["loss_fn"]["init_args"] = {"reduction": "none", "ignore_index": -100, "label_smoothing": 0.0}  # defaults
     assert config["init_args"] == given
+
+
+SCALED = {"class_path": "test_cli.Scaled", "init_args": {"factor": 3.0}}
+
+
+@pytest.mark.parametrize("step", ["test_cli.halved", "test_cli.annotated", SCALED], ids=str)
+def test_a_step_is_given_by_its_import_path(parsed, step):
+    init_args = {"step": step, "dirpath": "runs"}
+    callbacks = [{"class_path": "lightning_cld.CLDCallback", "init_args": init_args}]
+    Path("given.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    made = parsed("--config", "given.yaml")
+    (config,) = yaml.safe_load(made.parser.dump(made.config))["trainer"]["callbacks"]
+    assert {name: config["init_args"][name] for name in init_args} == init_args
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"), [("test_cli.halved", 0.5), ("test_cli.annotated", 1), (SCALED, 3)], ids=str
+)
+def test_a_run_from_a_configuration_takes_the_losses_of_its_step(scored, tmp_path, step, factor):
+    config = yaml.safe_load((EXAMPLES / "configs/proxy.yaml").read_text())
+    config["trainer"]["default_root_dir"] = str(tmp_path)
+    (callback,) = config["trainer"]["callbacks"]
+    callback["init_args"] |= {"step": step, "dirpath": str(tmp_path / "proxy")}
+    (tmp_path / "step.yaml").write_text(yaml.safe_dump(config))
+    done = cli("--config", tmp_path / "step.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = LossTrajectories.load(tmp_path / "proxy/cld-trajectories.npz")
+    expected = LossTrajectories.load(scored / "runs/cli/proxy/cld-trajectories.npz")
+    torch.testing.assert_close(found.train_losses, expected.train_losses * factor)
+    assert (found.train_classes is None) == (step == "test_cli.annotated")
 
 
 @pytest.mark.parametrize("coreset", ["[3, 0]", "scores.npz"])
@@ -243,6 +290,8 @@ WATCH = ["--trainer.callbacks=lightning_cld.CLDCallback"]
         ([*WATCH, "--trainer.callbacks.history=short"], '"history":.*short'),
         ([*WATCH, "--trainer.callbacks.cutoff_epoch=soon"], '"cutoff_epoch":.*soon'),
         ([*WATCH, "--trainer.callbacks.loss_fn=5"], "loss_fn"),
+        ([*WATCH, "--trainer.callbacks.step=5"], "step"),
+        ([*WATCH, "--trainer.callbacks.step=test_cli.nowhere"], "nowhere"),
         ([*INNER, "--data.rule=best"], '"rule":.*best'),
         ([*INNER, "--data.epoch_length=short"], '"epoch_length":.*short'),
         ([*INNER, "--data.fraction=much"], "much"),
@@ -262,7 +311,11 @@ def test_a_wrong_type_is_refused_when_parsed(parsed, capsys, arguments, message)
         ([*INNER, "--data.coreset=nowhere.npz", "--data.size=2"], "no file nowhere.npz.*CLDCallback"),
         (
             [*WATCH, "--trainer.callbacks.loss_fn=torch.nn.CrossEntropyLoss"],
-            "one loss a batch.*Use reduction='none'",
+            "does not return one loss per sample.*reduction='none'",
+        ),
+        (
+            [*WATCH, "--trainer.callbacks.loss_fn=test_cli.per_sample", "--trainer.callbacks.step=test_cli.halved"],
+            "step=... and loss_fn=... are both given. Remove loss_fn",
         ),
     ],
 )
