@@ -252,7 +252,7 @@ class CLDScores:
             >>> CLDScores([0.5, -0.25, 1.0]).account()[0]
             ('samples', '3')
         """
-        # Late, here and in `report`: what shows scores imports this module.
+        # Late, here, in `report` and in `to_csv`: what shows scores imports this module.
         from lightning_cld.showing.summary import account
 
         return account(self)
@@ -292,14 +292,53 @@ class CLDScores:
         """
         from lightning_cld.showing.page import make_page
 
-        path = Path(path)
-        if path.is_dir():
-            raise IsADirectoryError(
-                f"{path} is a directory. Give the name of a file in it, such as {path / 'report.html'}."
-            )
+        path = _file_path(path, "report.html")
         page = make_page(self, dataset, trajectories)
         with replacing(path) as file:
             file.write(page.encode())
+        return path
+
+    def to_csv(self, path: str | Path, dataset: Dataset[Any] | None = None) -> Path:
+        """Writes a table for a spreadsheet or a labelling tool: a row for each sample, the lowest score first.
+
+        The columns are `position` (in the train dataset), `class`, `score`, `suspect` ("true" where `suspects` lists
+        the sample, else "false") and, if the dataset knows it, `file`. Unscored samples come last; their `score` and
+        `suspect` are empty. Samples with equal scores are in the order of their positions. Positions outside of the
+        train loader's sampler are left out. `class` is empty if there is only one class, and `suspect` if the scores
+        are not CLD.
+
+        Args:
+            path: Where to write it, atomically, in UTF-8; missing parent directories are made.
+            dataset: The train dataset that the Trainer was given. Its file names are written as it holds them, if it
+                lists them in `samples`, `imgs` or `files`. Bytes of a name that are not UTF-8 are written as escapes.
+
+        Returns:
+            The path.
+
+        Raises:
+            TypeError: If the dataset is not a map-style dataset.
+            IsADirectoryError: If `path` is a directory.
+            ValueError: If the dataset is not the one that was scored.
+
+        Example:
+            >>> import tempfile
+            >>> from lightning_cld import CLDScores
+            >>> scores = CLDScores([0.9, -0.2, float("nan"), 0.6], [0, 0, 1, 1])
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     print(scores.to_csv(f"{folder}/scores.csv").read_text(encoding="utf-8"))
+            position,class,score,suspect
+            1,0,-0.2,true
+            3,1,0.6,false
+            0,0,0.9,false
+            2,1,,
+            <BLANKLINE>
+        """
+        from lightning_cld.showing.table import make_table
+
+        path = _file_path(path, "scores.csv")
+        table = make_table(self, dataset)
+        with replacing(path) as file:
+            file.write(table.encode("utf-8", "backslashreplace"))
         return path
 
     def positions(self) -> Tensor:
@@ -324,6 +363,14 @@ class CLDScores:
             2
         """
         return 1 if self.classes is None else len(torch.unique(self.classes[self.positions()]))
+
+
+def _file_path(path: str | Path, example: str) -> Path:
+    """Returns the path of a file to write, or raises if a directory is there."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory. Give the name of a file in it, such as {path / example}.")
+    return path
 
 
 def check_pool_classes(classes: IntegersLike, samples: int, name: str) -> Tensor:

@@ -326,7 +326,7 @@ def _root_positions(dataset: Any) -> tuple[int, Tensor] | None:
 
 
 def _hash_of_files(dataset: Dataset[Any]) -> str:
-    names = _file_names(dataset)
+    names = file_names(dataset, relative=True)
     if not names:
         return ""
     hashed = hashlib.sha256()
@@ -335,24 +335,29 @@ def _hash_of_files(dataset: Dataset[Any]) -> str:
     return hashed.hexdigest()
 
 
-def _file_names(dataset: Any) -> list[str] | None:
-    """The names of the files that a dataset of folders reads, relative to their common folder; None if unknown."""
+def file_names(dataset: Any, *, relative: bool = False) -> list[str] | None:
+    """The name of each sample's file, where a dataset lists them as torchvision's folder datasets do; else None.
+
+    Args:
+        dataset: A map-style dataset. `Subset`, `ConcatDataset` and `IndexedDataset` are looked through.
+        relative: Whether names start at the common folder of all files, so that they are the same on every machine.
+    """
     if isinstance(dataset, IndexedDataset):
-        return _file_names(dataset.dataset)
+        return file_names(dataset.dataset, relative=relative)
     if isinstance(dataset, Subset):
-        names = _file_names(dataset.dataset)
+        names = file_names(dataset.dataset, relative=relative)
         return None if names is None else [names[position] for position in dataset.indices]
     if isinstance(dataset, ConcatDataset):
-        parts = [_file_names(part) for part in dataset.datasets]
+        parts = [file_names(part, relative=relative) for part in dataset.datasets]
         return None if None in parts else [name for part in parts for name in part or ()]
     for attribute in _FILES:
         listed = attribute_of(dataset, attribute)
         if not isinstance(listed, (list, tuple)) or len(listed) != len(dataset) or not listed:
             continue
         try:
-            names = [os.fspath(entry[0] if isinstance(entry, (list, tuple)) else entry) for entry in listed]
+            names = [os.fsdecode(entry[0] if isinstance(entry, (list, tuple)) else entry) for entry in listed]
             folder = len(os.path.commonpath([min(names), max(names)]))  # all names lie between these two
         except (TypeError, IndexError, ValueError):  # they are no file names, or not all of one kind
             continue
-        return [name[folder:] for name in names]
+        return [name[folder:] for name in names] if relative else names
     return None

@@ -1,0 +1,47 @@
+"""`CLDScores.to_csv`: scores as a table, a row for each sample."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from lightning_cld.data.identity import file_names
+from lightning_cld.scores import CLDScores
+from lightning_cld.showing.thumbnails import check_dataset
+
+
+def make_table(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
+    """The table as CSV; see `CLDScores.to_csv`."""
+    names = None
+    if dataset is not None:
+        check_dataset(scores, dataset)
+        names = file_names(dataset)
+    pool = scores.positions()
+    pool = pool[torch.argsort(scores.values[pool].nan_to_num(nan=torch.inf), stable=True)]
+    positions = pool.tolist()
+    unscored = scores.values[pool].isnan().tolist()
+    has_suspects = scores.metadata.get("scored_by", "CLD") == "CLD"
+    suspects = set(scores.suspects().tolist())
+
+    columns: dict[str, list[Any]] = {
+        "position": positions,
+        "class": [""] * len(pool) if scores.classes is None else scores.classes[pool].tolist(),
+        # As float32, which are written with as few digits as tell them apart.
+        "score": ["" if none else value for value, none in zip(scores.values[pool].numpy(), unscored, strict=True)],
+        "suspect": [
+            "" if none or not has_suspects else str(position in suspects).lower()
+            for position, none in zip(positions, unscored, strict=True)
+        ],
+    }
+    if names is not None:
+        columns["file"] = [names[position] for position in positions]
+    text = io.StringIO()
+    # Its lines end with \r\n. If they ended with \n, older versions of Python would not quote a name that holds \r.
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue()
