@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
-from lightning_cld.data.indexed import IndexedDataset
+from lightning_cld.data.nesting import Flat, flat
 from lightning_cld.functional.arrays import as_tensor, names_in
 
 
@@ -26,19 +28,20 @@ def dataset_labels(dataset: Dataset[Any]) -> Tensor | None:
         >>> dataset_labels(Subset(pool, [3, 1]))
         tensor([8, 6])
     """
-    if isinstance(dataset, Subset):
-        labels = dataset_labels(dataset.dataset)
-        return labels[torch.as_tensor(dataset.indices, dtype=torch.int64)] if labels is not None else None
-    if isinstance(dataset, IndexedDataset):
-        return dataset_labels(dataset.dataset)
-    if isinstance(dataset, ConcatDataset):
-        parts: list[Tensor] = []
-        for part in dataset.datasets:
-            part_labels = dataset_labels(part)
-            if part_labels is None:
-                return None
-            parts.append(part_labels)
-        return torch.cat(parts)
+    return labels_of(flat(dataset))
+
+
+def labels_of(found: Flat) -> Tensor | None:
+    """The same, of a dataset that was looked through."""
+    parts = [_root_labels(root) for root in found.roots]
+    known = [labels for labels in parts if labels is not None]
+    if len(known) < len(parts):
+        return None
+    labels = known[0] if len(known) == 1 else torch.cat(known)
+    return labels if found.positions is None else labels[found.positions]
+
+
+def _root_labels(dataset: Any) -> Tensor | None:
     if isinstance(dataset, TensorDataset):
         candidates: list[Any] = list(dataset.tensors[1:2])
     else:
@@ -47,13 +50,18 @@ def dataset_labels(dataset: Dataset[Any]) -> Tensor | None:
         labels = as_labels(candidate)
         if labels is None:
             labels = _numbered(candidate)
-        if labels is not None and len(labels) == len(dataset):  # type: ignore[arg-type]  # map-style has a length
+        if labels is not None and len(labels) == len(dataset):
             return labels
     return None
 
 
 def as_labels(values: Any) -> Tensor | None:
     """`values` as int64 or float64 on the CPU if they are numbers, one or several a sample; else None."""
+    if isinstance(values, (list, tuple)) and values and type(values[0]) in (int, float):
+        # Of a list numpy makes an array several times faster than torch.
+        with suppress(ValueError):
+            array = np.asarray(values)
+            values = array if array.dtype.kind in "if" else values
     labels = as_tensor(values)
     if labels is None or labels.ndim == 0 or labels.is_complex():
         return None

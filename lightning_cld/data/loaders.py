@@ -6,7 +6,7 @@ import copy
 import itertools
 import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ from torch.utils.data import (
 
 from lightning_cld.data.device_loaders import DeviceBatches, differs, loader_inside
 from lightning_cld.data.fingerprint import probe_positions
+from lightning_cld.data.nesting import all_datasets, whole_numbers
 from lightning_cld.data.samplers import is_known_sampler
 from lightning_cld.guards import preserved_rng
 
 _WHOLE_SET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
 _POSITIONS = (list, tuple, range, Tensor, np.ndarray)
-"""A loader's sampler may be a plain sequence of positions."""
+"""A loader's sampler, or a batch, may be a plain sequence of positions."""
 
 _DRAWN = 5
 """What an unknown sampler is asked for, to see whether it draws positions."""
@@ -151,28 +152,33 @@ def sampled_positions(loader: DataLoader[Any]) -> Tensor:
 
     These are all positions, but for a `SubsetRandomSampler` or a sequence of positions, whose others may be validation
     samples, and for a `WeightedRandomSampler`, which never draws those of weight zero.
+
+    Raises:
+        TypeError: If a sequence of positions holds something else.
     """
-    sampler = _own_sampler(loader)
+    sampler, length = _own_sampler(loader), len(loader.dataset)  # type: ignore[arg-type]  # map-style, as checked
     if isinstance(sampler, WeightedRandomSampler):
         drawable = torch.nonzero(torch.as_tensor(sampler.weights) > 0).flatten()
-        return drawable[drawable < len(loader.dataset)]  # type: ignore[arg-type]  # map-style, as checked
-    if isinstance(sampler, SubsetRandomSampler):
-        sampler = sampler.indices
-    if isinstance(sampler, _POSITIONS):
-        positions: Tensor = torch.unique(torch.as_tensor(sampler, dtype=torch.int64))
-        return positions
-    return torch.arange(len(loader.dataset))  # type: ignore[arg-type]  # map-style, as checked
+        return drawable[drawable < length]
+    listed = _listed(sampler)
+    if listed is None:
+        return torch.arange(length)
+    numbers = whole_numbers(listed)
+    if numbers is None:
+        raise TypeError(f"The {type(sampler).__name__} has positions that are no whole numbers: {str(listed)[:80]}.")
+    positions: Tensor = torch.unique(torch.where(numbers < 0, numbers + length, numbers))
+    return positions
 
 
 def unknown_sampler(loader: DataLoader[Any]) -> str | None:
     """The name of a sampler of which it is unknown which positions it draws; None for those of torch and torchdata."""
     sampler = _own_sampler(loader)
-    known = isinstance(sampler, (*_WHOLE_SET_SAMPLERS, SubsetRandomSampler, *_POSITIONS)) or is_known_sampler(sampler)
+    known = isinstance(sampler, _WHOLE_SET_SAMPLERS) or _listed(sampler) is not None or is_known_sampler(sampler)
     return None if known else type(sampler).__name__
 
 
 def check_drawn(loader: DataLoader[Any], kind: str) -> None:
-    """Raises if an unknown sampler draws something else than positions in the dataset.
+    """Raises if a sampler draws something else than positions in the dataset.
 
     A copy of the sampler is asked for the first few, so that the user's own goes on as it would have.
 
@@ -181,37 +187,48 @@ def check_drawn(loader: DataLoader[Any], kind: str) -> None:
         ValueError: If they lie outside of the dataset.
     """
     sampler, length = _own_sampler(loader), len(loader.dataset)  # type: ignore[arg-type]  # map-style, as checked
-    if unknown_sampler(loader) is None:
+    listed = _listed(sampler)
+    if listed is None and type(sampler).__module__.startswith("torch."):
         return
-    with preserved_rng():
-        try:
-            # The data are shared with the copy: they may be large.
-            copied = copy.deepcopy(sampler, {id(shared): shared for shared in (loader, *_datasets_of(loader.dataset))})
-            drawn = list(itertools.islice(copied, _DRAWN))
-        except Exception:  # noqa: BLE001  # it can't be copied, or not be asked now; nothing is known of it then
-            return
-    if sampler is loader.batch_sampler:  # which draws lists of positions
-        drawn = [position for batch in drawn if isinstance(batch, (list, tuple)) for position in batch]
+    drawn = _first_drawn(sampler, loader) if listed is None else listed[:_DRAWN]
     name = type(sampler).__name__
     for position in drawn:
-        if isinstance(position, bool) or not isinstance(position, SupportsIndex):
+        try:
+            place = None if isinstance(position, bool) else operator.index(position)
+        except TypeError:
+            place = None
+        if place is None:
             raise TypeError(
                 f"The {kind} dataloader's {name} draws {position!r}, which is no position in the dataset, so there are "
                 "no samples to score or select. List the keys that it draws once, and make a dataset of the list, with "
                 "dataset[keys[index]] as its samples."
             )
-        if not -length <= operator.index(position) < length:
+        if not -length <= place < length:
             raise ValueError(
-                f"The {kind} dataloader's {name} draws position {operator.index(position)}, outside of the dataset, "
-                f"whose length is {length:,}. CLD scores the samples at the positions from 0 to the length."
+                f"The {kind} dataloader's {name} draws position {place}, outside of the dataset, whose length is "
+                f"{length:,}. CLD scores the samples at the positions from 0 to the length."
             )
 
 
-def _datasets_of(dataset: Any) -> list[Any]:
-    """A dataset and those that it wraps."""
-    inner = getattr(dataset, "dataset", None)
-    within = getattr(dataset, "datasets", [] if inner is None else [inner])
-    return [dataset, *(below for part in within for below in _datasets_of(part))]
+def _listed(sampler: Any) -> Any:
+    """All that a sampler draws from, where it says so; else None."""
+    if isinstance(sampler, SubsetRandomSampler):
+        sampler = sampler.indices
+    return sampler if isinstance(sampler, _POSITIONS) else None
+
+
+def _first_drawn(sampler: Any, loader: DataLoader[Any]) -> list[Any]:
+    """The first few positions that a copy of a sampler draws; none if it can't be copied, or not be asked now."""
+    with preserved_rng():
+        try:
+            # The data are shared with the copy: they may be large.
+            copied = copy.deepcopy(sampler, {id(shared): shared for shared in (loader, *all_datasets(loader.dataset))})
+            drawn = list(itertools.islice(copied, _DRAWN))
+        except Exception:  # noqa: BLE001  # whatever a sampler raises that is made for training alone
+            return []
+    if sampler is loader.batch_sampler:  # which draws lists of positions
+        return [position for batch in drawn if isinstance(batch, _POSITIONS) for position in batch]
+    return drawn
 
 
 def _own_sampler(loader: DataLoader[Any]) -> Any:

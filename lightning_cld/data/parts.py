@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import decimal
+import enum
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -13,16 +17,44 @@ import numpy as np
 import torch
 from PIL import Image  # which torchvision brings
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from lightning_cld.data.labels import as_labels
+from lightning_cld.data.fingerprint import Sketch
 
 _DEPTH = 8
 """How deep containers and objects are looked into."""
 
-_SMALL = 64
-"""The most elements of a part that may be a label."""
+_MOST = 5_000
+"""How many parts are looked at."""
 
-_PLAIN = (str, bytes, int, float, complex, type(None), PurePath)
+_SMALL = 64
+"""The most elements of a part that may be a label, and the most such parts."""
+
+_PIECES = 8
+"""In how many pieces an array is read, each with a mean of its own."""
+
+_MOST_MEANS = 64
+
+_TEXTS = (
+    str,
+    bytes,
+    complex,
+    type,
+    type(None),
+    PurePath,
+    enum.Enum,
+    datetime.date,
+    datetime.time,
+    datetime.timedelta,
+    decimal.Decimal,
+    uuid.UUID,
+    torch.dtype,
+    torch.device,
+)
+"""Types whose `repr` says all that they hold."""
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Dtypes by their bytes, for tensors of those that numpy does not have."""
 
 
 class Parts(NamedTuple):
@@ -30,14 +62,14 @@ class Parts(NamedTuple):
 
     Attributes:
         digest: A hash of everything in it.
-        form: A hash of its structure alone: names, types, shapes and dtypes.
+        sketch: The same for a comparison between machines: floats by means, files without their folders.
         numbers: The small numbers in it, int64 or float64, by the path to each, such as ".1" or ".label".
         known: Whether everything in it was of a type that can be compared.
     """
 
     digest: str
-    form: str
-    numbers: dict[str, Tensor]
+    sketch: Sketch
+    numbers: dict[str, np.ndarray]
     known: bool
 
 
@@ -48,79 +80,161 @@ def parts_of(sample: Any) -> Parts:
         >>> from lightning_cld.data.parts import parts_of
         >>> parts = parts_of({"text": "good", "sentiment": 1})
         >>> parts.numbers
-        {'.sentiment': tensor(1)}
+        {'.sentiment': array(1)}
         >>> parts.digest == parts_of({"text": "bad", "sentiment": 1}).digest
         False
     """
-    content, form = hashlib.sha256(), hashlib.sha256()
-    numbers: dict[str, Tensor] = {}
-    known = True
-    for path, part in _walk(sample, "", ()):
-        described = _describe(part)
-        known = known and described is not None
-        kind, buffer = described or (type(part).__name__, b"")
-        for hashed in (content, form):
-            hashed.update(f"{path}:{kind};".encode())
-        content.update(buffer)
-        small = _small_numbers(part) if described else None
-        if small is not None:
-            numbers[path] = small
-    return Parts(content.hexdigest()[:16], form.hexdigest()[:8], numbers, known)
+    seen = _Seen()
+    seen.add("", "", sample, ())
+    return seen.parts()
 
 
-def _walk(value: Any, path: str, above: tuple[int, ...]) -> Iterator[tuple[str, Any]]:
-    """The parts of a value that hold no others, with the path to each."""
-    if isinstance(value, np.ndarray) and value.dtype.kind == "O":
-        value = value.tolist()
-    inner: Mapping[Any, Any] | None = None
-    if isinstance(value, (Tensor, np.ndarray, np.generic, Image.Image, *_PLAIN)):
-        inner = None
-    elif isinstance(value, Mapping):
-        inner = value
-    elif isinstance(value, (list, tuple)):
-        inner = dict(enumerate(value))
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        inner = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
-    elif not callable(value) and hasattr(value, "__dict__"):
-        inner = vars(value)
-    if inner is None or len(above) >= _DEPTH:
-        yield path, value
-    elif id(value) not in above:
-        for name, part in inner.items():
-            yield from _walk(part, f"{path}.{name}", (*above, id(value)))
+class _Seen:
+    """What was seen of a sample so far."""
+
+    def __init__(self) -> None:
+        self.digest, self.form, self.content = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
+        self.means: list[float] = []
+        self.sizes: list[float] = []
+        self.numbers: dict[str, np.ndarray] = {}
+        self.known = True
+        self.left = _MOST
+
+    def parts(self) -> Parts:
+        sketch = Sketch(self.form.hexdigest()[:8], self.content.hexdigest()[:16], tuple(self.means), tuple(self.sizes))
+        return Parts(self.digest.hexdigest()[:16], sketch, self.numbers, self.known)
+
+    def add(self, name: str, path: str, value: Any, above: tuple[int, ...]) -> None:
+        """Adds a part, and what is in it.
+
+        Args:
+            name: What it is called in what holds it.
+            path: The names on the way to it.
+            value: The part.
+            above: The ids of what holds it.
+        """
+        self.left -= 1
+        if self.left < 0:
+            self.known = False
+            return
+        kind, content = _look_at(value, nested=bool(above))
+        if id(value) in above:
+            self._describe(name, f"what is {len(above) - above.index(id(value))} above")
+        elif isinstance(content, list) and len(above) < _DEPTH:
+            self._describe(name, f"{kind} {len(content)}")
+            for key, part in content:
+                key = key if isinstance(key, (int, *_TEXTS)) else type(key).__name__
+                self.add(repr(key), f"{path}.{key!s}", part, (*above, id(value)))
+        elif isinstance(content, np.ndarray):
+            self._describe(name, f"{kind} {content.dtype.str} {content.shape}")
+            self._add_array(path, content)
+        elif isinstance(content, bytes):
+            self._describe(name, kind)
+            self._add_text(content, _without_folder(value))
+        else:
+            self._describe(name, f"unknown {kind}")
+            self.known = False
+
+    def _describe(self, name: str, kind: str) -> None:
+        for hashed in (self.digest, self.form, self.content):
+            hashed.update(f"{name}:{kind}\n".encode())
+
+    def _add_array(self, path: str, array: np.ndarray) -> None:
+        if 0 < array.size <= _SMALL and array.dtype.kind in "biuf" and len(self.numbers) < _SMALL:
+            self.numbers[path] = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
+        for piece in _pieces(array):
+            content = piece.view(np.uint8).data
+            self.digest.update(content)
+            if array.dtype.kind != "f":
+                self.content.update(content)
+            elif len(self.means) < _MOST_MEANS:
+                finite = piece[np.isfinite(piece)].astype(np.float64)
+                self.means.append(_rounded(finite))
+                self.sizes.append(_rounded(np.abs(finite)))
+
+    def _add_text(self, whole: bytes, without_folder: bytes | None) -> None:
+        self.digest.update(f"{len(whole)}:".encode() + whole)
+        self.content.update(whole if without_folder is None else without_folder)
 
 
-def _describe(part: Any) -> tuple[str, Any] | None:
-    """The kind of a part and its content as bytes; None for a type that can't be compared."""
-    if isinstance(part, Image.Image):
-        array = np.asarray(part)
-        return f"image {part.mode} {array.shape}", _bytes_of(array)
-    if isinstance(part, Tensor):
-        if part.layout != torch.strided or part.is_quantized or part.device.type == "meta":
-            return None
-        values = part.detach().cpu().contiguous().reshape(-1)
-        return f"tensor {part.dtype} {tuple(part.shape)}", values.view(torch.uint8).numpy()
-    if isinstance(part, (np.ndarray, np.generic)):
-        array = np.asarray(part)
-        return None if array.dtype.hasobject else (f"array {array.dtype.str} {array.shape}", _bytes_of(array))
-    if isinstance(part, PurePath) or (isinstance(part, str) and part.startswith(os.sep)):
-        return "file", PurePath(part).name.encode()  # folders differ between machines
-    if isinstance(part, bytes):
-        return "bytes", part
-    if isinstance(part, _PLAIN):
-        return type(part).__name__, repr(part).encode()
+def _look_at(value: Any, *, nested: bool) -> tuple[str, np.ndarray | list[tuple[Any, Any]] | bytes | None]:
+    """The kind of a part, and it as an array, as what is in it by name, or as bytes; None if it can't be compared."""
+    kind = type(value).__name__
+    if type(value).__module__.startswith("pandas") and hasattr(value, "to_numpy"):
+        value = value.to_numpy()
+    if isinstance(value, (np.ndarray, np.generic)):
+        array = np.asarray(value)
+        if not array.dtype.hasobject:
+            return "array", array
+        value = array.tolist() if array.ndim else [array.item()]
+    if isinstance(value, Tensor):
+        return f"tensor {value.dtype}", _array_of(value)
+    if isinstance(value, Image.Image):
+        return f"image {value.mode}", np.asarray(value)
+    if isinstance(value, bytes):
+        return kind, value
+    if isinstance(value, _TEXTS):
+        return kind, repr(value).encode()
+    if isinstance(value, (int, float)):
+        dtype = bool if isinstance(value, bool) else np.float64 if isinstance(value, float) else np.int64
+        try:
+            return kind, np.asarray(value, dtype)
+        except OverflowError:
+            return kind, f"{value:x}".encode()
+    if isinstance(value, (list, tuple)) and (nested or len(value) > _SMALL):
+        # Tokens, say: an array is read faster than its numbers one by one.
+        types = set(map(type, value))
+        if types == {float} or types == {int}:
+            try:
+                return "numbers", np.asarray(value, dtype=np.float64 if types == {float} else np.int64)
+            except OverflowError:
+                pass
+    return _within(value)
+
+
+def _within(value: Any) -> tuple[str, list[tuple[Any, Any]] | None]:
+    """The kind of something that holds parts, and these by name; None for a type that can't be compared."""
+    if isinstance(value, Mapping):
+        return "mapping", sorted(value.items(), key=lambda item: repr(item[0]))
+    if isinstance(value, (set, frozenset)):
+        return "set", list(enumerate(sorted(value, key=repr)))
+    if isinstance(value, Sequence):
+        return "sequence", list(enumerate(value))
+    kind = type(value).__name__
+    if isinstance(value, Dataset):
+        return kind, None
+    if dataclasses.is_dataclass(value):
+        return kind, [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
+    return kind, sorted(vars(value).items()) or None if hasattr(value, "__dict__") else None
+
+
+def _array_of(tensor: Tensor) -> np.ndarray | None:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type == "meta":
+        return None
+    values = tensor.detach().as_subclass(Tensor).cpu().resolve_conj().resolve_neg()
+    try:
+        return values.numpy()
+    except TypeError:  # numpy has no such dtype
+        return values.view(_INTEGERS[values.itemsize]).numpy().view(f"V{values.itemsize}")
+
+
+def _without_folder(value: Any) -> bytes | None:
+    """The name of a file: folders differ between machines. None for what is none."""
+    if isinstance(value, PurePath) or (isinstance(value, str) and value.startswith(os.sep)):
+        return repr(PurePath(value).name).encode()
     return None
 
 
-def _bytes_of(array: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+def _rounded(values: np.ndarray) -> float:
+    with np.errstate(over="ignore"):
+        return float(f"{np.nan_to_num(values.mean()):.7g}") if values.size else 0.0
 
 
-def _small_numbers(part: Any) -> Tensor | None:
-    """A part as int64 or float64 in its own shape, if it is one number or a few."""
-    if isinstance(part, (int, float)) or (
-        isinstance(part, (Tensor, np.ndarray, np.generic)) and 0 < int(np.prod(part.shape)) <= _SMALL
-    ):
-        labels = as_labels([part])
-        return None if labels is None else labels[0]
-    return None
+def _pieces(array: np.ndarray) -> Iterator[np.ndarray]:
+    """Its elements in order, in a few contiguous pieces: no copy of the whole is needed."""
+    if array.size * array.itemsize == 0:
+        return
+    flat: Any = array.reshape(-1) if array.flags.c_contiguous else array.flat
+    length = -(-array.size // _PIECES)
+    for start in range(0, array.size, length):
+        yield flat[start : start + length]

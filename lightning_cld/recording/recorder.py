@@ -156,6 +156,7 @@ class Recorder:
             self.history = begin(
                 train_row[None], val_row[None], train_classes, val_classes, [epoch], fingerprint=fingerprint
             ).to(self.buffer_device or module.device)
+            self.history.metadata["identity"] = fingerprint.known()
             self.history.metadata[_VAL_FINGERPRINT] = self.sources.val_fingerprint.to_dict()
         else:
             for name, classes, known in (
@@ -215,14 +216,14 @@ class Recorder:
                 check_indexed(getattr(trainer.train_dataloader, "dataset", None))
         if trainer.world_size > 1:
             # Numbers in samples that are no labels may differ between ranks.
-            own = (
-                found.fingerprint.of_classes(None),
-                hash_of(found.train.positions),
-                found.val_fingerprint,
-                hash_of(found.val.positions),
-            )
+            own = (found.fingerprint.of_classes(None), found.val_fingerprint)
+            drawn = [hash_of(sweep.positions) for sweep in (found.train, found.val)]
             with agreed(trainer, "Comparing the data of the ranks"):
-                if own != trainer.strategy.broadcast(own):
+                first, first_drawn = trainer.strategy.broadcast((own, drawn))
+                if drawn != first_drawn or any(
+                    one.positions != other.positions or one.mismatch(other, same_code=True)
+                    for one, other in zip(first, own, strict=True)
+                ):
                     raise ValueError(
                         f"Rank {trainer.global_rank} has other data than rank 0. Every process must make the same "
                         "split in the same order: seed it (random_split takes a generator)."
@@ -276,12 +277,13 @@ def _check_strategy(trainer: Trainer) -> None:
 def _check_same(history: LossTrajectories | RunningHistory, found: Sources) -> None:
     """Raises unless the data are those whose losses were logged so far."""
     recorded, val_recorded = history.fingerprint, history.metadata.get(_VAL_FINGERPRINT)
-    problem = None if recorded is None else recorded.mismatch(found.fingerprint)
+    problem = None if recorded is None else recorded.mismatch(found.fingerprint, same_code=True)
     kind = "train"
     if problem is None and len(found.val.positions) != history.references:
         problem, kind = f"it has {len(found.val.positions):,} samples, not {history.references:,}", "validation"
     if problem is None and val_recorded is not None:
-        problem, kind = Fingerprint.from_dict(val_recorded).mismatch(found.val_fingerprint), "validation"
+        scored = Fingerprint.from_dict(val_recorded)
+        problem, kind = scored.mismatch(found.val_fingerprint, same_code=True), "validation"
     if problem is not None:
         raise ValueError(
             f"The {kind} set is not the one whose losses were logged so far: {problem}. Seed what splits or orders it "

@@ -118,12 +118,15 @@ def _viewed(loaders: Any, view: DataLoader[Any], seen: Fingerprint) -> tuple[Dat
     """
     problems = []
     for given in _readable(loaders):
-        check_drawn(given, "train")
-        fingerprint = look_at(given, "train").fingerprint
+        try:
+            check_drawn(given, "train")
+            fingerprint = look_at(given, "train").fingerprint
+        except (TypeError, ValueError):  # positions mean nothing there; in the view they do
+            continue
         # Numbers in samples that are no labels may be other ones where a sample is augmented.
         problem = replace(fingerprint, numbers=()).mismatch(seen)
         if problem is None:
-            return given, with_view(fingerprint, seen)
+            return given, fingerprint if fingerprint.samples else with_view(fingerprint, seen)
         problems.append(problem)
     if not problems:  # none can be read, so it is for the user to say that they belong together
         return view, seen

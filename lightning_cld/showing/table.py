@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from lightning_cld.data.identity import file_names
+from lightning_cld.data.origin import file_names
 from lightning_cld.scores import CLDScores
 from lightning_cld.showing.thumbnails import check_dataset
 

@@ -1,0 +1,246 @@
+"""A look at a few samples of a loader's dataset, read where the loader reads them."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from lightning_cld.data.fingerprint import Sketch
+from lightning_cld.data.generators import OwnGenerators
+from lightning_cld.data.nesting import inner_datasets
+from lightning_cld.data.parts import Parts, parts_of
+from lightning_cld.guards import preserved_rng
+
+LABELS = (".1", ".labels", ".label")
+"""Where a sample usually has its label: second in `(input, label, ...)`, or under one of two keys."""
+
+_TRANSFORMS = ("transform", "transforms", "target_transform")
+"""Attributes of a dataset, as torchvision names them. They may begin with an underscore."""
+
+
+class Probed(NamedTuple):
+    """What was found.
+
+    Attributes:
+        numbers: For each sample that could be read the small numbers in it, but for those that changed.
+        samples: Those that were to be read twice, without what could not be read. Empty if they changed, or if nothing
+            in them can be compared.
+        read: "raw" if `samples` are without the dataset's transforms, else "given".
+        changed: Positions of samples that were other ones when they were read again.
+        known: Whether all of the samples that were read twice could be compared.
+        moved: What shows that positions mean nothing; None if nothing does.
+    """
+
+    numbers: list[dict[str, np.ndarray]]
+    samples: tuple[Sketch, ...]
+    read: str
+    changed: list[int]
+    known: bool
+    moved: str | None
+
+
+def probe(loader: DataLoader[Any], once: list[int], twice: list[int], few: list[int], first: int) -> Probed:
+    """Reads samples, one at a time, and keeps a digest of each.
+
+    Where the loader has workers, one worker reads them: a dataset that opens files lazily must not open them in the
+    main process, from which later workers are forked. Global random states are left as they are.
+
+    Args:
+        loader: The user's loader. Only its dataset and settings are read.
+        once: Positions to read.
+        twice: Those of them to read again, in reverse order.
+        few: Those of these that are read without transforms too.
+        first: A position that can be read for sure. A position that nobody draws may hold a broken sample.
+
+    Raises:
+        Exception: What the dataset raises if it can't give a single sample.
+    """
+    prober = _Prober(loader.dataset, loader.collate_fn, once, twice, few)
+    # Where there is a worker it has copies of them.
+    own = OwnGenerators(*(() if loader.num_workers else (loader.dataset, loader.collate_fn)))
+    with preserved_rng(), own.rewound():
+        found: list[Probed] = list(
+            DataLoader(
+                loader.dataset,
+                sampler=[first],
+                collate_fn=prober,
+                num_workers=min(1, loader.num_workers),
+                timeout=loader.timeout * (len(once) + 2 * len(twice) + 4 * len(few)),
+                worker_init_fn=loader.worker_init_fn,
+                multiprocessing_context=loader.multiprocessing_context,
+            )
+        )
+    return found[0]
+
+
+class _Reading(NamedTuple):
+    """A sample that was read: its parts, the digest of a batch of it alone, and its parts without transforms."""
+
+    parts: Parts
+    batch: str
+    raw: Parts | None
+
+
+class _Prober:
+    """Does the work of `probe` in the place of a collate function: there a worker has the dataset, ready for use."""
+
+    def __init__(
+        self, dataset: Dataset[Any], collate_fn: Any, once: list[int], twice: list[int], few: list[int]
+    ) -> None:
+        self.dataset, self.collate_fn = dataset, collate_fn
+        self.once, self.twice, self.few = once, twice, few
+        # Every read starts from a seed of its own, so that it can be repeated.
+        self.seeds = {at: seed for seed, at in enumerate(once)}
+
+    def __call__(self, batch: Any) -> Probed:
+        if isinstance(batch, list):
+            batch.clear()  # only the sample at hand takes memory
+        first: dict[int, _Reading] = {}
+        failures: list[Exception] = []
+        for at in self.once:
+            try:
+                first[at] = self._read(at, self.seeds[at])
+            except Exception as error:  # noqa: BLE001  # the sweep raises it, if it ever comes to this sample
+                failures.append(error)
+        if not first:
+            raise failures[0]
+        again = {at: self._read(at, len(self.seeds) + at) for at in reversed(self.twice) if at in first}
+        few = [at for at in self.few if at in first]
+        changed = [at for at in again if first[at].batch != again[at].batch]
+        samples, read = _sketches([(first[at], again[at]) for at in few])
+        pairs = [(first[at].parts.numbers, again[at].parts.numbers) for at in again]
+        moving = {
+            path
+            for own, its in pairs
+            for path in own
+            if path not in its or not np.array_equal(own[path], its[path], equal_nan=True)
+        }
+        return Probed(
+            numbers=[
+                {path: number for path, number in reading.parts.numbers.items() if path not in moving}
+                for reading in first.values()
+            ],
+            samples=samples,
+            read=read,
+            changed=changed,
+            known=all(first[at].parts.known for at in again),
+            moved=self._moved(first, again, few) if changed else None,
+        )
+
+    def _read(self, position: int, seed: int) -> _Reading:
+        _seed(seed)
+        batch = _fetch(self.dataset, position)
+        parts = _parts_of_batch(batch)
+        digest = parts.digest
+        if position in self.twice and self.collate_fn is not default_collate:
+            # It may want more samples. A sweep tells of any other fault.
+            with suppress(Exception):
+                digest = parts_of(self.collate_fn(batch)).digest
+        del batch
+        return _Reading(parts, digest, self._read_raw(position, parts) if position in self.few else None)
+
+    def _read_raw(self, position: int, given: Parts) -> Parts | None:
+        # Copied only now: reading may have opened the dataset's files.
+        plain, active = without_transforms(self.dataset)
+        if plain is None:
+            return None
+        if not active:
+            return given
+        try:
+            return _parts_of_batch(_fetch(plain, position))
+        except Exception:  # noqa: BLE001  # whatever a dataset raises that can't do without its transforms
+            return None
+
+    def _moved(self, first: dict[int, _Reading], again: dict[int, _Reading], few: list[int]) -> str | None:
+        """What shows that positions mean nothing, where samples change; None if nothing does."""
+
+        def digest(at: int, seed: int) -> str:
+            return self._read(at, seed).parts.digest
+
+        if all(digest(at, self.seeds[at]) == first[at].parts.digest for at in few):
+            # Chance alone changes them. Does the position matter at all?
+            if len(few) > 1 and all(digest(few[0], self.seeds[at]) == first[at].parts.digest for at in few[1:]):
+                return f"position {few[0]} gave the samples of all others, when read from the same random states"
+            return None
+        places = {reading.parts.digest: at for at, reading in first.items()}
+        for at, reading in again.items():
+            for path in LABELS:
+                before, now = (found.parts.numbers.get(path) for found in (first[at], reading))
+                if before is not None and now is not None and before.size == now.size == 1 and before != now:
+                    return f"the label of the sample at position {at} was {before.item()} and then {now.item()}"
+            elsewhere = places.get(reading.parts.digest, at)
+            if elsewhere != at and len(places) == len(first):
+                return f"the sample at position {at} was the one at position {elsewhere} before"
+        return None
+
+
+def _sketches(readings: list[tuple[_Reading, _Reading]]) -> tuple[tuple[Sketch, ...], str]:
+    """The sketches of samples that were read twice, and whether these are "raw" or "given"; none if they changed."""
+    pairs, read = [(first.parts, again.parts) for first, again in readings], "given"
+    raw = [(first.raw, again.raw) for first, again in readings if first.raw is not None and again.raw is not None]
+    # A cache, say, may hold samples with transforms. Then the raw ones are none.
+    if len(raw) == len(pairs) and any(
+        bare is given or bare.digest != given.digest for (bare, _), (given, _) in zip(raw, pairs, strict=True)
+    ):
+        pairs, read = raw, "raw"
+    sketches = tuple(one.sketch for one, _ in pairs)
+    comparable = all(one.known for one, _ in pairs) or len(set(sketches)) > 1
+    if not comparable or any(one.digest != other.digest for one, other in pairs):
+        return (), ""
+    return sketches, read
+
+
+def _fetch(dataset: Any, position: int) -> Any:
+    """One sample as a DataLoader fetches it: in a list, or in a batch that the dataset makes itself."""
+    if getattr(dataset, "__getitems__", None):
+        return dataset.__getitems__([position])
+    return [dataset[position]]
+
+
+def _parts_of_batch(batch: Any) -> Parts:
+    """The parts of the only sample in a batch."""
+    if isinstance(batch, list) and len(batch) == 1:
+        return parts_of(batch[0])
+    parts = parts_of(batch)
+    return parts._replace(numbers={path: n[0] if n.ndim and len(n) == 1 else n for path, n in parts.numbers.items()})
+
+
+def _seed(seed: int) -> None:
+    """Seeds the generators that datasets draw from, in a worker or where they are put back afterwards."""
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  # datasets draw from numpy's global state
+    torch.default_generator.manual_seed(seed)
+
+
+def without_transforms(dataset: Any, above: tuple[int, ...] = ()) -> tuple[Any, bool]:
+    """A shallow copy of a dataset without its transforms and those of datasets within, and whether it has any.
+
+    The copy is None if the dataset is not made to have transforms.
+    """
+    if hasattr(type(dataset), "with_format"):  # of Hugging Face
+        return dataset.with_format(None), dataset.format["type"] is not None
+    own = getattr(dataset, "__dict__", {})
+    transforms = {name: value for name, value in own.items() if name.strip("_") in _TRANSFORMS}
+    changes: dict[str, Any] = {name: _unchanged if callable(value) else value for name, value in transforms.items()}
+    active = _unchanged in changes.values()
+    for name, inner in [] if id(dataset) in above else inner_datasets(dataset):
+        found = [without_transforms(part, (*above, id(dataset))) for part in inner]
+        if any(plain is not None for plain, _ in found):
+            plain = [part if bare is None else bare for part, (bare, _) in zip(inner, found, strict=True)]
+            changes[name] = plain if isinstance(own[name], (list, tuple)) else plain[0]
+            active = active or any(has for _, has in found)
+    if not changes:
+        return None, False
+    copied = object.__new__(type(dataset))  # which runs no code of the dataset's
+    vars(copied).update(own, **changes)
+    return copied, active
+
+
+def _unchanged(*given: Any, **named: Any) -> Any:
+    """Stands in for a transform, whether it is called with a sample, with its parts, or with named parts."""
+    return named or (given[0] if len(given) == 1 else given)
