@@ -47,7 +47,7 @@ def hash_of_files(found: Flat) -> str:
     """
     length = found.length() if found.positions is None else len(found.positions)
     names = _names(found, probe_positions(length, _MOST), relative=True)
-    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogateescape")).hexdigest() if names else ""
+    return hashlib.sha256("\0".join(names).encode("utf-8", "surrogatepass")).hexdigest() if names else ""
 
 
 def file_names(dataset: Any) -> list[str] | None:

@@ -667,9 +667,9 @@ print((peak() - before) / (2**24 + 2**20))
 @pytest.mark.parametrize(
     ("collate", "samples"),
     [
-        ("None", 2.2),
-        ("list", 2.2),
-        ("lambda batch: torch.utils.data.default_collate(batch)", 3.2),
+        ("None", 3.0),  # two, with room for what the allocator keeps
+        ("list", 3.0),
+        ("lambda batch: torch.utils.data.default_collate(batch)", 4.0),
     ],
     ids=["default", "list", "custom"],
 )
