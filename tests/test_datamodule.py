@@ -466,7 +466,7 @@ def test_loader_subclasses_are_kept_or_refused():
     data = type("Custom", (Blobs,), {"train_dataloader": lambda self: Compatible(self.train_set, 16)})()
     assert type(CoresetDataModule(data, [0, 1]).train_dataloader()) is Compatible
     data = type("Custom", (Blobs,), {"train_dataloader": lambda self: Incompatible("x")})()
-    with pytest.raises(TypeError, match="Incompatible can't be made again"):
+    with pytest.raises(TypeError, match="Incompatible is not made from a dataset"):
         CoresetDataModule(data, [0, 1]).train_dataloader()
 
 
@@ -1076,3 +1076,49 @@ def test_the_rule_and_its_seed_reach_the_selection():
     assert chosen[0] != chosen[1]
     with pytest.raises(TypeError, match=r"take no budget or rule, got \{'rule': 'draw'\}"):
         CoresetDataModule(inner, [0, 1], rule="draw")
+
+
+class ByClass(WeightedRandomSampler):
+    """Only finds the weights, as PyG's ImbalancedSampler does."""
+
+    def __init__(self, classes):
+        counts = torch.bincount(classes)
+        super().__init__((1 / counts)[classes].tolist(), len(classes))
+
+
+def test_a_sampler_that_only_finds_weights_is_served():
+    points = blobs(90)
+    inner = Blobs()
+    inner.train_dataloader = lambda: DataLoader(points, 16, sampler=ByClass(points.tensors[1]))
+    served = CoresetDataModule(inner, list(range(30))).train_dataloader().sampler
+    assert type(served) is WeightedRandomSampler
+    assert served.weights.tolist() == (1 / torch.bincount(points.tensors[1]))[points.tensors[1]][:30].double().tolist()
+
+
+def test_a_loader_that_is_not_made_from_a_dataset_is_refused():
+    class NodeLoader(DataLoader):
+        def __init__(self, data, input_nodes, **settings):
+            super().__init__(input_nodes, **settings)
+
+    inner = Blobs()
+    inner.train_dataloader = lambda: NodeLoader(None, TensorDataset(torch.arange(90)), batch_size=9)
+    with pytest.raises(TypeError, match="NodeLoader is not made from a dataset"):
+        CoresetDataModule(inner, [3, 5]).train_dataloader()
+
+
+def test_positions_in_a_dataset_that_ignores_them_are_refused():
+    class Queue(Dataset):
+        taken = 0
+
+        def __len__(self):
+            return 60
+
+        def __getitem__(self, index):
+            self.taken += 7
+            return torch.full((3,), float(self.taken % 60)), self.taken % 2
+
+    inner = Blobs()
+    inner.train_dataloader = lambda: DataLoader(queue, 5, shuffle=True)
+    queue = Queue()
+    with pytest.raises(ValueError, match="does not give the same sample for the same position"):
+        CoresetDataModule(inner, list(range(10))).train_dataloader()

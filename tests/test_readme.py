@@ -145,6 +145,7 @@ def check_comparing(names: dict[str, Any]) -> None:
 
 def check_looking(names: dict[str, Any]) -> None:
     assert Path("report.html").exists()
+    assert len(Path("scores.csv").read_text().splitlines()) == 1 + len(names["scores"])
     assert Path("scores.png").exists()
 
 

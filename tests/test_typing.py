@@ -67,6 +67,7 @@ def use(data: L.LightningDataModule, model: L.LightningModule, losses: Tensor) -
     assert_type(CLDMetric().compute(), Tensor)
     assert_type(plotting.plot_scores(cld.scores, fraction=0.1, classes=[3]), tuple[Figure, np.ndarray])
     assert_type(plotting.plot_agreement(cld.trajectories), tuple[Figure, Axes])
+    assert_type(cld.scores.to_csv("scores.csv"), Path)
     assert_type(cld.scores.report("report.html", trajectories=cld.trajectories), Path)
 
     CLDScores([0.1], ["cat"])  # type: ignore[list-item]
@@ -82,6 +83,7 @@ def use(data: L.LightningDataModule, model: L.LightningModule, losses: Tensor) -
     cld.scores.selekt(fraction=0.1)  # type: ignore[attr-defined]
     baselines.variability(losses)  # type: ignore[arg-type]
     plotting.plot_scores(cld.scores, classes=3)  # type: ignore[arg-type]
+    cld.scores.to_csv("scores.csv", "images")  # type: ignore[arg-type]
     plotting.plot_agreement(cld.scores)  # type: ignore[arg-type]
     cld.scores.report("report.html", trajectories="losses.npz")  # type: ignore[arg-type]
 """

@@ -144,7 +144,11 @@ def reads_in_its_own_way(loader: DataLoader[Any]) -> bool:
 
     torchdata's `StatefulDataLoader` only keeps count.
     """
-    return type(loader).__iter__.__module__.partition(".")[0] not in ("torch", "torchdata", "lightning_cld")
+    hooks = (getattr(type(loader), name, None) for name in ("__iter__", "_get_iterator"))  # PyG overrides the second
+    return any(
+        getattr(hook, "__module__", "torch").partition(".")[0] not in ("torch", "torchdata", "lightning_cld")
+        for hook in hooks
+    )
 
 
 def sampled_positions(loader: DataLoader[Any]) -> Tensor:
@@ -236,9 +240,11 @@ def _own_sampler(loader: DataLoader[Any]) -> Any:
 
     A batch sampler that does not say what it draws from stands for it.
     """
-    batches = loader.batch_sampler
-    sampler: Any = getattr(batches, "sampler", batches)
-    if isinstance(batches, _POSITIONS):
+    sampler: Any = loader.batch_sampler
+    if isinstance(sampler, _POSITIONS):
+        batches: Any = sampler
         sampler = [position for batch in batches for position in batch]
+    while hasattr(sampler, "sampler"):  # what draws batches may itself be wrapped, as in timm's MultiEpochsDataLoader
+        sampler = sampler.sampler
     wrapped = getattr(getattr(sampler, "dataset", None), "_sampler", None)
     return sampler if wrapped is None else wrapped

@@ -43,6 +43,11 @@ def narrowable(loader: Any) -> DataLoader[Any]:
             f"The train dataset {type(inside.dataset).__name__} is an IterableDataset: its samples have no positions, "
             "so no coreset can be chosen from it. Use a map-style dataset."
         )
+    if next(iter(inspect.signature(type(inside)).parameters), "dataset") not in ("dataset", "args"):
+        raise TypeError(
+            f"{type(inside).__name__} is not made from a dataset, so it can't be made again over a coreset. Give it "
+            f"the positions of the coreset yourself if it takes some, or {_REMEDY}."
+        )
     if inside.batch_size is None and not _has_plain_batches(inside):
         raise TypeError(
             "The train dataloader has a batch sampler of its own kind, or batch_size=None, and it is unknown which "

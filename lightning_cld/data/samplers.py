@@ -94,10 +94,16 @@ class FullLengthSampler(DistributedSampler[int]):
 def is_known_sampler(sampler: Any) -> bool:
     """Whether `narrow_sampler` can tell what a sampler would draw from a coreset: it is one of torch or torchdata."""
     return (
-        type(sampler) in (SequentialSampler, WeightedRandomSampler, SubsetRandomSampler)
+        type(sampler) in (SequentialSampler, SubsetRandomSampler)
+        or _draws_by_weight(sampler)
         or _draws_at_random(sampler)
         or _is_distributed(sampler)
     )
+
+
+def _draws_by_weight(sampler: Any) -> bool:
+    """Whether it is torch's `WeightedRandomSampler`, or one that only finds the weights, as PyG's for classes does."""
+    return isinstance(sampler, WeightedRandomSampler) and type(sampler).__iter__ is WeightedRandomSampler.__iter__
 
 
 def narrow_sampler(sampler: Any, subset: Subset[Any], *, full_length: bool, trainer: Trainer | None) -> Any:
@@ -119,7 +125,7 @@ def narrow_sampler(sampler: Any, subset: Subset[Any], *, full_length: bool, trai
     def scaled(draws: int) -> int:
         return draws if full_length else max(1, round(draws * kept / full))
 
-    if kind is WeightedRandomSampler:
+    if _draws_by_weight(sampler):
         weights = torch.as_tensor(sampler.weights, dtype=torch.double)[subset.indices]
         if not weights.sum() > 0:
             raise ValueError("The WeightedRandomSampler's weights are zero for every sample of the coreset.")

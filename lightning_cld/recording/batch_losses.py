@@ -78,6 +78,8 @@ class Step:
                 f"{_describe(result)}."
             )
         losses, classes = result
+        if isinstance(classes, Tensor) and classes.dtype == torch.bool:  # two classes
+            classes = classes.long()
         if classes is not None and not _are_classes(classes):
             raise TypeError(f"{self._name} must return classes as integers [B] (or None), got {_describe(classes)}.")
         return losses, classes

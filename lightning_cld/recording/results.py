@@ -82,10 +82,11 @@ class Results:
         path = scores.save(self._file(self.filename))
         pool = scores.values[scores.positions()]
         unscored = int(pool.isnan().sum())
+        left_out = f" ({unscored:,} unscored)" if unscored else ""
+        classes = "1 class" if scores.num_classes == 1 else f"{scores.num_classes} classes"
         rank_zero_info(
-            f"CLD: scored {len(pool):,} samples{f' ({unscored:,} unscored)' if unscored else ''} of "
-            f"{scores.num_classes} classes from {len(scores.epochs)} checkpoints; sweeps took {seconds:.1f} s. Saved "
-            f"to {path}"
+            f"CLD: scored {len(pool):,} samples{left_out} of {classes} from {len(scores.epochs)} checkpoints; sweeps "
+            f"took {seconds:.1f} s. Saved to {path}"
         )
 
     def _file(self, name: str) -> Path:

@@ -190,8 +190,8 @@ def _warn_of_surprises(
         )
     if reads_in_its_own_way(view):
         rank_zero_warn(
-            f"{type(view).__name__} has an __iter__ of its own; CLD reads its dataset through a plain DataLoader, "
-            "which leaves out what that does."
+            f"{type(view).__name__} iterates in a way of its own. CLD reads its dataset through a plain DataLoader, "
+            "which leaves that out."
         )
     if changes:
         rank_zero_warn(

@@ -112,6 +112,8 @@ def _images_in(sample: Any) -> Iterator[tuple[int, Tensor]]:
     """Yields all possible images in a sample, `[C, H, W]`, each with a rank: the lower, the more certain."""
     if isinstance(sample, Mapping):
         sample = list(sample.values())
+    elif not isinstance(sample, (Tensor, np.ndarray, Image.Image)) and hasattr(sample, "__dict__"):
+        sample = list(vars(sample).values())  # a dataclass, for example
     for part in sample if isinstance(sample, (tuple, list)) else [sample]:
         channels_last = not isinstance(part, Tensor)
         certain = isinstance(part, Image.Image)

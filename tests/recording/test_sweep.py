@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SubsetRandomSampler
 
 from lightning_cld import CLDCallback
 from lightning_cld.data.identity import look_at
@@ -194,3 +194,40 @@ def test_nothing_waits_for_the_device_batch_by_batch(tmp_path, loss_fn):
 def test_batches_for_a_gpu_are_pinned(device, pinned):
     sweep = Sweep(DataLoader(blobs(), batch_size=8), torch.arange(120), batch_size=None, kind="train")
     assert sweep._make_reader(torch.arange(120), torch.device(device)).pin_memory is pinned
+
+
+class Wrapped(DataLoader):
+    """Iterates in a way of its own, below `__iter__`, as PyG's NodeLoader does."""
+
+    def _get_iterator(self):
+        return iter(super()._get_iterator())
+
+
+def test_a_loader_with_an_iterator_of_its_own_is_warned_of(tmp_path):
+    data = Blobs()
+    data.cld_train_dataloader = lambda: Wrapped(data.train_set, 32)
+    with pytest.warns(UserWarning, match="Wrapped iterates in a way of its own"):
+        fit(tmp_path, CLDCallback(), datamodule=data)
+
+
+class Repeats:
+    """A batch sampler around another one, as in timm's MultiEpochsDataLoader."""
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __iter__(self):
+        return iter(self.sampler)
+
+    def __len__(self):
+        return len(self.sampler)
+
+
+def test_a_wrapped_batch_sampler_is_looked_through(tmp_path, recwarn):
+    data = Blobs()
+    batches = Repeats(BatchSampler(SubsetRandomSampler(range(60)), 16, False))
+    data.train_dataloader = lambda: DataLoader(data.train_set, batch_sampler=batches)
+    cld = CLDCallback(batch_size=30)
+    fit(tmp_path, cld, datamodule=data)
+    assert cld.trajectories.train_classes[60:].eq(-1).all()
+    assert not any("is unknown" in str(warning.message) for warning in recwarn)

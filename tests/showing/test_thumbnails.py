@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -182,3 +183,13 @@ class Stream(IterableDataset):
 def test_what_is_no_map_style_dataset_is_refused(data):
     with pytest.raises(TypeError, match="must be a map-style dataset"):
         check_dataset(CLDScores([0.1], fingerprint=Fingerprint(1)), data)
+
+
+def test_an_image_in_a_dataclass_is_found():
+    @dataclasses.dataclass
+    class Item:
+        path: str
+        image: torch.Tensor
+
+    items = [Item("a.png", torch.zeros(3, 4, 5)), Item("b.png", torch.ones(3, 4, 5))]
+    assert read_images(items, [1, 0]).flatten(1).float().mean(1).tolist() == [255, 0]
