@@ -1,4 +1,4 @@
-"""`CLDScores`: the scores of a train set, whose they are and where they come from."""
+"""`CLDScores`: the scores of a train set, the identity of that set, and the origin of the scores."""
 
 from __future__ import annotations
 
@@ -23,30 +23,31 @@ if TYPE_CHECKING:
     from lightning_cld.trajectories import LossTrajectories
 
 OUTSIDE = -1
-"""The class of positions that the train loader's sampler never draws: unscored, and counted in no budget."""
+"""The class of positions that the train loader's sampler never draws. They are unscored, and no budget counts them."""
 
 _KIND = "cld-scores"
 
 
 class CLDScores:
-    """CLD of every training sample, with classes, the identity of the dataset, and provenance.
+    """The CLD score of every training sample, with the classes, the identity of the dataset, and metadata.
 
     Args:
-        values: Scores, `[N]`, as float32 tensor or anything that becomes one; NaN where a sample is unscored.
-        classes: Classes, integer, `[N]`; -1 for positions outside of the train loader's sampler; None for one
-            class.
-        epochs: Completed epochs at each checkpoint used; 0 is before training.
-        fingerprint: The dataset's identity; None takes the length and the classes for it.
-        uncertainty: Aleatoric uncertainty, `[N]`, which `select(rule="draw")` weights by; None where it is not known.
-        metadata: Plain JSON values. From a run they hold `versions`, the date `created`, the `model`'s class name, the
-            callback's settings (with the `settled_epoch` for a cutoff of "auto"), `sweep_seconds` spent on logging,
-            `reference_sizes`, validation samples by class, and where the losses were kept `reference_reliability`
-            (`lightning_cld.functional.reference_reliability`, by class, None where it is not known) and
-            `half_overlap`, the share of the best tenth that was the same after `half_epoch` epochs.
+        values: Scores, `[N]`: numbers in a tensor, an array, a pandas Series or a list. They are kept as float32. NaN
+            or a masked number marks an unscored sample.
+        classes: Classes, `[N]`: integers of any type, in a tensor, an array, a pandas Series or a list; -1 for
+            positions outside of the train loader's sampler. None puts all samples into one class.
+        epochs: The number of completed epochs at each checkpoint that was used; 0 is before training.
+        fingerprint: The identity of the dataset; None uses the length and the classes.
+        metadata: Plain JSON values. A run stores `versions`; the date `created`; the class name of the `model`; the
+            callback's settings, and the `settled_epoch` for a cutoff of "auto"; `sweep_seconds`, the time that logging
+            took; and `reference_sizes`, the number of validation samples per class. If the losses were kept, there are
+            also `reference_reliability` (`lightning_cld.functional.reference_reliability`, per class, None if unknown)
+            and `half_overlap`, the share of the best tenth that was the same after `half_epoch` epochs.
+        uncertainty: Aleatoric uncertainty, `[N]`, for `select(rule="draw")`; None if unknown.
 
     Raises:
-        TypeError: If `values` or `classes` have the wrong type.
-        ValueError: If their shapes don't match.
+        TypeError: If `values`, `classes` or `uncertainty` have the wrong type.
+        ValueError: If shapes don't match, or a class is negative (except -1).
 
     Example:
         >>> import torch
@@ -81,14 +82,14 @@ class CLDScores:
             )
         if fingerprint.length != len(self.values):
             raise ValueError(
-                f"The fingerprint is of {fingerprint.length:,} samples, but there are {len(self.values):,} scores."
+                f"The fingerprint belongs to {fingerprint.length:,} samples, but there are {len(self.values):,} scores."
             )
         self.fingerprint = fingerprint
         self.metadata = dict(metadata or {})
         self.uncertainty = None if uncertainty is None else as_numbers(uncertainty, "uncertainty").cpu().float()
         if self.uncertainty is not None and self.uncertainty.shape != self.values.shape:
             raise ValueError(
-                f"uncertainty must have shape [{len(self.values)}], one value a score, got "
+                f"uncertainty must have shape [{len(self.values)}], one value per score, got "
                 f"{list(self.uncertainty.shape)}."
             )
 
@@ -107,14 +108,14 @@ class CLDScores:
         rule: Literal["top", "draw"] = "top",
         seed: int = 0,
     ) -> Tensor:
-        """The coreset: sorted positions in the train dataset, int64; see `select_top` for budgets and errors.
+        """Chooses the coreset. `select_top` explains the budgets.
 
         `Subset(train_set, scores.select(fraction=0.1).tolist())` is the coreset as a dataset.
 
         Args:
-            fraction: Budget, the share of all samples.
-            size: Budget, the number of samples.
-            per_class: Budget, the number of samples of every class.
+            fraction: The share of all samples to keep. Give one of `fraction`, `size` and `per_class`.
+            size: The number of samples to keep.
+            per_class: The number of samples to keep in each class.
             rule: "top" takes the best-scored samples of each class, as the paper does. "draw" draws at random among the
                 samples above a threshold and prefers uncertain ones (`lightning_cld.functional.select_drawn`). On
                 Fashion-MNIST and digits, with clean labels and with 20 and 40 % wrong labels, "draw" was level with a
@@ -123,12 +124,12 @@ class CLDScores:
             seed: Seed of the draw.
 
         Returns:
-            The positions.
+            Sorted positions in the train dataset, int64.
 
         Raises:
-            TypeError: As `select_top`; or if `seed` is not a whole number.
-            ValueError: As `select_top`; if there is no such rule; for "draw", if the scores hold no uncertainty; or for
-                "top", if they are CLD of `CLDCallback(record="step")`.
+            TypeError: As `select_top`, or if `seed` is not a whole number.
+            ValueError: As `select_top`; or if the rule is unknown; or for "draw", if the scores hold no uncertainty; or
+                for "top", if the scores are CLD from `CLDCallback(record="step")`.
         """
         check_rule(rule, seed)
         pool = self.positions()
@@ -136,25 +137,25 @@ class CLDScores:
         if rule == "top":
             if self.metadata.get("record") == "step" and self.metadata.get("scored_by") == "CLD":
                 raise ValueError(
-                    "These scores are from losses of training steps (record='step'). They tell bad samples from good "
-                    'ones, but do not rank the good ones as a sweep would, so rule="top" is not for them. Use '
-                    "rule=\"draw\", or log with record='sweep'."
+                    "These scores come from the losses of training steps (record='step'). They tell bad samples from "
+                    'good ones, but do not rank the good ones as sweeps would, so rule="top" does not work with them. '
+                    "Use rule=\"draw\", or log with record='sweep'."
                 )
             return pool[select_top(values, classes, fraction=fraction, size=size, per_class=per_class)]
         if self.uncertainty is None:
             raise ValueError(
-                'rule="draw" weights by the uncertainty of each sample, which these scores do not hold. Score '
-                "logged losses (LossTrajectories.load(...).score(); CLDCallback(history='running') logs none), or use "
-                'rule="top".'
+                'rule="draw" weights by the uncertainty of each sample, but these scores hold no uncertainty. Score '
+                "logged losses with LossTrajectories.load(...).score() (CLDCallback(history='running') logs none), or "
+                'use rule="top".'
             )
         uncertainty = self.uncertainty[pool]
         drawn = select_drawn(values, uncertainty, classes, fraction=fraction, size=size, per_class=per_class, seed=seed)
         return pool[drawn]
 
     def suspects(self, max_score: float = 0.0) -> Tensor:
-        """Positions of samples whose label may be wrong: their scores are at most `max_score`, the lowest first.
+        """Lists samples whose labels may be wrong: those with a score of at most `max_score`, the lowest first.
 
-        Below zero, a sample's loss tends to rise when that of its class falls. Unscored samples are not listed.
+        Below zero, the loss of a sample tends to rise when the loss of its class falls. Unscored samples are left out.
 
         Args:
             max_score: The highest score to list, in [-1, 1].
@@ -196,11 +197,11 @@ class CLDScores:
 
     @classmethod
     def load(cls, path: str | Path) -> CLDScores:
-        """Reads what `save` wrote, without unpickling anything.
+        """Reads a file that `save` wrote. Nothing is unpickled.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is truncated, damaged, or not a scores file of a format that this version knows.
+            ValueError: If the file is truncated or damaged, holds no scores, or has a newer format.
 
         Example:
             >>> import tempfile
@@ -224,7 +225,7 @@ class CLDScores:
             raise ValueError(f"CLDScores.load: {path} has been changed: {error}. Write it again.") from error
 
     def summary(self) -> str:
-        """A readable account of the scores. The last entry says whether to trust them.
+        """Describes the scores in a few lines. The last entry says whether you can trust them.
 
         Example:
             >>> from lightning_cld import CLDScores
@@ -245,14 +246,14 @@ class CLDScores:
         return laid_out(self.account())
 
     def account(self) -> list[tuple[str, str]]:
-        """What `summary` says: the name of each thing, and what is said of it.
+        """The entries of `summary`: pairs of a name and a text.
 
         Example:
             >>> from lightning_cld import CLDScores
             >>> CLDScores([0.5, -0.25, 1.0]).account()[0]
             ('samples', '3')
         """
-        # Late, here, in `report` and in `to_csv`: what shows scores imports this module.
+        # Imported late, as in `report` and `to_csv`, because the modules that show scores import this one.
         from lightning_cld.showing.summary import account
 
         return account(self)
@@ -260,17 +261,17 @@ class CLDScores:
     def report(
         self, path: str | Path, dataset: Dataset[Any] | None = None, trajectories: LossTrajectories | None = None
     ) -> Path:
-        """Writes a page to look at: the summary, figures, and the samples with the highest and the lowest scores.
+        """Writes an HTML page with the summary, figures, and the samples with the highest and lowest scores.
 
-        One HTML file that holds all it shows, for a browser, an attachment or a logger. Needs matplotlib
-        (`pip install "lightning-cld[plots]"`). Of many classes it shows those with the lowest mean scores.
+        The page is one file that loads nothing, for a browser, an attachment or a logger. It needs matplotlib
+        (`pip install "lightning-cld[plots]"`). If there are many classes, it shows those with the lowest mean scores.
 
         Args:
-            path: Where to write it, atomically; missing parent directories are made.
-            dataset: The train dataset that the Trainer was given, best without augmentation: its images are shown,
-                and no others read.
-            trajectories: The losses that the scores were made from: then they are drawn, and how early the proxy could
-                have stopped.
+            path: The file to write, atomically. Missing parent directories are created.
+            dataset: The train dataset that the Trainer was given, if possible without augmentation. The page shows
+                images of its samples. Only these samples are read.
+            trajectories: The losses that the scores were computed from. The page then draws them, and shows how early
+                the proxy could have stopped.
 
         Returns:
             The path.
@@ -279,7 +280,7 @@ class CLDScores:
             ModuleNotFoundError: If matplotlib is not installed.
             TypeError: If a sample of the dataset holds no image, or an argument has the wrong type.
             IsADirectoryError: If `path` is a directory.
-            ValueError: If the dataset or the trajectories are not those of the scores.
+            ValueError: If the scores don't belong to the dataset or the trajectories.
 
         Example:
             >>> import tempfile
@@ -299,18 +300,18 @@ class CLDScores:
         return path
 
     def to_csv(self, path: str | Path, dataset: Dataset[Any] | None = None) -> Path:
-        """Writes a table for a spreadsheet or a labelling tool: a row for each sample, the lowest score first.
+        """Writes a CSV table for a spreadsheet or a labelling tool. It has one row per sample, the lowest score first.
 
-        The columns are `position` (in the train dataset), `class`, `score`, `suspect` ("true" where `suspects` lists
-        the sample, else "false") and, if the dataset knows it, `file`. Unscored samples come last; their `score` and
-        `suspect` are empty. Samples with equal scores are in the order of their positions. Positions outside of the
-        train loader's sampler are left out. `class` is empty if there is only one class, and `suspect` if the scores
-        are not CLD.
+        The columns are `position` (in the train dataset), `class`, `score`, `suspect` ("true" if `suspects` lists the
+        sample, else "false"), and `file` if the dataset lists its files. Unscored samples come last, with empty `score`
+        and `suspect`. Samples with equal scores are ordered by position. Positions outside of the train loader's
+        sampler are left out. `class` is empty if there is only one class. `suspect` is empty if the scores are not CLD.
 
         Args:
-            path: Where to write it, atomically, in UTF-8; missing parent directories are made.
-            dataset: The train dataset that the Trainer was given. Its file names are written as it holds them, if it
-                lists them in `samples`, `imgs` or `files`. Bytes of a name that are not UTF-8 are written as escapes.
+            path: The file to write, atomically and in UTF-8. Missing parent directories are created.
+            dataset: The train dataset that the Trainer was given. If it lists its files in `samples`, `imgs` or
+                `files`, as torchvision does, their names are written as they are listed. Whatever is not UTF-8 in a
+                name is escaped.
 
         Returns:
             The path.
@@ -318,7 +319,7 @@ class CLDScores:
         Raises:
             TypeError: If the dataset is not a map-style dataset.
             IsADirectoryError: If `path` is a directory.
-            ValueError: If the dataset is not the one that was scored.
+            ValueError: If the scores don't belong to the dataset.
 
         Example:
             >>> import tempfile
@@ -342,11 +343,11 @@ class CLDScores:
         return path
 
     def positions(self) -> Tensor:
-        """Positions in the train dataset that budgets count, sorted, int64: all, but those outside of the sampler.
+        """All positions in the train dataset, except those that the train loader's sampler never draws; sorted, int64.
 
         Example:
             >>> from lightning_cld import CLDScores
-            >>> CLDScores([0.5, float("nan"), 1.0], [0, -1, 0]).positions()  # class -1 is not in use
+            >>> CLDScores([0.5, float("nan"), 1.0], [0, -1, 0]).positions()  # -1 is outside of the sampler
             tensor([0, 2])
         """
         if self.classes is None:
@@ -355,7 +356,7 @@ class CLDScores:
 
     @property
     def num_classes(self) -> int:
-        """How many classes the scored positions have.
+        """The number of classes.
 
         Example:
             >>> from lightning_cld import CLDScores
@@ -366,7 +367,7 @@ class CLDScores:
 
 
 def _file_path(path: str | Path, example: str) -> Path:
-    """Returns the path of a file to write, or raises if a directory is there."""
+    """Returns the path, or raises if it is a directory."""
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory. Give the name of a file in it, such as {path / example}.")
@@ -374,17 +375,17 @@ def _file_path(path: str | Path, example: str) -> Path:
 
 
 def check_pool_classes(classes: IntegersLike, samples: int, name: str) -> Tensor:
-    """Returns `classes` as int64 `[samples]` on the CPU, where `OUTSIDE` is allowed too; or raises."""
+    """Returns `classes` as int64 `[samples]` on the CPU, or raises. `OUTSIDE` is allowed."""
     given = as_classes(classes, name).cpu()
     outside = given == OUTSIDE
     checked = check_classes(given.masked_fill(outside, 0), samples, name)
     if outside.all():
-        raise ValueError(f"{name} are all {OUTSIDE}: no position is in use.")
+        raise ValueError(f"{name} are all {OUTSIDE}: every position is outside of the sampler.")
     return checked.masked_fill(outside, OUTSIDE)
 
 
 def typed_array(array: np.ndarray, dtype: type) -> np.ndarray:
-    """Returns `array` if it has that dtype, or raises."""
+    """Returns `array`, or raises unless it has the given dtype."""
     if array.dtype != dtype:
-        raise ValueError(f"an array of {array.dtype} where {np.dtype(dtype)} belongs")
+        raise ValueError(f"an array has dtype {array.dtype} instead of {np.dtype(dtype)}")
     return array

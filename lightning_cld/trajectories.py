@@ -1,4 +1,4 @@
-"""`LossTrajectories`: the logged losses, one row per checkpoint, and the scores they give."""
+"""`LossTrajectories`: the logged losses, one row per checkpoint, from which scores are computed."""
 
 from __future__ import annotations
 
@@ -37,28 +37,29 @@ _KIND = "cld-trajectories"
 
 
 class LossTrajectories:
-    """Per-sample losses at checkpoints: what CLD is computed from.
+    """The losses of every train and validation sample at each checkpoint. CLD is computed from them.
 
-    `CLDCallback` fills one during training. Built from plain tensors or arrays it is also the door for losses that
-    were logged elsewhere. Losses are kept as float32 on the device of the tensors given; NaN means *not logged*,
-    infinity *not finite*.
+    `CLDCallback` fills one during training. You can also make one from losses that you logged yourself. Losses are kept
+    as float32, on their device. NaN means *not logged*, infinity means *not finite*.
 
     Args:
-        train_losses: `[T, N]`, a row per checkpoint.
-        val_losses: `[T, M]`, the validation samples at the same checkpoints.
-        train_classes: Classes of the training samples, integer, `[N]`; -1 for positions that are not in use; None
-            for one class.
-        val_classes: Classes of the validation samples, integer, `[M]`; None exactly where `train_classes` is.
-        epochs: Completed epochs at each row, increasing; 0 is before training. None numbers the rows from 0.
-        fingerprint: Identity of the train dataset; None takes its length and the classes for it.
-        from_steps: Whether the rows after the first hold what training steps saw within an epoch, instead of sweeps at
-            its end, as `CLDCallback(record="step")` logs them. Scores then take the mean of two epochs for the
-            checkpoint between them.
-        metadata: Plain JSON values about the run, passed on to the scores.
+        train_losses: Losses of the training samples, floating point, `[T, N]`, one row per checkpoint: a tensor, an
+            array, a pandas DataFrame, or a list of rows. Masked numbers become NaN.
+        val_losses: Losses of the validation samples at the same checkpoints, `[T, M]`.
+        train_classes: Classes of the training samples, `[N]`: integers of any type, in a tensor, an array, a pandas
+            Series or a list; -1 for positions that are not in use. None puts all samples into one class.
+        val_classes: Classes of the validation samples, `[M]`; None if `train_classes` is None.
+        epochs: The number of completed epochs at each row, increasing; 0 is before training. None numbers the rows
+            from 0.
+        fingerprint: The identity of the train dataset; None uses its length and the classes.
+        from_steps: Whether the rows after the first hold the losses of an epoch's training steps, as
+            `CLDCallback(record="step")` logs them, instead of the losses at the end of the epoch. For scores, the loss
+            at a checkpoint is then the mean of the epochs before and after it.
+        metadata: Plain JSON values about the run, which the scores take over.
 
     Raises:
-        TypeError: If losses are not floating point, or classes or epochs not integers.
-        ValueError: If shapes don't match, classes are negative or lack a reference, or epochs don't increase.
+        TypeError: If losses are not floating point, or if classes or epochs are not integers.
+        ValueError: If shapes don't match, a class is negative or has no validation samples, or epochs don't increase.
 
     Example:
         >>> import torch
@@ -89,7 +90,7 @@ class LossTrajectories:
         check_losses(val, "val_losses")
         if len(train) != len(val) or len(train) == 0:
             raise ValueError(
-                "train_losses and val_losses must have a row for each checkpoint, got "
+                "train_losses and val_losses must both have a row for each checkpoint, got "
                 f"{len(train)} and {len(val)} rows."
             )
         self._train, self._val = Rows(train), Rows(val)
@@ -109,7 +110,7 @@ class LossTrajectories:
         )
         if fingerprint is not None and fingerprint.length != samples:
             raise ValueError(
-                f"The fingerprint is of {fingerprint.length:,} samples, but train_losses have {samples:,} columns."
+                f"The fingerprint belongs to {fingerprint.length:,} samples, but train_losses has {samples:,} columns."
             )
         self.fingerprint = fingerprint
         self.from_steps = from_steps
@@ -117,7 +118,7 @@ class LossTrajectories:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        if isinstance(self._train, Tensor):  # pickled when the buffers were plain tensors
+        if isinstance(self._train, Tensor):  # a former version pickled plain tensors
             self._train, self._val = Rows(self._train), Rows(self._val)
 
     @property
@@ -132,7 +133,7 @@ class LossTrajectories:
 
     @property
     def references(self) -> int:
-        """How many validation samples there are.
+        """The number of validation samples.
 
         Example:
             >>> from lightning_cld import LossTrajectories
@@ -149,15 +150,16 @@ class LossTrajectories:
         return f"LossTrajectories({len(self)} checkpoints, {samples})"
 
     def record(self, epoch: int, train_row: NumbersLike, val_row: NumbersLike) -> None:
-        """Adds the checkpoint after `epoch` completed epochs, or replaces the newest one if it is that.
+        """Adds the checkpoint after `epoch` completed epochs. If that is the newest one already, replaces it.
 
         Args:
-            epoch: Not smaller than any recorded.
+            epoch: The number of completed epochs, at least that of the newest checkpoint.
             train_row: Losses of the training samples, `[N]`.
             val_row: Losses of the validation samples, `[M]`.
 
         Raises:
-            ValueError: If `epoch` lies before the newest checkpoint, or a row has the wrong shape.
+            TypeError: If a row holds no numbers.
+            ValueError: If `epoch` is before the newest checkpoint, or a row has the wrong shape.
 
         Example:
             >>> import torch
@@ -169,7 +171,7 @@ class LossTrajectories:
                     [1.5000, 1.2500]])
         """
         if epoch < self.epochs[-1]:
-            raise ValueError(f"checkpoints are recorded in order: got {epoch} after {self.epochs[-1]}.")
+            raise ValueError(f"Checkpoints must be recorded in order: got {epoch} after {self.epochs[-1]}.")
         train, val = as_numbers(train_row, "train_row"), as_numbers(val_row, "val_row")
         for name, row, rows in (("train_row", train, self._train), ("val_row", val, self._val)):
             if list(row.shape) != [rows.width]:
@@ -177,11 +179,11 @@ class LossTrajectories:
         place = len(self) if epoch > self.epochs[-1] else len(self) - 1
         self._train.write(place, train)
         self._val.write(place, val)
-        if place == len(self):  # last, so that an interruption before it leaves the timeline as it was
+        if place == len(self):  # comes last, so that an interruption before it leaves the timeline as it was
             self.epochs.append(epoch)
 
     def leave_hole(self, epoch: int) -> None:
-        """Records NaN (not logged) as the checkpoint after `epoch` completed epochs: no difference spans it.
+        """Records that the checkpoint after `epoch` completed epochs was not logged, as NaN. No difference spans it.
 
         Example:
             >>> from lightning_cld import LossTrajectories
@@ -212,22 +214,22 @@ class LossTrajectories:
         every_n_epochs: int = 1,
         by: Callable[[LossTrajectories], Tensor] | None = None,
     ) -> CLDScores:
-        """Scores from the checkpoints up to an early cutoff, or from every n-th.
+        """Computes scores from all checkpoints, or from some of them.
 
         Args:
             cutoff_epoch: Use only checkpoints after at most this many completed epochs; None uses all.
             every_n_epochs: Use only checkpoints whose epoch is a multiple of this.
-            by: What to score by instead of CLD: a function from `LossTrajectories` to a value for each training
-                sample, `[N]`, higher for those to keep, NaN for those that have none; `lightning_cld.baselines` has
-                some.
+            by: A function that computes other scores than CLD. It takes `LossTrajectories` and returns a value for each
+                training sample, floating point, `[N]`: higher for samples to keep, NaN for unscored ones.
+                `lightning_cld.baselines` has such functions.
 
         Returns:
             The scores, on the CPU.
 
         Raises:
-            TypeError: If `by` returns something else than a floating point tensor.
-            ValueError: If the timeline ends before `cutoff_epoch`, no checkpoint is left, or `by` returns another
-                shape; for CLD also if fewer than 4 are left, or a validation loss is not finite at one of them.
+            TypeError: If `by` does not return a floating point tensor.
+            ValueError: If the timeline ends before `cutoff_epoch`, no checkpoint is left, or `by` returns the wrong
+                shape. For CLD also if fewer than 4 checkpoints are left, or a validation loss is not finite.
         """
         part = self._thinned(cutoff_epoch, every_n_epochs)
         if by is None and len(part) < MIN_CHECKPOINTS:
@@ -238,7 +240,7 @@ class LossTrajectories:
         values = part._cld() if by is None else part._values_of(by)
         scored_by = "CLD" if by is None else _name_of(by)
         origin = provenance(self.val_classes, self.references, scored_by=scored_by, every_n_epochs=every_n_epochs)
-        # Other values have no sign that "draw" could filter by, so they go without what it weights by.
+        # The rule "draw" filters by the sign of CLD. Other values have no such sign, so they get no uncertainty.
         uncertainty = aleatoric_uncertainty(trained_losses(part)) if by is None else None
         metadata = {
             **self.metadata,
@@ -249,9 +251,9 @@ class LossTrajectories:
         return CLDScores(values, self.train_classes, part.epochs, self.fingerprint, metadata, uncertainty)
 
     def _thinned(self, cutoff_epoch: int | None, every_n_epochs: int) -> LossTrajectories:
-        """The checkpoints up to a cutoff that are due every n epochs, on the same memory where that is possible.
+        """The checkpoints up to a cutoff whose epoch is a multiple of n, on the same memory if possible.
 
-        Rows of steps have become those of checkpoints in it.
+        Rows of training steps are turned into losses at checkpoints.
         """
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}.")
@@ -266,10 +268,10 @@ class LossTrajectories:
         ]
         if not rows:
             raise ValueError(
-                f"No checkpoint is left with cutoff_epoch={cutoff_epoch} and every_n_epochs={every_n_epochs} of those "
-                f"after {self.epochs} epochs. Use more of them."
+                f"No checkpoint is left with cutoff_epoch={cutoff_epoch} and every_n_epochs={every_n_epochs}. There "
+                f"are checkpoints after {self.epochs} epochs. Use more of them."
             )
-        # Slices of a whole timeline are views; only a thinned one is copied.
+        # The first rows are a view. Other choices of rows need a copy.
         whole = rows == list(range(len(rows)))
         train, val = self.train_losses, self.val_losses
         if self.from_steps:
@@ -285,7 +287,7 @@ class LossTrajectories:
         )
 
     def values(self, cutoff_epoch: int | None = None) -> Tensor:
-        """CLD from the checkpoints up to an early cutoff, without all that `score` adds: faster, to compare cutoffs.
+        """CLD from the checkpoints up to a cutoff. Faster than `score`, because it computes nothing else.
 
         Args:
             cutoff_epoch: Use only checkpoints after at most this many completed epochs; None uses all.
@@ -321,7 +323,7 @@ class LossTrajectories:
         return values
 
     def _diagnosed(self, values: Tensor) -> dict[str, Any]:
-        """What the summary of the scores needs to know of the losses, as plain JSON values."""
+        """What the summary of the scores needs from the losses, as plain JSON values."""
         found: dict[str, Any] = {
             "reference_reliability": reliability_by_class(self.val_losses, self.val_classes, self.train_classes)
         }
@@ -331,17 +333,17 @@ class LossTrajectories:
                 earlier = best_tenth(self.values(half), self.train_classes)
                 same = overlap(best_tenth(values, self.train_classes), earlier)
                 found |= {"half_epoch": half, "half_overlap": round(same, 4)}
-            except ValueError as error:  # too few checkpoints by then, or too few (scored) samples for a tenth
+            except ValueError as error:  # too few checkpoints, or too few (scored) samples for a tenth
                 found |= {"half_problem": f"with the checkpoints up to epoch {half} or with all, {error}"}
         return found
 
     def _values_of(self, by: Callable[[LossTrajectories], Tensor]) -> Tensor:
-        """What `by` makes of all checkpoints, on the CPU; NaN outside of the sampler."""
+        """The values that `by` computes from all checkpoints, on the CPU; NaN outside of the sampler."""
         values = _checked_values(by(self), by, self._train.width).cpu()
         return values if self.train_classes is None else values.where(self.train_classes != OUTSIDE, torch.nan)
 
     def save(self, path: str | Path) -> Path:
-        """Writes everything to `path` (an `.npz` archive) atomically and returns the path."""
+        """Writes the losses and all else to `path` (an `.npz` archive) atomically and returns the path."""
         arrays = {
             "train_losses": self.train_losses.cpu().numpy(),
             "val_losses": self.val_losses.cpu().numpy(),
@@ -359,11 +361,11 @@ class LossTrajectories:
 
     @classmethod
     def load(cls, path: str | Path) -> LossTrajectories:
-        """Reads what `save` wrote, without unpickling anything.
+        """Reads a file that `save` wrote. Nothing is unpickled.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is truncated, damaged, or not a trajectories file of a format that this version knows.
+            ValueError: If the file is truncated or damaged, holds no trajectories, or has a newer format.
 
         Example:
             >>> import tempfile
@@ -401,7 +403,7 @@ class LossTrajectories:
             tensor([[2.]])
         """
         return {
-            # clone: a view would drag its whole buffer into the checkpoint
+            # Cloned, because saving a view would save its whole buffer.
             "train_losses": self.train_losses.detach().cpu().clone(),
             "val_losses": self.val_losses.detach().cpu().clone(),
             "train_classes": None if self.train_classes is None else self.train_classes.clone(),
@@ -414,7 +416,7 @@ class LossTrajectories:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> LossTrajectories:
-        """The inverse of `state_dict`; see there."""
+        """The inverse of `state_dict`, which has an example."""
         arguments = dict(state)
         fingerprint = arguments.pop("fingerprint")
         return cls(**arguments, fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint))
@@ -426,12 +428,12 @@ class LossTrajectories:
 
 
 def trained_losses(trajectories: LossTrajectories) -> Tensor:
-    """The training samples' losses at all checkpoints but theta_0, float32 `[T, N]` or `[T - 1, N]`."""
+    """The losses of the training samples at all checkpoints except theta_0, float32 `[T, N]` or `[T - 1, N]`."""
     return trajectories.train_losses[1 if trajectories.epochs[0] == 0 else 0 :]
 
 
 def _checked_values(values: object, by: object, samples: int) -> Tensor:
-    """Returns what `by` made of the losses, or raises unless it is one value a sample."""
+    """Returns the values that `by` computed, or raises unless there is one value per sample."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         raise TypeError(f"by={_name_of(by)} must return a floating point tensor, got {kind_of(values)}.")
     if list(values.shape) != [samples]:
@@ -452,6 +454,6 @@ def _check_epochs(epochs: Sequence[int] | None, rows: int) -> list[int]:
     numbers = list(range(rows)) if epochs is None else [operator.index(epoch) for epoch in epochs]
     if len(numbers) != rows or numbers[0] < 0 or any(b <= a for a, b in pairwise(numbers)):
         raise ValueError(
-            f"epochs must be {rows} increasing numbers of completed epochs, one a row, got {numbers[:10]}."
+            f"epochs must be {rows} increasing numbers of completed epochs, one per row, got {numbers[:10]}."
         )
     return numbers

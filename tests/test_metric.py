@@ -159,7 +159,7 @@ def test_calling_it_says_what_to_call_and_changes_nothing():
         ((CLASSES, None), ValueError, "got only train_classes"),
         ((None, VAL_CLASSES), ValueError, "got only val_classes"),
         ((CLASSES.float(), VAL_CLASSES), TypeError, "train_classes must be integers"),
-        ((["a"] * 6, VAL_CLASSES), TypeError, "train_classes must be integers .*got 'a' at position 0"),
+        ((["a"] * 6, VAL_CLASSES), TypeError, "train_classes must be integers.*got 'a' at position 0"),
         ((CLASSES[None], VAL_CLASSES), ValueError, r"train_classes must have shape"),
         ((CLASSES - 1, VAL_CLASSES), ValueError, "must not be negative, got -1"),
         ((CLASSES, VAL_CLASSES.clamp(max=3)), ValueError, "class 700 has training but no validation"),

@@ -78,7 +78,7 @@ def test_classes_become_an_int64_tensor(classes):
         ([0.1], [0.0], TypeError, r"classes must be integers"),
         ([0.1], [True], TypeError, r"classes must be integers"),
         ([0.1], [-2], ValueError, r"classes must not be negative, got -2"),
-        ([0.1, 0.2], [-1, -1], ValueError, r"classes are all -1: no position is in use"),
+        ([0.1, 0.2], [-1, -1], ValueError, r"classes are all -1: every position is outside of the sampler"),
     ],
     ids=str,
 )
@@ -734,5 +734,5 @@ def test_bad_rules_raise(arguments, error, message):
 
 
 def test_uncertainty_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"uncertainty must have shape \[2\], one value a score, got \[3\]"):
+    with pytest.raises(ValueError, match=r"uncertainty must have shape \[2\], one value per score, got \[3\]"):
         CLDScores([0.1, 0.2], uncertainty=[0.1, 0.1, 0.1])

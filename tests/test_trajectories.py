@@ -450,7 +450,7 @@ def test_checkpoints_that_there_are_not_raise_for_something_else_too(choice, mes
 )
 def test_no_checkpoint_left_raises(choice, said, by):
     made = trajectories(epochs=range(3, 16))
-    message = rf"No checkpoint is left with {said} of those after \[3, 4, .* epochs\. Use more of them"
+    message = rf"No checkpoint is left with {said}. There are checkpoints after \[3, 4, .* epochs\. Use more of them"
     with pytest.raises(ValueError, match=message):
         made.score(**choice, by=by)
 

@@ -1,4 +1,4 @@
-"""From a batch to per-sample losses and classes: cross-entropy, the user's loss function, or the user's step."""
+"""Turns a batch into per-sample losses and classes: by cross-entropy, the user's loss function, or the user's step."""
 
 from __future__ import annotations
 
@@ -14,40 +14,43 @@ from torch.nn import functional as F
 
 from lightning_cld.functional.checks import is_integer
 
-# The return types are Any, because jsonargparse refuses functions without annotations for anything narrower.
+# If the return types were narrower than Any, jsonargparse would refuse functions without annotations.
 LossFunction = torch.nn.Module | Callable[[Any, Any], Any]
 StepFunction = Callable[[Any, Any], Any]
 
 _STEP = (
-    "Give step=..., a function of (module, batch) that returns (losses, classes), to CLDCallback or "
-    "trajectories_from_checkpoints, or define `cld_step(self, batch) -> (losses, classes)` on the LightningModule."
+    "give CLDCallback or trajectories_from_checkpoints step=..., a function of (module, batch) that returns (losses, "
+    "classes), or define `cld_step(self, batch) -> (losses, classes)` on the LightningModule."
 )
-_LOSS_OR_STEP = f"Give loss_fn=..., a function of (outputs, targets) that returns one loss per sample. Or: {_STEP}"
+_LOSS_OR_STEP = (
+    "For another loss, give loss_fn=..., a function of (outputs, targets) that returns one loss per sample. For "
+    f"anything else, {_STEP}"
+)
 _VIEW = (
     "the un-augmented view of the train set: train_dataloader=... of CLDCallback or trajectories_from_checkpoints, or "
     "cld_train_dataloader() on the datamodule"
 )
 
 _FAR_MORE = 4
-"""A warning is due from this many columns per class. ResNet-20, a small network, has 64 features for 10 classes."""
+"""This many columns per class cause a warning. Even small networks have more features: ResNet-20 64 for 10 classes."""
 
 _SUM_TOLERANCE = 0.01
-"""How far a row of probabilities may be from a sum of 1. In bfloat16 it may be off by 0.4 %."""
+"""How much the sum of a row of probabilities may differ from 1, since bfloat16 rounds each value by up to 0.2 %."""
 
 
 def check_loss(loss_fn: LossFunction | None, step: StepFunction | None) -> None:
-    """Checks `loss_fn` and `step` as far as that is possible without a batch.
+    """Checks what can be checked without a batch.
 
     Raises:
-        TypeError: If one of them is not a function, or not an instance of a module.
-        ValueError: If both are given, or `loss_fn` is a loss of torch that reduces.
+        TypeError: If one of them is neither a function nor an instance of a module.
+        ValueError: If both are given, or if `loss_fn` is a loss of torch that reduces the batch.
     """
     for name, given, arguments in (("loss_fn", loss_fn, "(outputs, targets)"), ("step", step, "(module, batch)")):
         if given is not None and (isinstance(given, type) or not callable(given)):
             raise TypeError(f"{name} must be a function of {arguments}, or an instance of a module, got {given!r}.")
     if step is not None and loss_fn is not None:
         raise ValueError("step=... and loss_fn=... are both given. Remove loss_fn: step already returns the losses.")
-    # Only torch's own losses are sure to go by this attribute. What others return shows at the first batch.
+    # Other losses may ignore or inherit the attribute. The first batch shows what they return.
     of_torch = getattr(getattr(type(loss_fn), "forward", None), "__module__", "") == "torch.nn.modules.loss"
     reduction = getattr(loss_fn, "reduction", "none")
     if of_torch and reduction != "none":
@@ -58,11 +61,11 @@ def check_loss(loss_fn: LossFunction | None, step: StepFunction | None) -> None:
 
 
 class Step:
-    """Turns a batch on the device into losses `[B]` and classes `[B]`, which are None for one class.
+    """Turns a batch on the device into losses `[B]` and classes `[B]` (None for one class).
 
     Args:
-        function: Does this for one batch.
-        name: What the user calls the function, for errors.
+        function: Turns one batch into both.
+        name: The name of the function in errors.
     """
 
     def __init__(self, function: Callable[[Any], Any], name: str) -> None:
@@ -70,26 +73,26 @@ class Step:
         self._name = name
 
     def __call__(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """Evaluates one batch."""
+        """The losses and classes of one batch."""
         result = self._function(batch)
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(
-                f"{self._name} must return (losses, classes), with None as classes for one class; got "
+                f"{self._name} must return (losses, classes), where None for classes means one class for all; got "
                 f"{_describe(result)}."
             )
         losses, classes = result
         if isinstance(classes, Tensor) and classes.dtype == torch.bool:  # two classes
             classes = classes.long()
         if classes is not None and not _are_classes(classes):
-            raise TypeError(f"{self._name} must return classes as integers [B] (or None), got {_describe(classes)}.")
+            raise TypeError(f"{self._name} must return classes as integers [B] or None, got {_describe(classes)}.")
         return losses, classes
 
     def check_sets(self, train_classes: Tensor | None, val_classes: Tensor | None) -> None:
-        """Checks what only the classes of both sets show, after a sweep over each.
+        """Checks the classes that the sweeps over both sets gave.
 
         Args:
-            train_classes: The classes of the train set, int64, negative for positions that are not in use; or None.
-            val_classes: The classes of the validation set, likewise.
+            train_classes: Int64, negative for positions that are not in use; None if the set has no classes.
+            val_classes: The same for the validation set.
 
         Raises:
             ValueError: If only one of the sets has classes.
@@ -100,15 +103,15 @@ class Step:
             raise ValueError(self._describe_lack("validation", "train"))
 
     def _describe_lack(self, lacking: str, having: str) -> str:
-        """The error about classes that one set lacks and the other one has."""
+        """The error message if one set lacks classes and the other has them."""
         return (
             f"{self._name} returned classes for the {having} set, but None for the {lacking} set. Return classes for "
-            "both sets, or None for both: then all samples form one class."
+            "both sets. Or return None for both, which puts all samples into one class."
         )
 
 
 class OutputsStep(Step):
-    """A step for batches `(inputs, targets, ...)`: the loss of the module's outputs and the targets.
+    """The step for batches `(inputs, targets, ...)`. It takes the loss of the module's outputs and the targets.
 
     Args:
         module: The LightningModule.
@@ -119,15 +122,17 @@ class OutputsStep(Step):
         super().__init__(self._evaluate, "loss_fn")
         self._module = module
         self._loss_fn = _on_device(loss_fn, module)
-        self._other_targets = "something else"  # targets that are not classes, in words
-        self._watching = True  # until the first sweeps are over
+        self._other_targets = "something else"  # a description of targets that are not classes
+        self._watching = True  # during the first sweeps
         self._columns = 0
-        # A tensor, so that no batch waits for the device. It is read once, after the first sweeps.
+        # A tensor that is read once, after the first sweeps: reading it for each batch would wait for the device.
         self._are_probabilities: Tensor | None = None
 
     def _evaluate(self, batch: Any) -> tuple[Tensor, Tensor | None]:
         if not isinstance(batch, (tuple, list)) or len(batch) < 2:
-            raise TypeError(f"CLD expects batches (inputs, targets, ...), got {_describe(batch)}. {_STEP}")
+            raise TypeError(
+                f"CLD expects batches (inputs, targets, ...), got {_describe(batch)}. For other batches, {_STEP}"
+            )
         inputs, targets = batch[0], batch[1]
         outputs = self._module(inputs)
         if self._loss_fn is None:
@@ -142,7 +147,7 @@ class OutputsStep(Step):
         return self._loss_fn(outputs, targets), None
 
     def _watch(self, logits: Tensor) -> None:
-        """Notes, on the device, whether all logits so far look like probabilities."""
+        """Remembers whether all logits so far look like probabilities, without waiting for the device."""
         if self._watching:
             rows = logits.detach().float()
             found = ((rows >= 0).all(dim=1) & ((rows.sum(dim=1) - 1).abs() < _SUM_TOLERANCE)).all()
@@ -150,7 +155,7 @@ class OutputsStep(Step):
             self._columns = logits.shape[1]
 
     def check_sets(self, train_classes: Tensor | None, val_classes: Tensor | None) -> None:
-        """As `Step.check_sets`. The first call also warns if the default loss seems to get something else than logits.
+        """As `Step.check_sets`. The first call also warns if the outputs do not look like logits.
 
         Raises:
             ValueError: If only one of the sets has classes.
@@ -158,30 +163,30 @@ class OutputsStep(Step):
         super().check_sets(train_classes, val_classes)
         if self._watching and train_classes is not None and val_classes is not None:
             self._watching = False
-            self._warn_of_no_logits(highest=int(max(train_classes.max(), val_classes.max())))
+            self._warn_unless_logits(highest=int(max(train_classes.max(), val_classes.max())))
 
     def _describe_lack(self, lacking: str, having: str) -> str:
         return (
             f"The targets of the {having} set are integer classes, but the targets of the {lacking} set are "
             f"{self._other_targets}. If a collate function mixes samples or softens targets (MixUp, CutMix), give "
-            f"{_VIEW}. Otherwise give both sets integer classes [B], or neither: then all samples form one class."
+            f"{_VIEW}. Otherwise give both sets integer classes [B], or neither, which puts all samples into one class."
         )
 
-    def _warn_of_no_logits(self, highest: int) -> None:
+    def _warn_unless_logits(self, highest: int) -> None:
         name = type(self._module).__name__
         if self._are_probabilities is not None and self._are_probabilities:
             rank_zero_warn(
                 f"CLD: {name}.forward seems to return probabilities: no value is negative, and each row sums to 1. "
-                "The default loss takes them for logits. If your training does not, give its loss, such as "
-                "loss_fn=lambda outputs, targets: torch.nn.functional.nll_loss(outputs.clamp(min=1e-9).log(), "
+                "The default loss treats them as logits. If your training does not, give the loss that it uses, such "
+                "as loss_fn=lambda outputs, targets: torch.nn.functional.nll_loss(outputs.clamp(min=1e-9).log(), "
                 "targets, reduction='none')."
             )
         elif self._columns >= _FAR_MORE * (highest + 1):
             rank_zero_warn(
                 f"CLD: {name}.forward returns {self._columns:,} columns, but no class in the train and validation set "
-                f"is higher than {highest}. The default loss takes the columns for the logits of classes 0 to "
-                f"{self._columns - 1:,}. That is right for a model that was made for more classes. If the columns are "
-                "something else, features for example, give loss_fn=..., step=... or a method cld_step."
+                f"is higher than {highest}. The default loss treats the columns as logits of the classes 0 to "
+                f"{self._columns - 1:,}. That is right if the model was made for more classes. If the columns are "
+                "something else, such as features, give loss_fn=..., step=... or a cld_step method."
             )
 
 
@@ -194,15 +199,15 @@ def make_step(module: LightningModule, loss_fn: LossFunction | None, step: StepF
         step: As in `CLDCallback`.
 
     Raises:
-        TypeError: If the module has no `forward`, and nothing else to use in its place.
-        ValueError: If the module has a `cld_step`, and `loss_fn` or `step` is given as well.
+        TypeError: If there is no step, and the module has no `forward`.
+        ValueError: If `loss_fn` or `step` is given although the module has a `cld_step`.
     """
     cld_step = getattr(module, "cld_step", None)
     name = type(module).__name__
     for argument, given in (("step", step), ("loss_fn", loss_fn)):
         if cld_step is not None and given is not None:
             raise ValueError(
-                f"{name} defines cld_step, and {argument}=... is given as well. Remove {argument} to use cld_step, or "
+                f"{name} has a cld_step, but {argument}=... is given as well. Remove {argument} to use cld_step, or "
                 f"remove cld_step from {name} to use {argument}."
             )
     if cld_step is not None:
@@ -210,14 +215,14 @@ def make_step(module: LightningModule, loss_fn: LossFunction | None, step: StepF
     if step is not None:
         function = _on_device(step, module)
         return Step(lambda batch: function(module, batch), "step")
-    # By name, since the module may come from the package pytorch_lightning as well.
+    # Compared by name, because the module may also come from the package pytorch_lightning.
     if getattr(module.forward, "__qualname__", "") == "LightningModule.forward":
-        raise TypeError(f"{name} has no forward method, so CLD can't compute its outputs. Define forward. Or: {_STEP}")
+        raise TypeError(f"{name} has no forward method, so CLD can't compute its outputs. Define forward, or {_STEP}")
     return OutputsStep(module, loss_fn)
 
 
 def check_batch(losses: Any, classes: Tensor | None, samples: int) -> None:
-    """Raises unless there is one loss, and one class if any, for each of the batch's `samples`."""
+    """Raises unless a batch of so many samples has one loss for each sample, and one class if it has classes."""
     if not isinstance(losses, Tensor) or not losses.is_floating_point() or list(losses.shape) != [samples]:
         raise ValueError(
             f"CLD needs one loss per sample, floating point [{samples}] for this batch, but got {_describe(losses)}. "
@@ -225,27 +230,27 @@ def check_batch(losses: Any, classes: Tensor | None, samples: int) -> None:
         )
     if classes is not None and list(classes.shape) != [samples]:
         raise ValueError(
-            f"CLD needs one class per sample, [{samples}] for this batch, but got {_describe(classes)}. Return one "
-            f"class for each loss. {_STEP}"
+            f"CLD needs one class per sample, [{samples}] for this batch, but got {_describe(classes)}. Return "
+            f"one class for each loss: {_STEP}"
         )
 
 
 def _remedy(losses: Any, samples: int) -> str:
-    """What to do about losses that are not floating point `[samples]`."""
+    """Says how losses that are not floating point `[samples]` can become so."""
     if not isinstance(losses, Tensor):
         return "Return the losses alone, as one tensor."
     shape = list(losses.shape)
     if math.prod(shape) == 1 != samples or not shape:
         return (
-            "The loss reduces the batch to one number. Use reduction='none' if the loss takes that. If not, call it "
-            "for one sample at a time: loss_fn=lambda outputs, targets: torch.stack([loss(o[None], t[None]) for o, t "
-            "in zip(outputs, targets)])."
+            "The loss reduces the batch to one number. Use reduction='none' if the loss has that argument. Otherwise "
+            "call the loss for each sample: loss_fn=lambda outputs, targets: torch.stack([loss(o[None], t[None]) for "
+            "o, t in zip(outputs, targets)])."
         )
     if shape == [samples]:
         return "Convert the losses to floating point numbers: losses.float()."
     if shape[0] == samples:
         return (
-            "There are several losses per sample, such as one for each pixel, token or label. Average them: "
+            "There are several losses per sample, for example one per pixel, token or label. Average them: "
             "losses.flatten(1).mean(1). Leave out padding and ignored pixels."
         )
     if shape[0] % samples == 0 and shape[0] > 0:
@@ -253,19 +258,18 @@ def _remedy(losses: Any, samples: int) -> str:
         average = "losses.flatten(1).mean(1)" if len(shape) > 1 else "losses"
         return (
             f"There are {each} losses per sample. If the batch holds {each} views of each sample (crops, for example), "
-            "give loaders with one view per sample: train_dataloader=... and val_dataloader=.... Or average the "
-            f"losses of each sample, which may also be tokens: {average}.view(-1, {each}).mean(1) if the losses of a "
-            "sample follow each other."
+            "give loaders with one view per sample: train_dataloader=... and val_dataloader=.... Otherwise average the "
+            f"losses of each sample: {average}.view(-1, {each}).mean(1), if they follow each other."
         )
     if samples in shape:
         place = shape.index(samples)
         return (
-            f"The samples are in dimension {place}, not 0. Average over the other dimensions: "
+            f"The samples are in dimension {place} instead of 0. Average over the other dimensions: "
             f"losses.movedim({place}, 0).flatten(1).mean(1)."
         )
     return (
-        "Return a loss for every sample of the batch, in the order of the batch, also for those that the model or the "
-        "loss leaves out. NaN leaves a training sample unscored."
+        "Return a loss for every sample of the batch, in the order of the batch. If a training sample has none, return "
+        "NaN for it: the sample is then unscored."
     )
 
 
@@ -273,7 +277,7 @@ def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
     if not isinstance(outputs, Tensor) or outputs.ndim != 2 or outputs.shape[1] < 2:
         many = isinstance(outputs, Tensor) and outputs.ndim > 2
         average = (
-            " For logits [B, C, ...] of pixels or tokens that is loss_fn=lambda outputs, targets: "
+            " If these are logits [B, C, ...] of pixels or tokens, give loss_fn=lambda outputs, targets: "
             "torch.nn.functional.cross_entropy(outputs, targets, reduction='none').flatten(1).mean(1)."
         )
         raise TypeError(
@@ -284,12 +288,12 @@ def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
         raise TypeError(
             f"CLD's default loss is cross-entropy with integer classes [B], but the targets are "
             f"{_describe(targets)}. If a collate function mixes samples or softens targets (MixUp, CutMix), give "
-            f"{_VIEW}. Otherwise: {_LOSS_OR_STEP}"
+            f"{_VIEW}. {_LOSS_OR_STEP}"
         )
     if len(outputs) != len(targets):
         raise ValueError(
             f"forward returned logits for {len(outputs)} samples, but there are {len(targets)} targets. If it returns "
-            f"several rows per sample (crops, for example), average their losses. {_STEP}"
+            f"several rows per sample, for example of crops, average their losses: {_STEP}"
         )
     return F.cross_entropy(outputs.float(), targets.long(), reduction="none")
 

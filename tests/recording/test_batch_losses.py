@@ -171,9 +171,9 @@ def test_what_no_step_can_be_is_refused_at_once(arguments, error, message):
             OwnStep,
             {"step": library_step},
             ValueError,
-            "OwnStep defines cld_step, and step=.*Remove step to use cld_step",
+            "OwnStep has a cld_step, but step=.*Remove step to use cld_step",
         ),
-        (OwnStep, {"loss_fn": per_sample}, ValueError, "cld_step, and loss_fn=.*Remove loss_fn to use cld_step"),
+        (OwnStep, {"loss_fn": per_sample}, ValueError, "cld_step, but loss_fn=.*Remove loss_fn to use cld_step"),
         (
             Library,
             {"step": lambda module, batch: library_step(module, batch)[0]},
@@ -191,7 +191,7 @@ def test_what_no_step_can_be_is_refused_at_once(arguments, error, message):
             Library,
             {"step": lambda module, batch: (library_step(module, batch)[0], batch["label"][:-1])},
             ValueError,
-            r"one class per sample, \[16\] for this batch.*shape \[15\].*Return one class for each loss",
+            r"one class per sample, \[16\] for this batch.*shape \[15\].*Return one class for each loss: give",
         ),
         (Library, {}, TypeError, r"batches \(inputs, targets, ...\), got a dict.*step=.*cld_step"),
         (NoForward, {}, TypeError, "NoForward has no forward.*step=.*cld_step"),
@@ -260,7 +260,11 @@ def test_the_remedy_for_several_losses_gives_their_mean(shape, samples):
         (torch.tensor([0.5]), 8, r"shape \[1\]. The loss reduces the batch to one number"),
         (torch.tensor([[0.5]]), 8, r"shape \[1, 1\]. The loss reduces the batch to one number"),
         (torch.rand(16), 8, "2 losses per sample.*one view per sample: train_dataloader=.*val_dataloader="),
-        (torch.rand(5), 8, r"shape \[5\]. Return a loss for every sample.*NaN leaves a training sample unscored"),
+        (
+            torch.rand(5),
+            8,
+            r"shape \[5\]. Return a loss for every sample.*return NaN for it: the sample is then unscored",
+        ),
         (torch.rand(11), 8, "Return a loss for every sample"),
         (torch.rand(0), 8, "Return a loss for every sample"),
         (torch.rand(0, 8, 8), 4, "Return a loss for every sample"),
@@ -552,7 +556,9 @@ def warned(tmp_path, module, pool=None, max_epochs=5, **arguments):
 @pytest.mark.parametrize("history", ["full", "running"])
 def test_probabilities_are_warned_of_once(tmp_path, end, history):
     _, (message,) = warned(tmp_path, Ends(end), history=history)
-    assert re.search(r"Ends.forward seems to return probabilities.*give its loss, such as loss_fn=lambda", message)
+    assert re.search(
+        r"Ends.forward seems to return probabilities.*give the loss that it uses, such as loss_fn=lambda", message
+    )
 
 
 def test_the_loss_that_the_warning_names_is_that_of_the_logits(tmp_path):
@@ -588,8 +594,8 @@ def renumbered(*numbers):
 @pytest.mark.parametrize(
     ("columns", "numbers", "said"),
     [
-        (12, (0, 1, 2), "12 columns.*higher than 2.*classes 0 to 11"),
-        (1000, (0, 1, 2), "1,000 columns.*higher than 2.*classes 0 to 999"),
+        (12, (0, 1, 2), "12 columns.*higher than 2.*the classes 0 to 11"),
+        (1000, (0, 1, 2), "1,000 columns.*higher than 2.*the classes 0 to 999"),
         (1000, (0, 5, 249), "1,000 columns.*higher than 249"),
         (11, (0, 1, 2), None),
         (1000, (0, 1, 250), None),
@@ -602,7 +608,7 @@ def test_far_more_columns_than_the_classes_need_are_warned_of_once(tmp_path, col
     assert len(messages) == (said is not None)
     if said:
         assert re.search(
-            rf"Ends.forward returns {said}.*That is right for.*features.*loss_fn=.*step=.*cld_step", *messages
+            rf"Ends.forward returns {said}.*That is right if.*features.*loss_fn=.*step=.*cld_step", *messages
         )
 
 
