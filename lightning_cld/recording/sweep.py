@@ -138,7 +138,9 @@ class Sweep:
             check_batch(batch_losses, batch_classes, size)
             losses[start : start + size] = batch_losses
             if start > 0 and (batch_classes is None) != (classes is None):
-                raise ValueError("cld_step returned classes for some batches and None for others: decide for one.")
+                raise ValueError(
+                    "cld_step (or step) returned classes for some batches and None for others. Return one or the other."
+                )
             if batch_classes is not None:
                 if classes is None:
                     classes = torch.empty(len(positions), dtype=torch.int64, device=device)

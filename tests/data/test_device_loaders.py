@@ -1,6 +1,7 @@
 """Loaders around a DataLoader that carry its batches to the device and normalise them there, as timm's does."""
 
 import copy
+from importlib.metadata import version
 
 import lightning as L
 import pytest
@@ -42,7 +43,10 @@ def normalised(images):
 
 def timm_loader(dataset, erase=0.0, **settings):
     settings = {"batch_size": 16, "collate_fn": fast_collate, **settings}
-    return PrefetchLoader(DataLoader(dataset, **settings), device=CPU, re_prob=erase)
+    loader = PrefetchLoader(DataLoader(dataset, **settings), device=CPU, re_prob=erase)
+    if version("lightning").startswith("2.5.0"):  # which asks a loader that has a sampler for its batch sampler
+        loader.batch_sampler = loader.loader.batch_sampler
+    return loader
 
 
 class Halves:
