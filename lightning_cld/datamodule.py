@@ -32,7 +32,7 @@ class CoresetDataModule(LightningDataModule):
     """Another datamodule with its train set narrowed to a coreset; everything else is that datamodule's own.
 
     The train dataloader keeps the inner one's batch size, workers, collate function, order (shuffled or not), pinning
-    and the rest. Scores are checked to be those of the very dataset that is served.
+    and the rest. Scores are served only on the dataset that they were made for.
 
     Other attributes and hooks are the inner datamodule's, and what is set here is set there. `isinstance` takes it for
     one of the inner datamodule's class too. A checkpoint keeps the inner datamodule's state under the name of that
@@ -44,8 +44,8 @@ class CoresetDataModule(LightningDataModule):
         coreset: A `CLDScores`, the path of one saved, or positions in the train dataset (of any other selection). If
             the datamodule returns several train loaders, in a dictionary, a list or a `CombinedLoader`: a mapping from
             the key of each loader (0, 1, ... in a list) to one of these, or to None for a loader that stays whole.
-        fraction: Budget for scores: the share of the samples to keep; see `select_top`. With several train loaders the
-            budget is that of each.
+        fraction: Budget for scores: the share of the samples to keep; see `select_top`. With several train loaders
+            each one gets this budget.
         size: Budget for scores: the number of samples to keep.
         per_class: Budget for scores: the number of samples to keep of every class.
         rule: For scores: "top" or "draw"; see `CLDScores.select`.
@@ -100,7 +100,7 @@ class CoresetDataModule(LightningDataModule):
     def __init__(
         self,
         datamodule: LightningDataModule,
-        coreset: Mapping[Any, Any] | Coreset,  # to Coreset or None, but of these types LightningCLI writes None as text
+        coreset: Mapping[Any, Any] | Coreset,  # typed as Coreset | None, LightningCLI would save a None as text
         *,
         fraction: float | None = None,
         size: int | None = None,
@@ -132,9 +132,9 @@ class CoresetDataModule(LightningDataModule):
         self._doubted = False
         self.datamodule = datamodule  # comes last: from here on, what is set may be the inner datamodule's
 
-    # What this class does not define is the inner datamodule's, the hooks of Lightning's base class too: Lightning asks
-    # what is overridden, for example to know whether there is validation and whose transfer hooks to call. `__class__`
-    # is the inner one's, since by its name Lightning stores a datamodule's state and finds it again.
+    # Every attribute that this class does not define is the inner datamodule's. This includes the hooks of Lightning's
+    # base class: Lightning asks which are overridden, to know whether there is validation and whose transfer hooks to
+    # call. It also includes `__class__`: Lightning stores and finds a datamodule's state by the name of its class.
 
     def __getattribute__(self, name: str) -> Any:
         if _is_own(self, name):
@@ -225,7 +225,7 @@ def _choose(
     given = {name: value for name, value in budget.items() if value is not None}
     if given or rule != "top":
         given = given or {"rule": rule}
-        raise TypeError(f"Positions are the coreset as they are and take no budget or rule, got {given}.")
+        raise TypeError(f"Positions are the coreset itself, so they take no budget or rule, got {given}.")
     return None, _check_indices(coreset)
 
 
@@ -235,7 +235,7 @@ def _choose_each(
     """What `_choose` gives for each key, and None twice for a loader that stays whole."""
     loaded = {key: _loaded(coreset) for key, coreset in coresets.items() if coreset is not None}
     if not loaded:
-        raise ValueError(f"coreset is a mapping without a coreset: {dict(coresets)}.")
+        raise ValueError(f"coreset is a mapping, but none of its values is a coreset: {dict(coresets)}.")
     is_scored = any(isinstance(coreset, CLDScores) for coreset in loaded.values())
     chosen: dict[Hashable, tuple[CLDScores | None, list[int] | None]] = dict.fromkeys(coresets, (None, None))
     for key, coreset in loaded.items():
@@ -267,7 +267,7 @@ def _check_indices(coreset: Any) -> list[int]:
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             "coreset must be CLDScores, the path of a scores file, or a sequence of whole numbers, got "
-            f"{type(coreset).__name__}. Of a CLDCallback give `.scores`, of LossTrajectories `.score()`."
+            f"{type(coreset).__name__}. Give the `.scores` of a CLDCallback, or the `.score()` of LossTrajectories."
         ) from None
     if positions.ndim == 1 and len(positions) == 0:
         raise ValueError("coreset is empty: there would be nothing to train on.")

@@ -207,7 +207,7 @@ def test_bad_coresets_raise_when_they_are_given(coreset, budget, error, message)
 def test_what_is_not_a_datamodule_is_refused():
     with pytest.raises(TypeError, match="Subset"):
         CoresetDataModule(Blobs().train_dataloader(), [1])
-    with pytest.raises(TypeError, match=r"CLDCallback give `\.scores`"):
+    with pytest.raises(TypeError, match=r"Give the `\.scores` of a CLDCallback"):
         CoresetDataModule(Blobs(), CLDCallback())
     with pytest.raises(TypeError, match="no train_dataloader"):
         CoresetDataModule(L.LightningDataModule(), [1])
@@ -725,6 +725,13 @@ def test_what_a_derived_class_defines_is_its_own(tmp_path):
     assert len(inner.val_dataloader()) == 2
 
 
+def test_one_that_has_no_datamodule_yet_can_be_asked():
+    blank = object.__new__(CoresetDataModule)
+    assert not isinstance(blank, Blobs)
+    with pytest.raises(AttributeError, match="datamodule"):
+        _ = blank.name
+
+
 def test_the_coreset_is_told_by_its_own_words():
     words = str(CoresetDataModule(Blobs(), range(16)))
     if "size" not in words:
@@ -980,15 +987,15 @@ def served_labels(loader):
 @pytest.mark.parametrize(
     ("coreset", "budget", "error", "message"),
     [
-        ({}, {}, ValueError, "without a coreset"),
-        ({"labelled": None}, {}, ValueError, "without a coreset"),
+        ({}, {}, ValueError, "none of its values is a coreset"),
+        ({"labelled": None}, {}, ValueError, "none of its values is a coreset"),
         ({"labelled": [1, 2]}, {"size": 3}, TypeError, r"'labelled': .*take no budget.*'size': 3"),
         ({"labelled": [1, 1]}, {}, ValueError, "'labelled': Positions must not repeat"),
         ({"labelled": "scores"}, {}, TypeError, "'labelled': .*exactly one budget"),
         ({"labelled": "scores"}, {"size": 61}, ValueError, "'labelled': .*more than the 60 samples"),
         ({"labelled": "scores", "other": [-1]}, {"size": 6}, ValueError, "'other': .*negative"),
         ({"labelled": "nowhere.npz"}, {"size": 6}, FileNotFoundError, "nowhere.npz"),
-        ({"labelled": CLDCallback()}, {}, TypeError, r"'labelled': .*CLDCallback give `\.scores`"),
+        ({"labelled": CLDCallback()}, {}, TypeError, r"'labelled': .*Give the `\.scores` of a CLDCallback"),
     ],
 )
 def test_bad_coresets_of_several_loaders_name_the_loader(coreset, budget, error, message):

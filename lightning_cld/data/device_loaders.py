@@ -1,9 +1,9 @@
-"""Device loaders: what wraps a DataLoader and carries its batches to the device, as timm's `PrefetchLoader` does."""
+"""Device loaders: they wrap a DataLoader and carry its batches to the device, as timm's `PrefetchLoader` does."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -45,8 +45,9 @@ class DeviceBatches(DataLoader[Any]):
 def loader_inside(loader: Any) -> Any:
     """The DataLoader that a device loader reads; any other loader is returned as it is.
 
-    A device loader is not a DataLoader itself. It keeps one as `loader` and reads that whenever it is iterated. What
-    reads something else, such as an iterator that it made earlier, can't be put around another DataLoader.
+    A device loader is not a DataLoader itself. It keeps one as `loader` and reads that one whenever it is iterated. A
+    wrapper that reads something else, such as an iterator that it made earlier, can't be put around another DataLoader
+    and does not count.
     """
     if isinstance(loader, DataLoader) or not isinstance(getattr(loader, "loader", None), DataLoader):
         return loader
@@ -55,7 +56,7 @@ def loader_inside(loader: Any) -> Any:
         next(iter(around(loader, probe)), None)
     except _Read:
         return loader.loader
-    except Exception:  # noqa: BLE001  # whatever it raises, it did not get to read
+    except Exception:  # noqa: BLE001  # whatever went wrong, the probe was not read
         pass
     return loader
 
@@ -71,7 +72,7 @@ def differs(first: Any, second: Any) -> bool:
     """Whether two batches of tensors, in tuples, lists or mappings, hold different values."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return first.shape != second.shape or not bool(((first == second) | (first != first)).all())
-    if isinstance(first, dict) and isinstance(second, dict):
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
         return any(differs(first[key], second[key]) for key in first.keys() & second.keys())
     if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)):
         return any(differs(one, other) for one, other in zip(first, second, strict=False))

@@ -20,10 +20,10 @@ _REMEDY = "build that loader yourself over torch.utils.data.Subset(dataset, indi
 
 
 def narrowable(loader: Any) -> DataLoader[Any]:
-    """The DataLoader that reads the samples of `loader`, which is the one inside if `loader` is a device loader.
+    """The DataLoader that reads the samples: `loader` itself, or the one inside a device loader.
 
     Raises:
-        TypeError: If a loader over a part of the same dataset can't be made from what it says.
+        TypeError: If it can't be made again over a part of its dataset.
     """
     members = _members(loader)
     if members:
@@ -108,7 +108,7 @@ def narrow_loader(loader: Any, indices: list[int], *, full_length: bool, trainer
 def _narrowed_sampler(
     loader: DataLoader[Any], sampler: Any, subset: Subset[Any], *, full_length: bool, trainer: Trainer | None
 ) -> Any:
-    """What draws from the coreset as `sampler` does from the full set; None for what shuffle=True does."""
+    """A sampler that draws from the coreset as `sampler` does from the full set; None if shuffle=True makes it."""
     if is_known_sampler(sampler):
         return narrow_sampler(sampler, subset, full_length=full_length, trainer=trainer)
     if not _shuffles_itself(loader, sampler):
@@ -155,7 +155,7 @@ def loaders_by_key(loaders: Any, keys: list[Hashable]) -> dict[Hashable, Any]:
 
 def put_back(loaders: Any, served: dict[Hashable, Any]) -> Any:
     """The collection that `loaders_by_key` read, with other loaders in it."""
-    # Lightning's own class knows how to make any collection again; nor is the mode of one of its kind public.
+    # A CombinedLoader can make any kind of collection again. A copy of one keeps its mode, which is not public.
     combined = copy.copy(loaders) if isinstance(loaders, CombinedLoader) else CombinedLoader(loaders)
     combined.flattened = list(served.values())
     return combined if isinstance(loaders, CombinedLoader) else combined.iterables
@@ -191,7 +191,7 @@ def _subset_of(dataset: Any, indices: list[int]) -> Subset[Any]:
 
 
 def _has_plain_batches(loader: DataLoader[Any]) -> bool:
-    """Whether its batch sampler cuts what a sampler draws into batches, as those of torch and torchdata do."""
+    """Whether its batch sampler is that of torch or torchdata, which cuts what a sampler draws into batches."""
     kind = type(loader.batch_sampler)
     torchdata = kind.__name__ == "BatchSampler" and kind.__module__.partition(".")[0] == "torchdata"
     return kind is BatchSampler or torchdata
@@ -207,7 +207,7 @@ def _is_split(loader: Any, trainer: Trainer | None) -> bool:
 
 def _shuffles_itself(loader: DataLoader[Any], sampler: Any) -> bool:
     """Whether the loader's class made the sampler itself for shuffle=True, as torchdata's StatefulDataLoader does."""
-    if type(loader) is DataLoader or sampler is not loader.sampler:
+    if type(loader) is DataLoader:
         return False
     try:
         with preserved_rng():

@@ -81,18 +81,18 @@ class FullLengthSampler(DistributedSampler[int]):
         return share
 
     def state_dict(self) -> dict[str, int]:
-        """Where the sampler is: its seed, the epoch, and how many positions of it were drawn."""
+        """How far the sampler is: its seed, the epoch, and how many positions it has yielded in that epoch."""
         return {"seed": self.seed, "epoch": self.epoch, "yielded": self._yielded}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on where `state_dict` was taken, after the end of an epoch at the start of the next."""
+        """Continues from where `state` was taken. The end of an epoch is the start of the next one."""
         epochs, self._start = divmod(state["yielded"], self.num_samples)
-        # torchdata's sampler of the full set only knows how many it has yielded.
+        # A state of the full set's sampler, which is torchdata's, only says how many it has yielded.
         self.seed, self.epoch = state.get("seed", self.seed), state.get("epoch", self.epoch) + epochs
 
 
 def is_known_sampler(sampler: Any) -> bool:
-    """Whether `narrow_sampler` can tell what a sampler would draw from a coreset: it is one of torch or torchdata."""
+    """Whether it is known what a sampler would draw from a coreset, because it is one of torch or torchdata."""
     return (
         type(sampler) in (SequentialSampler, SubsetRandomSampler)
         or _draws_by_weight(sampler)
@@ -136,7 +136,8 @@ def narrow_sampler(sampler: Any, subset: Subset[Any], *, full_length: bool, trai
                 'replacement=True, or epoch_length="coreset".'
             )
         return WeightedRandomSampler(weights.tolist(), draws, sampler.replacement, sampler.generator)
-    # Beyond one pass torchdata's draws what a FullLengthSampler draws, and it can go on from the full set's state.
+    # For more than one pass torchdata's sampler draws as a FullLengthSampler does. It can also go on from a state of
+    # the full set's sampler.
     resumes = full_length and trainer is None and _is_of_torchdata(sampler, "RandomSampler")
     if _draws_at_random(sampler) and (sampler.replacement or sampler.num_samples != full or resumes):
         return kind(source, sampler.replacement, scaled(sampler.num_samples), sampler.generator)
@@ -168,7 +169,7 @@ def full_length_sampler(
 ) -> FullLengthSampler:
     """A `FullLengthSampler` that takes its seed from where the full set's sampler would take its own."""
     seed = int(torch.empty((), dtype=torch.int64).random_(2**31, generator=generator))
-    if trainer is not None and trainer.world_size > 1:  # the processes share one draw
+    if trainer is not None:  # all processes share one draw
         seed = trainer.strategy.broadcast(seed)
     return FullLengthSampler(kept, full, shuffle=shuffle, seed=seed, **processes(trainer))
 
@@ -188,5 +189,5 @@ def _is_distributed(sampler: Any) -> bool:
 
 
 def _is_of_torchdata(sampler: Any, name: str) -> bool:
-    """Whether a sampler is torchdata's of this name, which takes the same arguments as torch's and can be resumed."""
+    """Whether a sampler is the one of torchdata with this name. It takes the same arguments as the one of torch."""
     return type(sampler).__name__ == name and type(sampler).__module__.partition(".")[0] == "torchdata"

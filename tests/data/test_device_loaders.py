@@ -13,6 +13,7 @@ from toys import CLASSES, Classifier, quiet_trainer
 
 from lightning_cld import CLDCallback, CoresetDataModule
 from lightning_cld.data.device_loaders import around, loader_inside
+from lightning_cld.data.loaders import changes_on_device, check_loader
 
 KEPT = list(range(1, 90, 3))
 CPU = torch.device("cpu")
@@ -132,6 +133,29 @@ def test_what_a_device_loader_changes_at_random_is_told(tmp_path, recwarn, kind,
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("changes", [0.0, 0.7])
+def test_two_passes_tell_whether_a_device_loader_changes_samples(kind, changes):
+    loader = check_loader(KINDS[kind][0](Images(), changes), "train")
+    assert changes_on_device(loader, "train") == (changes > 0)
+    assert not changes_on_device(loader.loader, "train")
+
+
+def test_labels_are_read_past_the_device_loader(tmp_path):
+    class Hidden(Dataset):
+        def __len__(self):
+            return 90
+
+        def __getitem__(self, position):
+            return Images()[position]
+
+    cld = CLDCallback(dirpath=tmp_path)
+    data = Data(lambda images, *_, **settings: timm_loader(Hidden() if len(images) == 90 else images, **settings))
+    quiet_trainer(tmp_path, cld, max_epochs=3).fit(Model(), datamodule=data)
+    images, _ = next(iter(CoresetDataModule(data, cld.scores_path, size=16).train_dataloader()))
+    assert images.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_watched_run_on_a_device_loader_trains_the_same(tmp_path, kind):
     def weights(*callbacks):
         L.seed_everything(3, verbose=False)  # timm's random erasing draws from python's generator too
@@ -248,9 +272,14 @@ def test_a_loader_that_does_not_read_its_loader_is_refused(tmp_path, kind):
         quiet_trainer(tmp_path, cld).fit(Model(), datamodule=Data(own_loader))
 
 
+class Unread(Images):
+    def __getitem__(self, position):
+        pytest.fail("a sample was read")
+
+
 def test_other_loaders_are_taken_as_they_are():
-    plain = DataLoader(Images(), 16)
-    plain.loader = DataLoader(Images(30), 16)  # somebody's own attribute
+    plain = DataLoader(Unread(), 16)
+    plain.loader = DataLoader(Unread(), 16)  # somebody's own attribute
     assert loader_inside(plain) is plain
     named = Named()
     assert loader_inside(named) is named

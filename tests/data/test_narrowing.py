@@ -345,6 +345,10 @@ class OwnOrder(Sampler):
         return iter(torch.randperm(self.length, generator=self.generator).tolist())
 
 
+class DerivedOwnOrder(OwnOrder):
+    pass
+
+
 class OwnLoader(DataLoader):
     def __init__(self, dataset, batch_size=1, shuffle=False, sampler=None, *, extra=0, **others):
         if shuffle and sampler is None:
@@ -375,6 +379,7 @@ def test_a_loader_class_that_shuffles_in_its_own_way_does_so_over_the_coreset():
     "make",
     [
         lambda train: OwnLoader(train, 8, sampler=OwnOrder(30)),
+        lambda train: OwnLoader(train, 8, sampler=DerivedOwnOrder(SAMPLES, torch.Generator())),
         lambda train: DataLoader(train, 8, sampler=OwnOrder(SAMPLES)),
         lambda train: DataLoader(train, batch_sampler=BatchSampler(OwnOrder(SAMPLES), 8, False)),
     ],
@@ -382,6 +387,21 @@ def test_a_loader_class_that_shuffles_in_its_own_way_does_so_over_the_coreset():
 def test_a_sampler_that_the_loader_did_not_make_is_refused(make):
     with pytest.raises(TypeError, match=r"OwnOrder, and it is unknown what that would draw.*shuffle=True"):
         narrowed(make)
+
+
+class Shifted(DistributedSampler):
+    """A sampler of somebody's, which may draw anything."""
+
+
+def test_a_sampler_derived_from_a_known_one_is_refused():
+    with pytest.raises(TypeError, match="Shifted, and it is unknown"):
+        narrowed(lambda train: DataLoader(train, 8, sampler=Shifted(train, 2, 1)))
+
+
+def test_the_generator_of_a_sampler_of_fewer_samples_is_kept():
+    generator = torch.Generator().manual_seed(2)
+    sampler = narrowed(lambda train: DataLoader(train, 8, sampler=RandomSampler(train, False, 30, generator))).sampler
+    assert (sampler.num_samples, sampler.generator) == (10, generator)
 
 
 # Batch samplers
@@ -464,6 +484,18 @@ def test_without_lightnings_sampler_each_process_draws_the_whole_coreset():
         data.train_dataloader()
     data.trainer = two_devices(use_distributed_sampler=False)
     assert len(data.train_dataloader()) == 1
+
+
+def test_where_lightning_splits_a_full_length_epoch_all_processes_share_one_draw(torchdata):
+    data = CoresetDataModule(
+        Serves(lambda train: torchdata.StatefulDataLoader(train, 8, shuffle=True)), KEPT, epoch_length="full"
+    )
+    data.trainer = two_devices()
+    data.trainer.strategy.broadcast = lambda seed: 77  # what the first process has drawn
+    sampler = data.train_dataloader().sampler
+    assert (type(sampler), sampler.num_replicas, sampler.seed) == (FullLengthSampler, 2, 77)
+    data.trainer = L.Trainer(accelerator="cpu", devices=1, strategy="ddp", logger=False, barebones=True)
+    assert data.train_dataloader().sampler.num_replicas == 1  # though there is no process group yet
 
 
 def test_processes_that_draw_for_themselves_have_seeds_of_their_own():

@@ -307,7 +307,7 @@ def test_a_wrong_type_is_refused_when_parsed(parsed, capsys, arguments, message)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*INNER, "--data.size=9"], "Positions are the coreset as they are"),
+        ([*INNER, "--data.size=9"], "Positions are the coreset itself"),
         ([*INNER, "--data.coreset=nowhere.npz", "--data.size=2"], "no file nowhere.npz.*CLDCallback"),
         (
             [*WATCH, "--trainer.callbacks.loss_fn=torch.nn.CrossEntropyLoss"],
