@@ -40,9 +40,11 @@ class CLDScores:
         fingerprint: The identity of the dataset; None uses the length and the classes.
         metadata: Plain JSON values. A run stores `versions`; the date `created`; the class name of the `model`; the
             callback's settings, and the `settled_epoch` for a cutoff of "auto"; `sweep_seconds`, the time that logging
-            took; and `reference_sizes`, the number of validation samples per class. If the losses were kept, there are
-            also `reference_reliability` (`lightning_cld.functional.reference_reliability`, per class, None if unknown)
-            and `half_overlap`, the share of the best tenth that was the same after `half_epoch` epochs.
+            took; `identity`, what is known of the train set beside its length (some of "labels", "some labels",
+            "positions", "files" and "samples"); and `reference_sizes`, the number of validation samples per class. If
+            the losses were kept, there are also `reference_reliability`
+            (`lightning_cld.functional.reference_reliability`, per class, None if unknown) and `half_overlap`, the share
+            of the best tenth that was the same after `half_epoch` epochs.
         uncertainty: Aleatoric uncertainty, `[N]`, for `select(rule="draw")`; None if unknown.
 
     Raises:

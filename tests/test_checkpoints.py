@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, OnExceptionCh
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Subset, SubsetRandomSampler, TensorDataset
 from toys import Blobs, Classifier, blobs, fit, quiet_trainer
 
 from lightning_cld import CLDCallback, LossTrajectories, trajectories_from_checkpoints
@@ -327,6 +327,22 @@ def test_a_model_with_its_own_loaders_and_an_explicit_view(tmp_path):
     quiet_trainer(tmp_path, cld, *savers, enable_checkpointing=True).fit(OwnLoaders())
     found = scored(tmp_path, tmp_path.glob("*.ckpt"), OwnLoaders, train_dataloader=view)
     assert_same(found, cld.trajectories)
+
+
+def test_a_view_of_other_samples_with_the_same_labels_is_refused(tmp_path, run):
+    _, files = run
+    inputs, labels = blobs().tensors
+    view = Subset(TensorDataset(inputs.flip(0), labels), Blobs().train_set.indices)
+    data = Blobs()
+    data.cld_train_dataloader = lambda: DataLoader(view, 16)
+    with pytest.raises(ValueError, match="is not of the dataset that is trained on: some of its samples are other"):
+        scored(tmp_path, files, datamodule=data)
+
+
+def test_trajectories_say_what_is_known_of_the_train_set(tmp_path, run):
+    logged, files = run
+    assert scored(tmp_path, files).metadata["identity"] == logged.metadata["identity"]
+    assert logged.metadata["identity"] == ["labels", "positions", "samples"]
 
 
 def test_a_trainers_earlier_datamodule_is_not_used(tmp_path, run):

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import warnings
 from collections import Counter, OrderedDict
 from typing import NamedTuple
 
@@ -339,6 +340,140 @@ def test_torchvision_datasets_are_known_by_their_targets():
 
     scores = scores_of(Images.images)
     assert len(CoresetDataModule(Images(), scores, fraction=0.5).train_dataloader().dataset) == 20
+
+
+class Drawn(Blobs):
+    """Trains on as many samples of each class as of any, class after class: for each seed other ones, equal labels.
+
+    Args:
+        seed: Of the draw.
+        hide: Whether nothing is known of the train set without reading it.
+        noise: Of the augmentation.
+        key: Where samples have their labels; None for pairs.
+    """
+
+    def __init__(self, seed, hide=False, noise=0.0, key=None):
+        super().__init__()
+        pool, generator = blobs(300), torch.Generator().manual_seed(seed)
+        places = [(pool.tensors[1] == label).nonzero().flatten() for label in range(CLASSES)]
+        drawn = torch.cat([place[torch.randperm(len(place), generator=generator)[:30]] for place in places])
+        self.train_set = Subset(pool, drawn.tolist())
+        if hide:
+            self.train_set = Unlabelled(TensorDataset(*pool[drawn]), noise)
+        if key is not None:
+            self.train_set, self.val_set = Named(self.train_set, key), Named(self.val_set, key)
+
+
+class Named(Dataset):
+    def __init__(self, inner, key):
+        self.inner, self.key = inner, key
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __getitem__(self, index):
+        inputs, label = self.inner[index]
+        return {"inputs": inputs, self.key: label}
+
+
+class NamedStep(Classifier):
+    def training_step(self, batch, batch_idx):
+        return self.cld_step(batch)[0].mean()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def cld_step(self, batch):
+        key = next(key for key in batch if key != "inputs")
+        return torch.nn.functional.cross_entropy(self(batch["inputs"]), batch[key], reduction="none"), batch[key]
+
+
+def run_of(tmp_path, data, module=Classifier):
+    cld = CLDCallback(dirpath=tmp_path)
+    fit(tmp_path, cld, module, data)
+    return tmp_path / "cld-scores.npz"
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_other_samples_with_the_same_labels_are_refused(tmp_path, hide):
+    scores = run_of(tmp_path, Drawn(0, hide))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(CoresetDataModule(Drawn(0, hide), scores, size=16).train_dataloader().dataset) == 16
+    with pytest.raises(ValueError, match=r"not of this train set: .*scores\.select"):
+        CoresetDataModule(Drawn(1, hide), scores, size=16).train_dataloader()
+
+
+@pytest.mark.filterwarnings("ignore:.*shows the same sample differently.*")
+def test_samples_that_cannot_be_compared_are_served_with_one_warning(tmp_path):
+    coreset = CoresetDataModule(Drawn(0, hide=True, noise=1.0), run_of(tmp_path, Drawn(0, True, 1.0)), size=16)
+    with pytest.warns(UserWarning, match="could compare only the length and the labels of the train set.*seed what"):
+        coreset.train_dataloader()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        coreset.train_dataloader()
+
+
+@pytest.mark.parametrize("key", ["label", "sentiment"])
+def test_labels_are_compared_under_whatever_name_the_run_found_them(tmp_path, key):
+    scores = run_of(tmp_path, Drawn(0, hide=True, key=key), NamedStep)
+    other = Drawn(0, hide=True, key=key)
+    assert len(CoresetDataModule(other, scores, size=16).train_dataloader().dataset) == 16
+    other.train_set = Subset(other.train_set, range(89, -1, -1))
+    with pytest.raises(ValueError, match="it has other labels, or the same in another order"):
+        CoresetDataModule(other, scores, size=16).train_dataloader()
+
+
+def test_a_small_proxy_scores_for_a_large_target(tmp_path):
+    """Both from one datamodule, each with its own size, the target with augmentation."""
+
+    class Pictures(Dataset):
+        def __init__(self, seed, transform):
+            self.pixels = torch.randint(256, (90, 3, 12, 12), generator=torch.Generator().manual_seed(seed))
+            self.transform = transform
+
+        def __len__(self):
+            return 90
+
+        def __getitem__(self, index):
+            return self.transform(self.pixels[index]), index % CLASSES
+
+    class PicturesModule(L.LightningDataModule):
+        def __init__(self, seed, transform):
+            super().__init__()
+            self.train_set = Pictures(seed, transform)
+
+        def train_dataloader(self):
+            return DataLoader(self.train_set, 16, shuffle=True)
+
+        def val_dataloader(self):
+            return DataLoader(self.train_set, 16)
+
+    class Flat(Classifier):
+        def forward(self, inputs):
+            return self.net(inputs.flatten(1)[:, :4])
+
+    def small(image):
+        return image[:, ::4, ::4] / 255
+
+    def large(image):
+        return image / 255 + torch.rand(())
+
+    scores = run_of(tmp_path, PicturesModule(0, small), Flat)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CoresetDataModule(PicturesModule(0, large), scores, size=16).train_dataloader()
+    with pytest.raises(ValueError, match="some of its samples are other ones"):
+        CoresetDataModule(PicturesModule(1, large), scores, size=16).train_dataloader()
+
+
+def test_the_train_set_is_checked_whenever_its_loader_is_made(tmp_path):
+    data = Drawn(0)
+    coreset = CoresetDataModule(data, run_of(tmp_path, Drawn(0)), size=16)
+    coreset.train_dataloader()
+    data.train_set = Drawn(1).train_set
+    with pytest.raises(ValueError, match="not of this train set"):
+        coreset.train_dataloader()
 
 
 # The user's loader settings are kept

@@ -57,6 +57,7 @@ def look_at(loader: DataLoader[Any], kind: str) -> Look:
     # Workers can be kept only if no sample ever changes: then all probes are read twice.
     twice = probes if loader.persistent_workers else few
     once = twice if offered.labels else probes
+    once = [*few, *(position for position in once if position not in few)]
     found = probe(loader, once, twice, few, int(drawn[0]))
     if found.moved is not None:
         name = type(loader.dataset).__name__
@@ -127,7 +128,11 @@ def compare(scored: Fingerprint, loader: DataLoader[Any], make_view: Callable[[]
     if problem is not None or telling & set(compared):
         return Comparison(problem, None)
     what = "the length and the labels" if "labels" in compared else "the length"
-    why = " The scores are from an earlier version, which saved no more." if scored.former else ""
+    why = ""
+    if scored.former:
+        why = " The scores are from an earlier version, which saved no more."
+    elif scored.samples and served.samples:
+        why = " These have other shapes or types than those that were scored."
     return Comparison(
         None,
         f"CLD could compare only {what} of the train set with the scored one, not its samples.{why} Make sure that it "

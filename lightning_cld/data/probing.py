@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,12 +21,15 @@ LABELS = (".1", ".labels", ".label")
 _TRANSFORMS = ("transform", "transforms", "target_transform")
 """Attributes of a dataset, as torchvision names them. They may begin with an underscore."""
 
+_REPLAYED = 7
+"""How many of the first reads are repeated from the same random states, where samples change."""
+
 
 class Probed(NamedTuple):
     """What was found.
 
     Attributes:
-        numbers: For each sample that could be read the small numbers in it, but for those that changed.
+        numbers: For each sample that could be read, by position, the small numbers in it that did not change.
         samples: Those that were to be read twice, without what could not be read. Empty if they changed, or if nothing
             in them can be compared.
         read: "raw" if `samples` are without the dataset's transforms, else "given".
@@ -52,7 +54,7 @@ def probe(loader: DataLoader[Any], once: list[int], twice: list[int], few: list[
 
     Args:
         loader: The user's loader. Only its dataset and settings are read.
-        once: Positions to read.
+        once: Positions to read, such as tell most first: where samples change, those are read again.
         twice: Those of them to read again, in reverse order.
         few: Those of these that are read without transforms too.
         first: A position that can be read for sure. A position that nobody draws may hold a broken sample.
@@ -70,7 +72,7 @@ def probe(loader: DataLoader[Any], once: list[int], twice: list[int], few: list[
                 sampler=[first],
                 collate_fn=prober,
                 num_workers=min(1, loader.num_workers),
-                timeout=loader.timeout * (len(once) + 2 * len(twice) + 4 * len(few)),
+                timeout=loader.timeout * (len(once) + len(twice) + 2 * len(few) + 4 * _REPLAYED),  # all in one batch
                 worker_init_fn=loader.worker_init_fn,
                 multiprocessing_context=loader.multiprocessing_context,
             )
@@ -79,10 +81,18 @@ def probe(loader: DataLoader[Any], once: list[int], twice: list[int], few: list[
 
 
 class _Reading(NamedTuple):
-    """A sample that was read: its parts, the digest of a batch of it alone, and its parts without transforms."""
+    """A sample that was read.
+
+    Attributes:
+        parts: What is in it.
+        batch: The digest of a batch of it alone.
+        known: Whether all of both could be compared.
+        raw: What is in it without transforms; None if it could not be read so.
+    """
 
     parts: Parts
     batch: str
+    known: bool
     raw: Parts | None
 
 
@@ -98,8 +108,9 @@ class _Prober:
         self.seeds = {at: seed for seed, at in enumerate(once)}
 
     def __call__(self, batch: Any) -> Probed:
-        if isinstance(batch, list):
+        if not getattr(self.dataset, "__getitems__", None):
             batch.clear()  # only the sample at hand takes memory
+        own = OwnGenerators(self.dataset, self.collate_fn)
         first: dict[int, _Reading] = {}
         failures: list[Exception] = []
         for at in self.once:
@@ -110,73 +121,78 @@ class _Prober:
         if not first:
             raise failures[0]
         again = {at: self._read(at, len(self.seeds) + at) for at in reversed(self.twice) if at in first}
-        few = [at for at in self.few if at in first]
         changed = [at for at in again if first[at].batch != again[at].batch]
-        samples, read = _sketches([(first[at], again[at]) for at in few])
-        pairs = [(first[at].parts.numbers, again[at].parts.numbers) for at in again]
-        moving = {
-            path
-            for own, its in pairs
-            for path in own
-            if path not in its or not np.array_equal(own[path], its[path], equal_nan=True)
-        }
+        samples, read = _sketches([(first[at], again[at]) for at in self.few if at in first])
         return Probed(
-            numbers=[
-                {path: number for path, number in reading.parts.numbers.items() if path not in moving}
-                for reading in first.values()
-            ],
+            numbers=_steady_numbers(first, again),
             samples=samples,
             read=read,
             changed=changed,
-            known=all(first[at].parts.known for at in again),
-            moved=self._moved(first, again, few) if changed else None,
+            known=all(first[at].known for at in again),
+            moved=self._moved(first, again, own) if changed else None,
         )
 
     def _read(self, position: int, seed: int) -> _Reading:
         _seed(seed)
         batch = _fetch(self.dataset, position)
         parts = _parts_of_batch(batch)
-        digest = parts.digest
+        digest, known = parts.digest, parts.known
         if position in self.twice and self.collate_fn is not default_collate:
-            # It may want more samples. A sweep tells of any other fault.
-            with suppress(Exception):
-                digest = parts_of(self.collate_fn(batch)).digest
+            try:
+                of_batch = parts_of(self.collate_fn(batch))
+                digest, known = of_batch.digest, known and of_batch.known
+            except Exception:  # noqa: BLE001  # it may want more samples; a sweep tells of any other fault
+                known = False
         del batch
-        return _Reading(parts, digest, self._read_raw(position, parts) if position in self.few else None)
+        return _Reading(parts, digest, known, self._read_raw(position, parts) if position in self.few else None)
 
     def _read_raw(self, position: int, given: Parts) -> Parts | None:
-        # Copied only now: reading may have opened the dataset's files.
-        plain, active = without_transforms(self.dataset)
-        if plain is None:
-            return None
-        if not active:
-            return given
         try:
-            return _parts_of_batch(_fetch(plain, position))
+            # Copied only now: reading may have opened the dataset's files.
+            plain, active = without_transforms(self.dataset)
+            if plain is None:
+                return None
+            return _parts_of_batch(_fetch(plain, position)) if active else given
         except Exception:  # noqa: BLE001  # whatever a dataset raises that can't do without its transforms
             return None
 
-    def _moved(self, first: dict[int, _Reading], again: dict[int, _Reading], few: list[int]) -> str | None:
+    def _moved(self, first: dict[int, _Reading], again: dict[int, _Reading], own: OwnGenerators) -> str | None:
         """What shows that positions mean nothing, where samples change; None if nothing does."""
+        start = list(first)[:_REPLAYED]
+        before = [first[at].parts.digest for at in start]
 
-        def digest(at: int, seed: int) -> str:
-            return self._read(at, seed).parts.digest
+        def replay(positions: list[int]) -> list[str]:
+            """Reads from the random states of the first reads."""
+            with own.rewound():
+                return [self._read(at, self.seeds[of]).parts.digest for at, of in zip(positions, start, strict=True)]
 
-        if all(digest(at, self.seeds[at]) == first[at].parts.digest for at in few):
-            # Chance alone changes them. Does the position matter at all?
-            if len(few) > 1 and all(digest(few[0], self.seeds[at]) == first[at].parts.digest for at in few[1:]):
-                return f"position {few[0]} gave the samples of all others, when read from the same random states"
+        if replay(start) == before:  # chance alone changes samples
+            if len(set(before)) > 1 and replay(start[:1] * len(start)) == before:
+                return f"position {start[0]} gave the samples of others when it was read from the same random states"
             return None
         places = {reading.parts.digest: at for at, reading in first.items()}
         for at, reading in again.items():
             for path in LABELS:
-                before, now = (found.parts.numbers.get(path) for found in (first[at], reading))
-                if before is not None and now is not None and before.size == now.size == 1 and before != now:
-                    return f"the label of the sample at position {at} was {before.item()} and then {now.item()}"
+                was, now = (found.parts.numbers.get(path) for found in (first[at], reading))
+                if was is not None and now is not None and was.size == now.size == 1 and was != now:
+                    return f"the label of the sample at position {at} was {was.item()} and then {now.item()}"
             elsewhere = places.get(reading.parts.digest, at)
             if elsewhere != at and len(places) == len(first):
                 return f"the sample at position {at} was the one at position {elsewhere} before"
         return None
+
+
+def _steady_numbers(first: dict[int, _Reading], again: dict[int, _Reading]) -> list[dict[str, np.ndarray]]:
+    """The small numbers in each sample, by position, without those that change in any of the samples."""
+    pairs = [(first[at].parts.numbers, again[at].parts.numbers) for at in again]
+    moving = {
+        path
+        for own, its in pairs
+        for path in own
+        if path not in its or not np.array_equal(own[path], its[path], equal_nan=True)
+    }
+    found = [first[at].parts.numbers for at in sorted(first)]
+    return [{path: number for path, number in numbers.items() if path not in moving} for numbers in found]
 
 
 def _sketches(readings: list[tuple[_Reading, _Reading]]) -> tuple[tuple[Sketch, ...], str]:

@@ -71,6 +71,8 @@ def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, b
         view = check_loader(view, "train")
         look = look_at(view, "train")
         given, fingerprint = _viewed(trainer.train_dataloader, view, look.fingerprint)
+    if len(sampled_positions(given)) == 0:
+        raise ValueError("The train dataloader draws no samples. Are all weights of its sampler zero?")
     reference = val_dataloader
     if reference is None:
         reference = _from_datamodule(trainer, "cld_val_dataloader")

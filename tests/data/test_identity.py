@@ -5,7 +5,9 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,6 +177,8 @@ def test_samples_of_other_sizes_may_be_the_same_ones():
     problem, known = compared(Hidden(split(0), SMALL), Hidden(split(0), larger))
     assert problem is None
     assert known == {"labels"}
+    doubt = compared_with(scores_of(Hidden(split(0), SMALL)), Hidden(split(0), larger)).doubt
+    assert "not its samples. These have other shapes or types" in doubt
 
 
 def test_samples_of_one_size_are_compared_with_their_transforms_if_need_be():
@@ -477,15 +481,28 @@ class Any(Queue):
         return torch.full((2,), float(place)), place % 5
 
 
+class OwnDraw(Queue):
+    """Draws any sample, from a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.generator = np.random.default_rng(0)
+
+    def __getitem__(self, index):
+        place = int(self.generator.integers(60))
+        return torch.full((2,), float(place)), place % 5
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("dataset", "message"),
     [
         (Queue(), r"the (label of the )?sample at position \d+ was"),
         (Queue(noise=1.0, step=1), r"the label of the sample at position \d+ was \d and then \d"),
-        (Any(), r"position 0 gave the samples of all others"),
+        (Any(), r"position 0 gave the samples of others"),
+        (OwnDraw(), r"position 0 gave the samples of others"),
     ],
-    ids=["queue", "augmented queue", "at random"],
+    ids=["queue", "augmented queue", "at random", "at random by itself"],
 )
 def test_a_dataset_that_ignores_its_index_is_refused(dataset, message, workers):
     with pytest.raises(ValueError, match=f"^{type(dataset).__name__}, the train dataset, does not give .*: {message}"):
@@ -495,9 +512,17 @@ def test_a_dataset_that_ignores_its_index_is_refused(dataset, message, workers):
 class Rotated(Images):
     """Labels are drawn at random, as in self-supervised learning."""
 
+    generator = random
+
     def __getitem__(self, index):
-        turns = random.randrange(4)
+        turns = self.generator.randrange(4)
         return np.rot90(PIXELS[self.order[index]], turns).copy(), turns
+
+
+class RotatedByItself(Rotated):
+    def __init__(self, order):
+        super().__init__(order)
+        self.generator = random.Random(0)
 
 
 class Counted(Images):
@@ -517,13 +542,83 @@ class Coarse(Images):
         return (index + random.randrange(3)) % 40, LABELS[index]
 
 
-@pytest.mark.parametrize("kind", [Rotated, Counted, Coarse])
+@pytest.mark.parametrize("kind", [Rotated, RotatedByItself, Counted, Coarse])
 def test_random_samples_at_their_own_positions_are_no_queue(kind):
     assert looked_at(kind(split(0))).changes == "yes"
 
 
 def test_samples_that_are_all_alike_are_no_queue():
-    assert looked_at(TensorDataset(torch.zeros(30, 2), torch.zeros(30))).changes == "no"
+    alike = TensorDataset(torch.zeros(30, 2), torch.zeros(30))
+    assert looked_at(alike).changes == "no"
+    assert looked_at(alike, collate_fn=lambda batch: torch.rand(len(batch))).changes == "yes"
+
+
+# What batches are made of
+
+
+class Slots:
+    """Holds what can't be seen."""
+
+    __slots__ = ("x",)
+
+    def __init__(self, batch):
+        self.x = torch.stack([x for x, _ in batch])
+
+
+def as_object(batch):
+    return SimpleNamespace(x=torch.stack([x for x, _ in batch]), y=[y for _, y in batch])
+
+
+def as_arrays(batch):
+    return [[x.numpy() for x, _ in batch], {"y": np.array([y for _, y in batch])}]
+
+
+@dataclass
+class Pair:
+    x: torch.Tensor
+    y: list
+
+
+def as_dataclass(batch):
+    return Pair(torch.stack([x for x, _ in batch]), [y for _, y in batch])
+
+
+def in_pairs(batch):
+    first, second = batch
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("collate", "fixed"),
+    [(None, "no"), (list, "no"), (as_object, "no"), (as_arrays, "no"), (as_dataclass, "no"), (Slots, "unknown"),
+     (in_pairs, "unknown")],
+)  # fmt: skip
+def test_augmentation_is_noticed_whatever_a_batch_is_made_of(collate, fixed):
+    class Points(Images):
+        noise = 0.0
+
+        def __getitem__(self, index):
+            return torch.full((2,), float(index)) + self.noise * torch.rand(2), LABELS[index]
+
+    dataset = Points(range(80))
+    assert looked_at(dataset, collate_fn=collate).changes == fixed
+    dataset.noise = 1.0
+    assert looked_at(dataset, collate_fn=collate).changes in ("yes", "unknown")
+    assert (looked_at(dataset, collate_fn=collate).changes == "yes") == (collate is not Slots)
+
+
+def test_a_list_that_the_dataset_keeps_is_left_as_it_is():
+    class Kept(Images):
+        def __init__(self):
+            super().__init__(range(80))
+            self.kept = {}
+
+        def __getitems__(self, indices):
+            return self.kept.setdefault(tuple(indices), [(torch.zeros(2), index) for index in indices])
+
+    dataset = Kept()
+    looked_at(dataset)
+    assert all(len(batch) == 1 for batch in dataset.kept.values())
 
 
 # The comparison
