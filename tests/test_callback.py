@@ -1130,7 +1130,7 @@ def _loaders(**methods):
         (
             lambda: _loaders(cld_train_dataloader=lambda s: DataLoader(Subset(s.train_set, range(89, -1, -1)))),
             ValueError,
-            "it takes other positions of the dataset",
+            "it takes other positions of a larger dataset",
         ),
         (
             lambda: _loaders(

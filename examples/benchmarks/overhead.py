@@ -29,6 +29,7 @@ from torchvision.models import resnet18
 from tqdm import tqdm
 
 from lightning_cld import CLDCallback, LossTrajectories, proportional_holdout
+from lightning_cld.recording.batch_hooks import BatchHooks
 from lightning_cld.recording.batch_losses import make_step
 from lightning_cld.recording.settling import Settling
 from lightning_cld.recording.sweep import Sweep
@@ -148,7 +149,7 @@ def sweeping(model: Classifier, loader: DataLoader, batch_size: int) -> Iterator
     step = make_step(model, None)
 
     def run() -> None:
-        sweep.run(trainer, model, step)
+        sweep.run(trainer, model, step, BatchHooks([], model))
         if model.device.type == "cuda":
             torch.cuda.synchronize()
 
