@@ -37,14 +37,14 @@ class CLDCallback(Callback):
     Several callbacks, with two losses or two cutoffs for example, can be in one Trainer if each has a `filename` of its
     own. If the same Trainer then fits another module, as in cross-validation, a new timeline begins.
 
-    By default batches are `(inputs, targets, ...)`, targets integer classes `[B]`, the module returns logits
+    By default batches are `(inputs, targets, ...)`, targets are integer classes `[B]`, the module returns logits
     `[B, C]`, and the loss is cross-entropy. A method `cld_step(self, batch) -> (losses, classes)` on the
-    LightningModule replaces all of that, for any batch layout and task; `classes` None means one class for all. A
-    datamodule may define `cld_train_dataloader()`, an un-augmented view of the train set, and
-    `cld_val_dataloader()`, the reference split.
+    LightningModule replaces all of that, for any batch layout and task. With None as `classes` all samples form one
+    class. A datamodule, or a module that brings its own loaders, may define `cld_train_dataloader()`, an un-augmented
+    view of the train set, and `cld_val_dataloader()`, the validation samples to score against.
 
-    Bad input raises when `fit` starts, before the first step. After that the callback only warns: what can't be
-    computed raises from `scores`.
+    Bad input raises when `fit` starts, before the first step. After that the callback only warns. What can't be
+    computed raises when `scores` is read.
 
     Args:
         cutoff_epoch: Score once this many epochs are complete, and log nothing after that. None scores at the end.
@@ -54,30 +54,30 @@ class CLDCallback(Callback):
             resumed run compares the earlier checkpoints again.
         stop_at_cutoff: End training at `cutoff_epoch`.
         every_n_epochs: Log after every n-th epoch; `cutoff_epoch` must be a multiple of it.
-        loss_fn: A function of (outputs, targets), or loss module, that returns one loss per sample. Targets that
-            are integers `[B]` are the classes, any others put all samples into one class.
+        loss_fn: A function of (outputs, targets), or a loss module, that returns one loss per sample. Integer targets
+            `[B]` are the classes. Other targets put all samples into one class.
         step: A function `(module, batch) -> (losses, classes)` that does what a `cld_step` does, for a module that you
             can't change. It gets the LightningModule in evaluation mode, and the batch on the device. Not with
             `loss_fn`, nor for a module that has a `cld_step`.
-        train_dataloader: A loader over the train set's samples at the same positions, un-augmented say. Loaders are
-            read for dataset and settings, never iterated.
+        train_dataloader: A loader over the same train samples at the same positions, for example without augmentation.
+            The callback reads a loader's dataset and settings, and never iterates the loader.
         val_dataloader: A loader over the validation samples to score against.
-        batch_size: Samples evaluated at a time; None takes the loader's. Larger is faster, as far as memory goes.
-        history: "full" keeps all losses, 4 bytes a sample and checkpoint. "running" keeps only what the scores need, 20
-            bytes a training sample however many epochs there are (22 with more than 32,767 classes), and gives the same
-            scores within 1e-5; there are no `trajectories` then, nor their file, nor scores of an earlier cutoff,
-            nor the rule "draw".
-        record: "sweep" evaluates the train set at every checkpoint. "step" sweeps it only before the first step, and
-            takes the losses of each epoch from its training steps, which then return {"loss": ...,
-            "sample_losses": ..., "sample_index": ...}, with shape [B] but for the loss; see `IndexedDataset`. The
-            validation set is swept still. A sample that no step of an epoch saw has no loss there. Such scores are fit
-            for `select(rule="draw")` and `suspects()`, and are refused for the rule "top": they filter about as well
-            as those of sweeps, but share only a fifth of the best tenth. Not with `history="running"`,
-            `cutoff_epoch="auto"` or `every_n_epochs`.
-        buffer_device: Where the history is kept; None: the training device.
-        dirpath: Where files are saved; None: the logger's directory, else the Trainer's `default_root_dir`.
-        filename: Name of the scores file, without `.npz`. For the losses "-scores" at its end, if it is there, is
-            replaced by "-trajectories". A name of your own is also part of the keys in loggers: `cld/<filename>/...`.
+        batch_size: Number of samples evaluated at a time; None uses the loader's. Larger batches are faster.
+        history: "full" keeps all losses, 4 bytes per sample and checkpoint. "running" keeps only what the scores need:
+            20 bytes per training sample for any number of epochs (22 with more than 32,767 classes). The scores are the
+            same within 1e-5. But there are no `trajectories`, no file of them, no scores of an earlier cutoff, and no
+            rule "draw".
+        record: "sweep" evaluates the train set at every checkpoint. "step" evaluates it only before the first step, and
+            takes the losses of each epoch from its training steps. These must return {"loss": ...,
+            "sample_losses": ..., "sample_index": ...}, the last two with shape `[B]`; see `IndexedDataset`. The
+            validation set is still evaluated at every checkpoint. A sample that an epoch's steps did not see has no
+            loss there. Use such scores for `select(rule="draw")` and `suspects()`. The rule "top" refuses them: they
+            share only a fifth of the best tenth with the scores of sweeps. "step" excludes `history="running"`,
+            `cutoff_epoch="auto"` and `every_n_epochs`.
+        buffer_device: Device that stores the history; None uses the training device.
+        dirpath: Folder for the files; None uses the logger's folder, or else the Trainer's `default_root_dir`.
+        filename: Name of the scores file, without `.npz`. The losses get the same name with "-trajectories" in place of
+            "-scores" or at its end. Your own name also becomes a part of the keys in loggers: `cld/<filename>/...`.
 
     Raises:
         TypeError: If an argument has the wrong type.

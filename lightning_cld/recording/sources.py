@@ -1,4 +1,4 @@
-"""Which data a run is watched on: the callback's arguments, the datamodule's `cld_*` methods, or the Trainer's own."""
+"""Which data a run is watched on: the callback's arguments, the `cld_*` methods, or the Trainer's own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from lightning_cld.guards import preserved_rng
 from lightning_cld.recording.sweep import Sweep
 
 _VIEW = (
-    "train_dataloader=... of CLDCallback or trajectories_from_checkpoints, or cld_train_dataloader() on the datamodule"
+    "train_dataloader=... of CLDCallback or trajectories_from_checkpoints, or cld_train_dataloader() on the datamodule "
+    "or on a module that brings its own loaders"
 )
 _REFERENCE = (
     "CLD scores against validation losses: give the Trainer a validation dataloader, pass val_dataloader=... to "
@@ -61,7 +62,7 @@ def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, b
     """
     view = train_dataloader
     if view is None:
-        view = _from_datamodule(trainer, "cld_train_dataloader")
+        view = _from_run(trainer, "cld_train_dataloader")
     if view is None:
         given = view = check_loader(trainer.train_dataloader, "train")
         check_drawn(given, "train")
@@ -75,7 +76,7 @@ def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, b
         raise ValueError("The train dataloader draws no samples. Are all weights of its sampler zero?")
     reference = val_dataloader
     if reference is None:
-        reference = _from_datamodule(trainer, "cld_val_dataloader")
+        reference = _from_run(trainer, "cld_val_dataloader")
     own_val = reference is None
     if reference is None:
         reference = _trainer_val_dataloader(trainer)
@@ -151,8 +152,10 @@ def _readable(loaders: Any) -> list[DataLoader[Any]]:
     return found
 
 
-def _from_datamodule(trainer: Trainer, name: str) -> Any:
-    method = getattr(getattr(trainer, "datamodule", None), name, None)
+def _from_run(trainer: Trainer, name: str) -> Any:
+    """What a method of the datamodule returns, or of a module that brings its own loaders; None if there is none."""
+    datamodule = getattr(trainer, "datamodule", None)
+    method = getattr(trainer.lightning_module if datamodule is None else datamodule, name, None)
     if method is None:
         return None
     with preserved_rng():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset, TensorDataset, WeightedRandomSampler
-from toys import CLASSES, Blobs, Classifier, blobs, fit
+from toys import CLASSES, Blobs, Classifier, blobs, fit, quiet_trainer
 
 from lightning_cld import CLDCallback
 
@@ -362,3 +362,36 @@ def test_the_data_are_looked_at_anew_only_when_they_are_loaded_anew(tmp_path):
     fit(tmp_path, CLDCallback(), datamodule=data, max_epochs=4)
     trained, swept = 4 * 90, 5 * 90
     assert trained + swept < Counts.reads < trained + swept + 30
+
+
+class BringsLoaders(Classifier):
+    """A module with loaders and views of its own."""
+
+    data = Blobs()
+    view = Blobs().train_set
+
+    def train_dataloader(self):
+        return DataLoader(self.data.train_set, 16, shuffle=True)
+
+    def val_dataloader(self):
+        return DataLoader(self.data.val_set, 16)
+
+    def cld_train_dataloader(self):
+        return DataLoader(self.view, 30)
+
+    def cld_val_dataloader(self):
+        return DataLoader(Subset(self.data.val_set, range(24)), 8)
+
+
+def test_a_module_that_brings_its_loaders_brings_its_views(tmp_path):
+    cld = CLDCallback()
+    quiet_trainer(tmp_path, cld).fit(BringsLoaders())
+    assert cld.trajectories.references == 24
+    with pytest.raises(ValueError, match=r"cld_train_dataloader.*it has 30 samples, not 90"):
+        quiet_trainer(tmp_path, CLDCallback()).fit(type("Other", (BringsLoaders,), {"view": Blobs().val_set})())
+
+
+def test_views_of_a_module_are_not_used_with_a_datamodule(tmp_path):
+    cld = CLDCallback()
+    fit(tmp_path, cld, BringsLoaders, Blobs())
+    assert cld.trajectories.references == 30
