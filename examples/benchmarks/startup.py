@@ -58,7 +58,8 @@ def datasets(samples: int, classes: int) -> dict[str, Dataset[Any]]:
 
 def look(dataset: Dataset[Any], val: DataLoader[Any]) -> None:
     # Only these attributes of a Trainer are asked for.
-    trainer: Any = SimpleNamespace(train_dataloader=DataLoader(dataset, batch_size=256, shuffle=True), datamodule=None)
+    loader = DataLoader(dataset, batch_size=256, shuffle=True)
+    trainer: Any = SimpleNamespace(train_dataloader=loader, datamodule=None, lightning_module=None)
     find_sources(trainer, None, val, None)
 
 

@@ -37,6 +37,7 @@ import path as curves
 import quality
 import report
 import scoring
+import startup
 import transfer
 import validation
 from _common import Images, flip_labels, load
@@ -617,3 +618,12 @@ def test_overhead_times_sweeps_and_settling(capsys):
     assert len(ratios) == 6
     assert min(ratios) > 0
     assert settling.startswith('cutoff_epoch="auto": 0.0')
+
+
+def test_the_start_of_a_run_is_measured(capsys):
+    startup.main(["--samples", "500", "--classes", "10", "--repeats", "1"])
+    command, table = capsys.readouterr().out.strip().split("\n\n")
+    assert command == "python examples/benchmarks/startup.py --samples 500 --classes 10 --repeats 1"
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in table.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["folders", "500"], ["subset of folders", "450"], ["tensors", "500"]]
+    assert all(float(row[2]) > 0 for row in rows)
