@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ class Results:
         filename: Name of the scores file, with or without `.npz`.
 
     Raises:
-        ValueError: If `filename` is empty or names a folder.
+        ValueError: If `filename` is empty or names a folder, or `dirpath` is a URL.
     """
 
     def __init__(self, dirpath: str | Path | None, filename: str) -> None:
         if not filename or Path(filename).name != filename:
             raise ValueError(f"filename must be a name without directories, got {filename!r}. Use dirpath for those.")
-        self.dirpath = None if dirpath is None else Path(dirpath)
+        self.dirpath = None if dirpath is None else _local(dirpath, "dirpath")
         self.filename = filename.removesuffix(".npz")
         self.folder = self.dirpath
         # Forked and spawned processes inherit this value, so their files carry it too.
@@ -36,7 +37,9 @@ class Results:
 
     def choose_folder(self, trainer: Trainer) -> None:
         """Uses `dirpath`, or else the Trainer's folder. Every rank must call it."""
-        self.folder = self.dirpath or Path(trainer.log_dir or trainer.default_root_dir)
+        self.folder = self.dirpath or _local(
+            trainer.log_dir or trainer.default_root_dir, "the folder of the logger or the Trainer"
+        )
 
     @property
     def scores_path(self) -> Path | None:
@@ -91,3 +94,13 @@ class Results:
 
     def _file(self, name: str) -> Path:
         return (self.folder or Path()) / f"{name}.npz"
+
+
+def _local(folder: str | Path, what: str) -> Path:
+    """Returns a folder of this machine as a path, or raises: a URL would become a folder of that name."""
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(folder)):  # a Path has lost one of the two slashes
+        raise ValueError(
+            f"CLD saves to folders of this machine, and {what} is {folder}. Give CLDCallback(dirpath=...) a local "
+            "folder, and copy the files when the run is over."
+        )
+    return Path(folder)
