@@ -70,14 +70,12 @@ def whole_numbers(values: Any) -> Tensor | None:
         return torch.arange(values.start, values.stop, values.step)
     try:
         # Of a list numpy makes an array several times faster than torch.
-        numbers = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
-    except (TypeError, ValueError, RuntimeError, OverflowError):
+        array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
+    except (TypeError, ValueError, RuntimeError):
         return None
-    if len(numbers) == 0:
-        return torch.zeros(0, dtype=torch.int64)
-    if numbers.ndim != 1 or numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and len(array)):
         return None
-    return numbers.long()
+    return torch.from_numpy(np.require(array, np.int64, ["C", "W"]))  # in memory that torch takes
 
 
 def inner_datasets(dataset: Any) -> Iterator[tuple[str, list[Any]]]:

@@ -197,13 +197,9 @@ def _steady_numbers(first: dict[int, _Reading], again: dict[int, _Reading]) -> l
 
 def _sketches(readings: list[tuple[_Reading, _Reading]]) -> tuple[tuple[Sketch, ...], str]:
     """The sketches of samples that were read twice, and whether these are "raw" or "given"; none if they changed."""
-    pairs, read = [(first.parts, again.parts) for first, again in readings], "given"
     raw = [(first.raw, again.raw) for first, again in readings if first.raw is not None and again.raw is not None]
-    # A cache, say, may hold samples with transforms. Then the raw ones are none.
-    if len(raw) == len(pairs) and any(
-        bare is given or bare.digest != given.digest for (bare, _), (given, _) in zip(raw, pairs, strict=True)
-    ):
-        pairs, read = raw, "raw"
+    given = [(first.parts, again.parts) for first, again in readings]
+    pairs, read = (raw, "raw") if len(raw) == len(given) else (given, "given")
     sketches = tuple(one.sketch for one, _ in pairs)
     comparable = all(one.known for one, _ in pairs) or len(set(sketches)) > 1
     if not comparable or any(one.digest != other.digest for one, other in pairs):

@@ -136,7 +136,9 @@ def test_keys_are_refused(make, drawn):
         check_drawn(make(drawn), "train")
 
 
-@pytest.mark.parametrize("sampler", [["a", "b"], [[1], [2, 3]], [0.5], torch.tensor([0.5]), [1, "a"]], ids=str)
+@pytest.mark.parametrize(
+    "sampler", [["a", "b"], [[1], [2, 3]], [0.5], torch.tensor([0.5]), [1, "a"], [True, False]], ids=str
+)
 def test_a_list_of_other_things_than_positions_is_refused_whoever_asks(sampler):
     with pytest.raises(TypeError, match="positions that are no whole numbers"):
         sampled_positions(loader(sampler))

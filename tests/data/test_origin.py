@@ -1,6 +1,7 @@
 """Where samples come from: positions below all subsets, and names of files."""
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -90,11 +91,16 @@ def test_other_positions_have_another_hash(one, other):
         (split(0), split(0)),
         (Subset(Subset(POOL, range(9, -1, -1)), [1, 3]), Subset(POOL, torch.tensor([8, 6]))),
         (Subset(POOL, [-1, 3]), Subset(POOL, np.array([49, 3]))),
+        (Subset(POOL, np.array([3, 1, 2], dtype=np.uint32)), Subset(POOL, (3, 1, 2))),
+        (Subset(POOL, np.array([3, 1, 2], dtype=">i4")), Subset(POOL, [3, 1, 2])),
+        (Subset(POOL, np.arange(0, 9, 2)[::-1]), Subset(POOL, range(8, -1, -2))),
+        (Subset(POOL, np.broadcast_to(3, 2)), Subset(POOL, [3, 3])),
         (IndexedDataset(split(0)), split(0)),
         (Subset(POOL, range(4)), Subset(POOL, [0, 1, 2, 3])),
     ],
 )
 def test_the_same_positions_have_the_same_hash(one, other):
+    warnings.simplefilter("error")
     assert hash_of_positions(flat(one)) == hash_of_positions(flat(other)) != ""
 
 
