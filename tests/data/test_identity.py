@@ -153,6 +153,13 @@ def test_samples_are_compared_without_their_transforms(make):
     assert "other ones" in problem or "other positions" in problem
 
 
+@pytest.mark.parametrize("make", [make for name, make in REMOVABLE.items() if name not in ("required", "named")])
+def test_a_set_without_transforms_is_compared_with_one_that_has_them(make):
+    problem, known = compared(make(split(0), None), make(split(0), LARGE))
+    assert problem is None
+    assert "samples" in known
+
+
 @pytest.mark.parametrize("make", REMOVABLE.values(), ids=REMOVABLE)
 def test_a_look_leaves_the_dataset_as_it_was(make):
     dataset = make(split(0), LARGE)
@@ -289,6 +296,18 @@ def test_classes_that_the_run_logged_are_found_wherever_they_stand(sample):
     assert len(scored.numbers) == 1
     assert scored.mismatch(fingerprint(LABELS)) is None
     assert scored.mismatch(fingerprint(LABELS[::-1])) == "it has other labels, or the same in another order"
+
+
+def test_classes_in_another_form_are_not_compared():
+    class Samples(Images):
+        def __getitem__(self, index):
+            label = torch.tensor(LABELS[self.order[index]])
+            return {"gt": torch.nn.functional.one_hot(label, 4) if self.transform else label}
+
+    scored = looked_at(Samples(range(80))).fingerprint.of_classes(torch.tensor(LABELS))
+    served = looked_at(Samples(range(80), transform=True)).fingerprint
+    assert len(scored.numbers) == 1
+    assert scored.mismatch(served) is None
 
 
 # Reading
@@ -437,6 +456,10 @@ def test_samples_that_nobody_draws_need_not_be_readable(workers):
     assert one.mismatch(other) is not None
 
 
+def test_labels_are_compared_only_if_all_probes_can_be_read():
+    assert compared(Broken(split(0), {0, 12}), Broken(split(0), set()), sampler=range(1, 10)) == (None, set())
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_dataset_that_cannot_be_read_says_why(workers):
     with pytest.raises(OSError, match="sample 0 is truncated"):
@@ -473,6 +496,13 @@ class Queue(Dataset):
         return torch.full((2,), float(place)) + self.noise * torch.rand(2), place % 5
 
 
+class Bare(Queue):
+    """Has no labels."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0]
+
+
 class Any(Queue):
     """Draws any sample, from the global random state."""
 
@@ -499,10 +529,11 @@ class OwnDraw(Queue):
     [
         (Queue(), r"the (label of the )?sample at position \d+ was"),
         (Queue(noise=1.0, step=1), r"the label of the sample at position \d+ was \d and then \d"),
+        (Bare(), r"the sample at position \d+ was the one at position \d+ before"),
         (Any(), r"position 0 gave the samples of others"),
         (OwnDraw(), r"position 0 gave the samples of others"),
     ],
-    ids=["queue", "augmented queue", "at random", "at random by itself"],
+    ids=["queue", "augmented queue", "without labels", "at random", "at random by itself"],
 )
 def test_a_dataset_that_ignores_its_index_is_refused(dataset, message, workers):
     with pytest.raises(ValueError, match=f"^{type(dataset).__name__}, the train dataset, does not give .*: {message}"):
@@ -525,6 +556,18 @@ class RotatedByItself(Rotated):
         self.generator = random.Random(0)
 
 
+class Masked(Images):
+    """Masks tokens, and what is to be said of them, by a count of its own."""
+
+    reads = 0
+
+    def __getitem__(self, index):
+        self.reads += 1
+        tokens = [int(token) for token in PIXELS[self.order[index]].ravel()[:12]]
+        masked = [0 if (place + self.reads) % 3 else token for place, token in enumerate(tokens)]
+        return masked, [token if mask == 0 else -100 for token, mask in zip(tokens, masked, strict=True)]
+
+
 class Counted(Images):
     """Says how often it was read."""
 
@@ -542,9 +585,14 @@ class Coarse(Images):
         return (index + random.randrange(3)) % 40, LABELS[index]
 
 
-@pytest.mark.parametrize("kind", [Rotated, RotatedByItself, Counted, Coarse])
+@pytest.mark.parametrize("kind", [Rotated, RotatedByItself, Masked, Counted, Coarse])
 def test_random_samples_at_their_own_positions_are_no_queue(kind):
     assert looked_at(kind(split(0))).changes == "yes"
+
+
+def test_labels_that_change_are_not_compared():
+    fingerprint = looked_at(Rotated(split(0))).fingerprint
+    assert (fingerprint.numbers, fingerprint.probe) == ((), "")
 
 
 def test_samples_that_are_all_alike_are_no_queue():
@@ -762,13 +810,15 @@ print((peak() - before) / (2**24 + 2**20))
 @pytest.mark.parametrize(
     ("collate", "samples"),
     [
-        ("None", 3.0),  # two, with room for what the allocator keeps
-        ("list", 3.0),
-        ("lambda batch: torch.utils.data.default_collate(batch)", 4.0),
+        ("None", 2.0),
+        ("list", 2.0),
+        ("lambda batch: torch.utils.data.default_collate(batch)", 3.0),
     ],
     ids=["default", "list", "custom"],
 )
 def test_a_look_holds_few_samples_at_once(collate, samples):
     command = [sys.executable, "-c", MEMORY, collate]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    # Or glibc keeps some of what is freed.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"}
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert float(result.stdout) < samples

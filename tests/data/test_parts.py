@@ -165,6 +165,9 @@ CHANGED = {
     "empty": ([], {}),
     "missing": ({"a": 1}, {"a": 1, "b": []}),
     "moved": ({"a": {"b": 1}}, {"a.b": 1}),
+    "taken out": ([["a"], "b"], [["a", "b"]]),
+    "cut elsewhere": ([b"a1:bytes\n", b"b"], [b"a", b"1:bytes\nb"]),
+    "dtype of an array": (np.zeros(2, dtype=np.int32), np.zeros(2, dtype=np.float32)),
     "sign": (with_nan(1), with_nan(-1)),
 }
 
@@ -183,6 +186,7 @@ def test_a_change_is_seen_in_whatever_samples_are_made_of(one, other):
     [
         ({"a": 1, "b": 2}, OrderedDict(b=2, a=1)),
         ([1, "a"], (1, "a")),
+        ({0, 8}, {8, 0}),
         (torch.arange(6).reshape(2, 3).T, torch.tensor([[0, 3], [1, 4], [2, 5]])),
         (np.arange(5)[::-2], np.array([4, 2, 0])),
         (np.broadcast_to(np.int64(3), (2, 2)), np.array([[3, 3], [3, 3]])),
@@ -243,6 +247,7 @@ def test_a_sample_within_itself_is_looked_at_once():
         return sample
 
     assert parts_of(circle(1)).digest == parts_of(circle(1)).digest != parts_of(circle(2)).digest
+    assert parts_of(circle(1)).known
 
 
 def test_what_is_too_deep_is_unknown():
@@ -305,6 +310,13 @@ def test_floats_of_two_values_are_told_apart():
 def test_a_slow_drift_is_seen():
     """As of prices or pressures, which lie close together."""
     one, other = (1013.0 + torch.linspace(0, step, 500) for step in (1.0, 2.0))
+    assert not parts_of(one).sketch.is_like(parts_of(other).sketch)
+
+
+def test_missing_values_do_not_hide_the_others():
+    one, other = torch.randn(2, 800, generator=torch.Generator().manual_seed(0))
+    one[::50] = other[::50] = math.nan
+    assert parts_of(one).sketch.is_like(parts_of(one * (1 + 1e-6)).sketch)
     assert not parts_of(one).sketch.is_like(parts_of(other).sketch)
 
 

@@ -31,6 +31,7 @@ from torch.utils.data import (
     DistributedSampler,
     RandomSampler,
     Sampler,
+    Subset,
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
@@ -134,6 +135,23 @@ class NoReference(Data):
         if self.trainer.global_rank == self.trainer.world_size - 1:
             raise OSError("the reference is on another disk")
         return self.val_dataloader()
+
+
+class OtherSplit(Data):
+    """Draws other samples on each rank, class after class, so that the labels are the same."""
+
+    def setup(self, stage: str) -> None:
+        pool = Points(90, seed=0)
+        generator = torch.Generator().manual_seed(self.trainer.global_rank)
+        drawn = [torch.randperm(30, generator=generator)[:16] * CLASSES + label for label in range(CLASSES)]
+        self.train_set = Subset(pool, torch.cat(drawn).tolist())
+
+
+class OtherSamples(Data):
+    """Has other samples on each rank, with the same labels."""
+
+    def setup(self, stage: str) -> None:
+        self.train_set = Points(49, seed=10 + self.trainer.global_rank)
 
 
 class Model(Classifier):
@@ -492,6 +510,10 @@ class Runs:
 
     def no_reference(self) -> None:
         self.fit("no-reference", NoReference(49, 11), cld=CLDCallback(dirpath=self.root))
+
+    def other_data(self) -> None:
+        for name, kind in (("other-split", OtherSplit), ("other-samples", OtherSamples)):
+            self.fit(name, kind(49, 11), cld=CLDCallback(dirpath=self.root))
 
     def bad_sample(self) -> None:
         view = Points(49, seed=0)

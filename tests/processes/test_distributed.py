@@ -33,7 +33,17 @@ from lightning_cld import CLDScores, LossTrajectories
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ddp_fork needs fork")
 
-EVERYWHERE = ["sizes", "models", "samplers", "coresets", "loaders", "later_errors", "no_reference", "steps"]
+EVERYWHERE = [
+    "sizes",
+    "models",
+    "samplers",
+    "coresets",
+    "loaders",
+    "later_errors",
+    "no_reference",
+    "other_data",
+    "steps",
+]
 # The last part breaks the connection between the processes if the library fails. It comes last because the parts
 # before it are saved by then.
 PARTS = {
@@ -345,6 +355,11 @@ def test_a_bad_sample_on_one_rank_ends_all_under_ddp(run_of):
 
 def test_data_missing_on_one_rank_end_all_with_its_message(ranks):
     assert_ends_all(ranks, "no-reference", "the reference is on another disk")
+
+
+@pytest.mark.parametrize("name", ["other-split", "other-samples"])
+def test_other_samples_on_one_rank_end_all_though_labels_are_the_same(ranks, name):
+    assert_ends_all(ranks, name, "has other data than rank 0")
 
 
 def test_a_first_step_without_sample_losses_on_one_rank_ends_all(ranks):

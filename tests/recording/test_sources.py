@@ -334,6 +334,7 @@ class Batches(Shuffling):
 @pytest.mark.parametrize("workers", [0, 1, 2])
 @pytest.mark.parametrize("sampler", [Shuffling, Batches])
 @pytest.mark.filterwarnings("ignore:.*whether .* draws all of them.*")
+@pytest.mark.filterwarnings("ignore:.*shows the same sample differently.*")
 def test_training_is_the_same_bit_for_bit_whatever_is_looked_at(tmp_path, sampler, workers):
     def trained(cld):
         own = sampler(90)
