@@ -140,7 +140,7 @@ def trajectories_from_checkpoints(
         for path in files.values():
             _check_weights(module, _weights(module, read_checkpoint(path, weights_only)), path)
         # The module brings some with it (configure_callbacks), which the Trainer has besides the progress bar.
-        brought = [callback for callback in trainer.callbacks if callback not in callbacks]  # type: ignore[attr-defined]
+        brought = [callback for callback in trainer.callbacks if callback not in callbacks]  # type: ignore[attr-defined]  # the same
         recorder.start(trainer, module, [*callbacks, *brought])
         with progress(trainer, "CLD checkpoints", nested=False) as show:
             for done, (epoch, path) in enumerate(files.items()):

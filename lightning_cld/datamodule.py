@@ -126,7 +126,7 @@ class CoresetDataModule(LightningDataModule):
         if isinstance(coreset, Mapping):
             chosen = _choose_each(coreset, budget, rule, seed)
             self.scores = {key: part[0] for key, part in chosen.items()}  # type: ignore[assignment]  # see their types
-            self.indices = {key: part[1] for key, part in chosen.items()}  # type: ignore[assignment]
+            self.indices = {key: part[1] for key, part in chosen.items()}  # type: ignore[assignment]  # see their types
         else:
             self.scores, self.indices = _choose(_loaded(coreset), budget, rule, seed)
         self._doubted = False

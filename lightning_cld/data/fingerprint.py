@@ -84,11 +84,6 @@ class Fingerprint:
         """The fingerprint of a dataset with these labels, `[N, ...]`."""
         return cls(len(labels), hash_of(labels), hash_of(labels[probe_positions(len(labels))]))
 
-    @classmethod
-    def of_probe(cls, length: int, probed: Tensor | None) -> Fingerprint:
-        """The fingerprint of a dataset whose labels are known at `probe_positions(length)`, or not at all."""
-        return cls(length, probe=hash_of(probed) if probed is not None else "")
-
     def of_classes(self, classes: Tensor | None) -> Fingerprint:
         """The same, where the classes that a run logged (int64 `[N]`, None for one class) say which numbers are labels.
 

@@ -10,29 +10,28 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from lightning_cld.data.nesting import Flat, flat
+from lightning_cld.data.nesting import Flat
 from lightning_cld.functional.arrays import as_tensor, names_in
 
 
-def dataset_labels(dataset: Dataset[Any]) -> Tensor | None:
+def labels_of(found: Flat) -> Tensor | None:
     """The labels that a dataset offers without reading its samples: numbers `[N, ...]` on the CPU, or None.
 
-    Looks for `targets`, then `labels`, at the second tensor of a `TensorDataset`, and through `Subset`,
-    `ConcatDataset` and `IndexedDataset`. Names are numbered by their first appearance.
+    Looks for `targets`, then `labels`, and at the second tensor of a `TensorDataset`. Names are numbered by their first
+    appearance.
+
+    Args:
+        found: The dataset, seen through `Subset`, `ConcatDataset` and `IndexedDataset`.
 
     Example:
         >>> import torch
         >>> from torch.utils.data import Subset, TensorDataset
-        >>> from lightning_cld.data.labels import dataset_labels
+        >>> from lightning_cld.data.labels import labels_of
+        >>> from lightning_cld.data.nesting import flat
         >>> pool = TensorDataset(torch.rand(4, 2), torch.tensor([5, 6, 7, 8]))
-        >>> dataset_labels(Subset(pool, [3, 1]))
+        >>> labels_of(flat(Subset(pool, [3, 1])))
         tensor([8, 6])
     """
-    return labels_of(flat(dataset))
-
-
-def labels_of(found: Flat) -> Tensor | None:
-    """The same, of a dataset that was looked through."""
     parts = [_root_labels(root) for root in found.roots]
     known = [labels for labels in parts if labels is not None]
     if len(known) < len(parts):

@@ -56,7 +56,7 @@ class OwnValidation:
         if self._untrained is None:
             self._untrained = val_loss
         # Weights that are averaged for validation are other ones than those that are trained.
-        averages = any(is_a(callback, "WeightAveraging") for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        averages = any(is_a(callback, "WeightAveraging") for callback in trainer.callbacks)  # type: ignore[attr-defined]  # Lightning sets it
         whole = isinstance(trainer.limit_val_batches, float) and trainer.limit_val_batches == 1.0
         if self._compared or averages or not whole or self._batches != _trained_batches(trainer):
             return

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_cld.data.fingerprint import Fingerprint
-from lightning_cld.data.identity import look_at, with_view
+from lightning_cld.data.identity import Look, look_at, with_view
 from lightning_cld.data.loaders import (
     changes_on_device,
     check_drawn,
@@ -87,29 +88,22 @@ def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, b
         raise ValueError(f"The validation set is empty. {_REFERENCE}")
     check_drawn(reference, "val")
     reference_look = look_at(reference, "val")
-    fixed = look.changes == "no" and not changes_on_device(view, "train")
-    val_fixed = reference_look.changes == "no" and not changes_on_device(reference, "val")
-    _warn_of_surprises(given, view, reference, changes=look.changes != "unknown" and not fixed)
-    return Sources(
-        Sweep(
-            view,
-            sampled_positions(given),
-            batch_size=batch_size,
-            kind="train",
-            keep_workers=view.persistent_workers and look.changes == "no",
-            fixed=fixed,
-        ),
-        Sweep(
-            reference,
-            sampled_positions(reference),
-            batch_size=batch_size,
-            kind="val",
-            keep_workers=reference.persistent_workers and reference_look.changes == "no",
-            fixed=val_fixed,
-        ),
-        fingerprint,
-        reference_look.fingerprint.of_classes(None),
-        own_val=own_val,
+    train = _sweep(view, sampled_positions(given), look, batch_size, "train")
+    val = _sweep(reference, sampled_positions(reference), reference_look, batch_size, "val")
+    _warn_of_surprises(given, view, reference, changes=look.changes != "unknown" and not train.fixed)
+    return Sources(train, val, fingerprint, reference_look.fingerprint.of_classes(None), own_val=own_val)
+
+
+def _sweep(loader: DataLoader[Any], positions: Tensor, look: Look, batch_size: int | None, kind: str) -> Sweep:
+    """The sweep over the samples at `positions` of a loader that was looked at."""
+    unchanged = look.changes == "no"
+    return Sweep(
+        loader,
+        positions,
+        batch_size=batch_size,
+        kind=kind,
+        keep_workers=loader.persistent_workers and unchanged,
+        fixed=unchanged and not changes_on_device(loader, kind),
     )
 
 

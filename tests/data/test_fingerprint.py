@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from lightning_cld.data.fingerprint import PROBES, Fingerprint, Sketch, hash_of, probe_positions
-from lightning_cld.data.labels import dataset_labels
+from lightning_cld.data.labels import labels_of
+from lightning_cld.data.nesting import flat
 
 LABELS = [5, 6, 7, 8]
 
@@ -39,7 +40,7 @@ def tensors(*labels):
     return TensorDataset(torch.rand(len(labels), 2), torch.tensor(labels))
 
 
-# dataset_labels
+# labels_of
 
 
 @pytest.mark.parametrize("name", ["targets", "labels"])
@@ -66,7 +67,7 @@ def tensors(*labels):
 def test_labels_are_read_from_attributes_as_int64(name, values):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        labels = dataset_labels(Labelled(**{name: values}))
+        labels = labels_of(flat(Labelled(**{name: values})))
     assert labels.dtype == torch.int64
     assert labels.tolist() == LABELS
 
@@ -86,11 +87,11 @@ def test_labels_are_read_from_attributes_as_int64(name, values):
     ids=str,
 )
 def test_attributes_that_are_no_label_for_each_sample_are_ignored(values):
-    assert dataset_labels(Labelled(targets=values)) is None
+    assert labels_of(flat(Labelled(targets=values))) is None
 
 
 def test_labels_stand_in_for_targets_that_are_none():
-    assert dataset_labels(Labelled(targets=None, labels=LABELS)).tolist() == LABELS
+    assert labels_of(flat(Labelled(targets=None, labels=LABELS))).tolist() == LABELS
 
 
 @pytest.mark.parametrize(
@@ -98,19 +99,19 @@ def test_labels_stand_in_for_targets_that_are_none():
     [[0.5, 1.5, 2.5, 3.5], torch.eye(4).tolist(), [True, False, True, False], [[1, 0], [0, 1], [1, 1], [0, 0]]],
 )
 def test_targets_that_are_no_classes_tell_datasets_apart(values):
-    labels = dataset_labels(Labelled(targets=values))
+    labels = labels_of(flat(Labelled(targets=values)))
     assert labels.tolist() == values
     known = Fingerprint.of_labels(labels)
-    assert known.mismatch(Fingerprint.of_labels(dataset_labels(Labelled(targets=values)))) is None
+    assert known.mismatch(Fingerprint.of_labels(labels_of(flat(Labelled(targets=values))))) is None
     assert "another order" in known.mismatch(Fingerprint.of_labels(labels.flip(0)))
 
 
 def test_targets_come_before_labels():
-    assert dataset_labels(Labelled(targets=LABELS, labels=[0, 0, 0, 0])).tolist() == LABELS
+    assert labels_of(flat(Labelled(targets=LABELS, labels=[0, 0, 0, 0]))).tolist() == LABELS
 
 
 def test_a_dataset_without_labels_has_none():
-    assert dataset_labels(Labelled()) is None
+    assert labels_of(flat(Labelled())) is None
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,7 @@ def test_a_dataset_without_labels_has_none():
          "subset by array", "from the end"],
 )  # fmt: skip
 def test_labels_are_read_through_torch_datasets(dataset, expected):
-    assert dataset_labels(dataset).tolist() == expected
+    assert labels_of(flat(dataset)).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_labels_are_read_through_torch_datasets(dataset, expected):
     ids=["one tensor", "subset", "concat", "subset by names"],
 )
 def test_torch_datasets_without_labels_have_none(dataset):
-    assert dataset_labels(dataset) is None
+    assert labels_of(flat(dataset)) is None
 
 
 # Fingerprint
@@ -156,7 +157,7 @@ FULL = Fingerprint.of_labels(POOL)
 
 
 def probe(labels):
-    return Fingerprint.of_probe(len(labels), labels[probe_positions(len(labels))])
+    return Fingerprint(len(labels), probe=hash_of(labels[probe_positions(len(labels))]))
 
 
 def changed(position):
@@ -176,9 +177,8 @@ UNPROBED = next(position for position in range(300) if position not in probe_pos
         probe(POOL),
         probe(changed(UNPROBED)),
         Fingerprint(300),
-        Fingerprint.of_probe(300, None),
     ],
-    ids=["equal", "int32", "probe", "a change out of the probe's sight", "length only", "no probe"],
+    ids=["equal", "int32", "probe", "a change out of the probe's sight", "length only"],
 )
 def test_nothing_tells_datasets_apart_that_agree_in_all_that_is_known(other):
     assert FULL.mismatch(other) is None

@@ -11,7 +11,8 @@ import torch
 from oracles import losses
 
 from lightning_cld import CLDMetric, CLDScores, LossTrajectories, cld_scores, proportional_holdout, select_top
-from lightning_cld.data.labels import dataset_labels
+from lightning_cld.data.labels import labels_of
+from lightning_cld.data.nesting import flat
 from lightning_cld.functional import alignment, rank_agreement, select_drawn
 
 NAN = float("nan")
@@ -364,7 +365,7 @@ def test_functions_of_tensors_refuse_masked_losses_rather_than_drop_the_mask(cal
 def test_the_labels_of_a_dataset_come_in_every_form(form):
     dataset = Column(LABELS)
     dataset.targets = FORMS[form](LABELS)
-    assert dataset_labels(dataset).tolist() == LABELS
+    assert labels_of(flat(dataset)).tolist() == LABELS
 
 
 # pandas itself

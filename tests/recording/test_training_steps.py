@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import ConcatDataset, Dataset, Subset, SubsetRandomSampler, TensorDataset
 
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, IndexedDataset, LossTrajectories
-from lightning_cld.data.labels import dataset_labels
+from lightning_cld.data.labels import labels_of
+from lightning_cld.data.nesting import flat
 from lightning_cld.functional.step_losses import at_epoch_ends
 from tests.toys import Blobs, Classifier, blobs, fit, plain_losses
 
@@ -104,7 +105,7 @@ def test_the_validation_set_and_theta_0_are_swept(tmp_path):
     cld, _, _ = stepped(tmp_path, datamodule=data, callbacks=[watches])
     torch.testing.assert_close(cld.trajectories.train_losses[0], watches.rows[0])
     torch.testing.assert_close(cld.trajectories.val_losses[1:], torch.stack(watches.rows[1:]))
-    assert torch.equal(cld.trajectories.train_classes, dataset_labels(data.plain))
+    assert torch.equal(cld.trajectories.train_classes, labels_of(flat(data.plain)))
 
 
 def test_a_sample_that_no_step_saw_is_a_hole(tmp_path):
@@ -413,7 +414,7 @@ def test_a_sample_says_its_position(kind, sample):
 def test_it_passes_for_the_dataset_within(copied):
     indexed = copied(IndexedDataset(Samples("tuple")))
     assert indexed.classes == ("a", "b")
-    assert dataset_labels(indexed).tolist() == [3, 4, 5]
+    assert labels_of(flat(indexed)).tolist() == [3, 4, 5]
     assert indexed[0] == (torch.tensor(0.0), 3, 0)
     with pytest.raises(AttributeError):
         _ = indexed.nothing
@@ -422,6 +423,6 @@ def test_it_passes_for_the_dataset_within(copied):
 def test_its_labels_are_found_through_any_wrapper():
     pool = blobs(40)
     inner = Subset(pool, list(range(5, 30)))
-    assert torch.equal(dataset_labels(IndexedDataset(inner)), pool.tensors[1][5:30])
-    assert torch.equal(dataset_labels(Subset(IndexedDataset(pool), [3, 1])), pool.tensors[1][[3, 1]])
+    assert torch.equal(labels_of(flat(IndexedDataset(inner))), pool.tensors[1][5:30])
+    assert torch.equal(labels_of(flat(Subset(IndexedDataset(pool), [3, 1]))), pool.tensors[1][[3, 1]])
     assert isinstance(inner.dataset, TensorDataset)
