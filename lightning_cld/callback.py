@@ -12,7 +12,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_cld.guards import agreed
 from lightning_cld.recording.batch_losses import LossFunction, StepFunction
 from lightning_cld.recording.loggers import log_checkpoint, log_scores
 from lightning_cld.recording.own_validation import OwnValidation
@@ -75,7 +74,8 @@ class CLDCallback(Callback):
             share only a fifth of the best tenth with the scores of sweeps. "step" excludes `history="running"`,
             `cutoff_epoch="auto"` and `every_n_epochs`.
         buffer_device: Device that stores the history; None uses the training device.
-        dirpath: Folder for the files; None uses the logger's folder, or else the Trainer's `default_root_dir`.
+        dirpath: Folder for the files, or a URL that fsspec can write to, such as `s3://bucket/runs`. None uses the
+            logger's folder, or else the Trainer's `default_root_dir`.
         filename: Name of the scores file, without `.npz`. The losses get the same name with "-trajectories" in place of
             "-scores" or at its end. Your own name also becomes a part of the keys in loggers: `cld/<filename>/...`.
 
@@ -203,8 +203,11 @@ class CLDCallback(Callback):
         return self._scores
 
     @property
-    def scores_path(self) -> Path | None:
-        """Where the scores are (or will be) saved; None until a fit decides it, if `dirpath` was not given."""
+    def scores_path(self) -> Path | str | None:
+        """Where the scores are (or will be) saved; None until a fit decides it, if `dirpath` was not given.
+
+        A URL is text.
+        """
         return self._results.scores_path
 
     @property
@@ -243,9 +246,7 @@ class CLDCallback(Callback):
             return
         self._timeline.check_max_steps(trainer, pl_module)
         self._recorder.start(trainer, pl_module)
-        with agreed(trainer, "Making dirpath"):
-            if self.dirpath is not None:  # now, so that a folder that can't be made costs no training
-                self.dirpath.mkdir(parents=True, exist_ok=True)
+        self._results.begin(trainer, self._recorder.history)  # now, so that what can't be written costs no training
         epoch = self._timeline.completed(trainer)
         if _is_untrained(trainer) or (epoch == 0 and not self._restored):
             self._sweep(trainer, pl_module, epoch=0)
@@ -325,13 +326,15 @@ class CLDCallback(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._recorder.release()
+        self._results.close()
 
     @override
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # No collectives here: the other ranks may be elsewhere.
         if self._fitting and not self._finished and trainer.is_global_zero and self._recorder.history is not None:
             self._note(trainer, pl_module)
-            self._results.save_losses(self._recorded)
+            self._results.save_interrupted(self._recorded)
+        self._results.close()
 
     # What a checkpoint of Lightning's holds
 
@@ -350,6 +353,7 @@ class CLDCallback(Callback):
             "swept_at": self._swept_at,
             "epochs_before": self._timeline.epochs_before,
             **self._recorder.state_dict(),
+            **self._results.state_dict(self._recorder.history),
         }
 
     @override
@@ -370,7 +374,7 @@ class CLDCallback(Callback):
                     f"{name}={getattr(self, name)!r}: their timelines don't fit together. Use the former value, or "
                     "resume without the callback."
                 )
-        self._recorder.load_state_dict(state_dict)
+        self._recorder.load_state_dict(state_dict, self._results.load_state_dict(state_dict))
         self._swept = state_dict["swept"]
         self._swept_at = state_dict.get("swept_at", -1)  # not in checkpoints of earlier versions
         self._timeline.epochs_before = state_dict.get("epochs_before", 0)
@@ -378,6 +382,7 @@ class CLDCallback(Callback):
 
     def _forget(self) -> None:
         self._recorder.forget()
+        self._results.forget()
         self._timeline.forget()
         self._own_validation = OwnValidation()
         self._swept = 0  # the newest due epoch whose sweep was tried, whether or not it could be logged
@@ -395,6 +400,8 @@ class CLDCallback(Callback):
         except BaseException:  # Ctrl-C or a signal, after which a resumed run makes up for this sweep
             self._swept, self._swept_at = before
             raise
+        self._note(trainer, pl_module)
+        self._results.keep(self._recorded)
         log_checkpoint(trainer, checkpoint, self._recorded, self._timeline.settling, self._prefix)
         if self._recorder.sources.own_val:
             self._own_validation.compare(trainer, checkpoint.val_loss)
@@ -411,15 +418,15 @@ class CLDCallback(Callback):
             rank_zero_warn("CLD: training ended before anything was logged; there are no scores.")
             return
         self._note(trainer, pl_module)
-        saved = self._results.save_losses(self._recorded)
         try:
             scores = self.scores
-            self._results.save_scores(scores, self._recorder.seconds)
         except Exception as error:  # noqa: BLE001  # the training that was watched has succeeded
+            saved = self._results.save_losses(self._recorded)
             kept = "" if saved is None else f" The logged losses are in {saved}: LossTrajectories.load(...).score()."
             rank_zero_warn(f"CLD: no scores were saved. {error}{kept}")
             return
-        log_scores(trainer, scores, self._recorded, self._prefix)
+        if self._results.save(self._recorded, scores, self._recorder.seconds):
+            log_scores(trainer, scores, self._recorded, self._prefix)
 
     @property
     def _prefix(self) -> str:

@@ -35,7 +35,7 @@ from lightning_cld.showing.choice import (
     agreement,
     by_mean_score,
     check_kind,
-    check_same_train_set,
+    check_same_run,
     extremes,
     positions_of,
     shown_classes,
@@ -247,7 +247,7 @@ def plot_trajectories(
         raise TypeError(f"of_class must be one class, a whole number, got {of_class!r}.")
     samples = check_count("samples", samples)
     scores = trajectories.score() if scores is None else scores
-    check_same_train_set(scores, trajectories)
+    check_same_run(scores, trajectories)
     if dataset is not None:
         check_dataset(scores, dataset)
     label = by_mean_score(scores)[0] if of_class is None else shown_classes(scores, [of_class])[0][0]

@@ -15,7 +15,8 @@ from lightning_cld.data.fingerprint import Fingerprint
 from lightning_cld.functional.arrays import IntegersLike, NumbersLike
 from lightning_cld.functional.checks import as_classes, as_numbers, check_classes
 from lightning_cld.functional.selection import check_rule, select_drawn, select_top
-from lightning_cld.storage.files import read_arrays, replacing, write_arrays
+from lightning_cld.storage.files import Contents, read, write
+from lightning_cld.storage.places import Place, as_place, child, is_folder, replacing
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -179,12 +180,18 @@ class CLDScores:
         listed = pool[self.values[pool] <= max_score]
         return listed[torch.argsort(self.values[listed], stable=True)]
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path) -> Place:
         """Writes the scores to `path` (an `.npz` archive) atomically and returns the path.
+
+        The path may be a URL that fsspec can write to, such as `s3://bucket/scores.npz`.
 
         Raises:
             TypeError: If the metadata are not plain JSON values.
         """
+        return write(path, self.contents())
+
+    def contents(self) -> Contents:
+        """What `save` writes."""
         arrays = {"values": self.values.numpy()}
         if self.classes is not None:
             arrays["classes"] = self.classes.numpy()
@@ -195,11 +202,11 @@ class CLDScores:
             "fingerprint": self.fingerprint.to_dict(),
             "metadata": self.metadata,
         }
-        return write_arrays(path, _KIND, header, arrays)
+        return Contents(_KIND, header, arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> CLDScores:
-        """Reads a file that `save` wrote. Nothing is unpickled.
+        """Reads a file that `save` wrote, from a path or a URL. Nothing is unpickled.
 
         Raises:
             FileNotFoundError: If there is no such file.
@@ -213,7 +220,7 @@ class CLDScores:
             ...     CLDScores.load(path).values
             tensor([ 0.5000, -0.2500])
         """
-        header, arrays = read_arrays(path, _KIND, "CLDScores.load")
+        header, arrays = read(path, _KIND, "CLDScores.load")
         try:
             return cls(
                 typed_array(arrays["values"], np.float32),
@@ -262,14 +269,14 @@ class CLDScores:
 
     def report(
         self, path: str | Path, dataset: Dataset[Any] | None = None, trajectories: LossTrajectories | None = None
-    ) -> Path:
+    ) -> Place:
         """Writes an HTML page with the summary, figures, and the samples with the highest and lowest scores.
 
         The page is one file that loads nothing, for a browser, an attachment or a logger. It needs matplotlib
         (`pip install "lightning-cld[plots]"`). If there are many classes, it shows those with the lowest mean scores.
 
         Args:
-            path: The file to write, atomically. Missing parent directories are created.
+            path: The file to write, atomically, or a URL. Missing parent directories are created.
             dataset: The train dataset that the Trainer was given, if possible without augmentation. The page shows
                 images of its samples. Only these samples are read.
             trajectories: The losses that the scores were computed from. The page then draws them, and shows how early
@@ -295,13 +302,13 @@ class CLDScores:
         """
         from lightning_cld.showing.page import make_page
 
-        path = _file_path(path, "report.html")
+        place = _file_place(path, "report.html")
         page = make_page(self, dataset, trajectories)
-        with replacing(path) as file:
+        with replacing(place) as file:
             file.write(page.encode())
-        return path
+        return place
 
-    def to_csv(self, path: str | Path, dataset: Dataset[Any] | None = None) -> Path:
+    def to_csv(self, path: str | Path, dataset: Dataset[Any] | None = None) -> Place:
         """Writes a CSV table for a spreadsheet or a labelling tool. It has one row per sample, the lowest score first.
 
         The columns are `position` (in the train dataset), `class`, `score`, `suspect` ("true" if `suspects` lists the
@@ -310,7 +317,7 @@ class CLDScores:
         sampler are left out. `class` is empty if there is only one class. `suspect` is empty if the scores are not CLD.
 
         Args:
-            path: The file to write, atomically and in UTF-8. Missing parent directories are created.
+            path: The file to write, atomically and in UTF-8, or a URL. Missing parent directories are created.
             dataset: The train dataset that the Trainer was given. If it lists its files in `samples`, `imgs` or
                 `files`, as torchvision does, their names are written as they are listed. Whatever is not UTF-8 in a
                 name is escaped.
@@ -338,11 +345,11 @@ class CLDScores:
         """
         from lightning_cld.showing.table import make_table
 
-        path = _file_path(path, "scores.csv")
+        place = _file_place(path, "scores.csv")
         table = make_table(self, dataset)
-        with replacing(path) as file:
+        with replacing(place) as file:
             file.write(table.encode("utf-8", "backslashreplace"))
-        return path
+        return place
 
     def positions(self) -> Tensor:
         """All positions in the train dataset, except those that the train loader's sampler never draws; sorted, int64.
@@ -368,18 +375,22 @@ class CLDScores:
         return 1 if self.classes is None else len(torch.unique(self.classes[self.positions()]))
 
 
-def _file_path(path: str | Path, example: str) -> Path:
-    """Returns the path, or raises if it is a directory."""
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a directory. Give the name of a file in it, such as {path / example}.")
-    return path
+def _file_place(path: str | Path, example: str) -> Place:
+    """Returns the path or URL, or raises if it is a directory."""
+    place = as_place(path)
+    if is_folder(place):
+        raise IsADirectoryError(
+            f"{place} is a directory. Give the name of a file in it, such as {child(place, example)}."
+        )
+    return place
 
 
 def check_pool_classes(classes: IntegersLike, samples: int, name: str) -> Tensor:
     """Returns `classes` as int64 `[samples]` on the CPU, or raises. `OUTSIDE` is allowed."""
     given = as_classes(classes, name).cpu()
     outside = given == OUTSIDE
+    if not outside.any():
+        return check_classes(given, samples, name).clone()  # it may be the caller's own
     checked = check_classes(given.masked_fill(outside, 0), samples, name)
     if outside.all():
         raise ValueError(f"{name} are all {OUTSIDE}: every position is outside of the sampler.")

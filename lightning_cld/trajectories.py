@@ -29,8 +29,10 @@ from lightning_cld.functional.diagnostics import best_tenth, half_of, overlap, r
 from lightning_cld.functional.step_losses import at_epoch_ends
 from lightning_cld.functional.uncertainty import aleatoric_uncertainty
 from lightning_cld.scores import OUTSIDE, CLDScores, check_pool_classes, typed_array
-from lightning_cld.storage.files import read_arrays, write_arrays
+from lightning_cld.storage.files import Contents, read, write
+from lightning_cld.storage.places import Place, as_place, is_folder
 from lightning_cld.storage.provenance import provenance
+from lightning_cld.storage.row_files import RowFiles
 from lightning_cld.storage.rows import Rows
 
 _KIND = "cld-trajectories"
@@ -342,30 +344,29 @@ class LossTrajectories:
         values = _checked_values(by(self), by, self._train.width).cpu()
         return values if self.train_classes is None else values.where(self.train_classes != OUTSIDE, torch.nan)
 
-    def save(self, path: str | Path) -> Path:
-        """Writes the losses and all else to `path` (an `.npz` archive) atomically and returns the path."""
-        arrays = {
-            "train_losses": self.train_losses.cpu().numpy(),
-            "val_losses": self.val_losses.cpu().numpy(),
-        }
-        if self.train_classes is not None and self.val_classes is not None:
-            arrays["train_classes"] = self.train_classes.numpy()
-            arrays["val_classes"] = self.val_classes.numpy()
-        header = {
-            "epochs": self.epochs,
-            "fingerprint": None if self.fingerprint is None else self.fingerprint.to_dict(),
-            "from_steps": self.from_steps,
-            "metadata": self.metadata,
-        }
-        return write_arrays(path, _KIND, header, arrays)
+    def save(self, path: str | Path) -> Place:
+        """Writes the losses and all else to `path` (an `.npz` archive) atomically and returns the path.
+
+        The path may be a URL that fsspec can write to, such as `s3://bucket/losses.npz`.
+        """
+        return write(path, self.contents())
+
+    def contents(self) -> Contents:
+        """What `save` writes."""
+        header, arrays = shared_parts(self)
+        losses = {"train_losses": self.train_losses.cpu().numpy(), "val_losses": self.val_losses.cpu().numpy()}
+        return Contents(_KIND, {**header, "epochs": self.epochs}, {**losses, **arrays})
 
     @classmethod
     def load(cls, path: str | Path) -> LossTrajectories:
-        """Reads a file that `save` wrote. Nothing is unpickled.
+        """Reads a file that `save` wrote, or the folder `cld-rows-...` of a run that goes on or was killed.
+
+        Nothing is unpickled. The path may be a URL.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If the file is truncated or damaged, holds no trajectories, or has a newer format.
+            ValueError: If a file is truncated or damaged, holds no trajectories, or has a newer format; or if nothing
+                was logged into the folder.
 
         Example:
             >>> import tempfile
@@ -375,7 +376,9 @@ class LossTrajectories:
             ...     LossTrajectories.load(path).train_losses
             tensor([[2.5000, 1.0000]])
         """
-        header, arrays = read_arrays(path, _KIND, "LossTrajectories.load")
+        reader = "LossTrajectories.load"
+        place = as_place(path)
+        header, arrays = RowFiles(place).read(reader) if is_folder(place) else read(place, _KIND, reader)
         try:
             fingerprint = header["fingerprint"]
             return cls(
@@ -389,7 +392,7 @@ class LossTrajectories:
                 metadata=header["metadata"],
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"LossTrajectories.load: {path} has been changed: {error}. Write it again.") from error
+            raise ValueError(f"{reader}: {place} has been changed: {error}. Write it again.") from error
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors on the CPU and plain values, which `torch.load(weights_only=True)` reads.
@@ -425,6 +428,23 @@ class LossTrajectories:
         if self.train_classes is None:
             return torch.arange(self._train.width)
         return torch.nonzero(self.train_classes != OUTSIDE).flatten()
+
+
+def shared_parts(trajectories: LossTrajectories) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What a file holds beside the losses and epochs: the other values of its header, and the arrays of classes."""
+    arrays = {}
+    if trajectories.train_classes is not None and trajectories.val_classes is not None:
+        arrays = {
+            "train_classes": trajectories.train_classes.numpy(),
+            "val_classes": trajectories.val_classes.numpy(),
+        }
+    fingerprint = trajectories.fingerprint
+    header = {
+        "fingerprint": None if fingerprint is None else fingerprint.to_dict(),
+        "from_steps": trajectories.from_steps,
+        "metadata": trajectories.metadata,
+    }
+    return header, arrays
 
 
 def trained_losses(trajectories: LossTrajectories) -> Tensor:

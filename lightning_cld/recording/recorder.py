@@ -194,17 +194,15 @@ class Recorder:
             vars(self).pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was recorded: tensors on the CPU and plain values, which `torch.load(weights_only=True)` reads."""
+        """What there is beside the history: plain values and tensors that `torch.load(weights_only=True)` reads."""
         return {
             "sweep_seconds": self.seconds,
-            "trajectories": None if self.history is None else self.history.state_dict(),
             "step_losses": None if self.step_losses is None else self.step_losses.state_dict(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        recorded, kind = state["trajectories"], RunningHistory if self.running else LossTrajectories
-        self.history = None if recorded is None else kind.from_state_dict(recorded)
+    def load_state_dict(self, state: Mapping[str, Any], history: LossTrajectories | RunningHistory | None) -> None:
+        """The inverse of `state_dict`, with the history that belongs to it."""
+        self.history = history
         self.seconds = state["sweep_seconds"]
         if self.step_losses is not None:
             self.step_losses.load_state_dict(state["step_losses"])

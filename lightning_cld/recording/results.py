@@ -1,106 +1,348 @@
-"""`Results`: saves the losses and scores of a run, and marks the files with the run's identity."""
+"""`Results`: the files of a run, which carry its id: losses as they are logged, and losses and scores at the end."""
 
 from __future__ import annotations
 
-import re
 import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_cld.guards import agreed
 from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.scores import CLDScores
-from lightning_cld.trajectories import LossTrajectories
+from lightning_cld.storage.files import Contents, stored_metadata, write_together
+from lightning_cld.storage.places import Place, as_place, check_writable, child, exists, names_in
+from lightning_cld.storage.row_files import RowFiles
+from lightning_cld.trajectories import LossTrajectories, shared_parts
+
+KEPT_IN_CHECKPOINTS = 2**24
+"""Bytes of losses that a Lightning checkpoint holds. Where there are more it names the folder that they are in, so that
+what an epoch costs does not grow with the epochs."""
+
+_SCORES_SO_FAR = "scores.npz"
+
+History: TypeAlias = LossTrajectories | RunningHistory
 
 
 class Results:
     """Saves the losses and scores of a run.
 
     Args:
-        dirpath: The folder; None uses the logger's, else the Trainer's `default_root_dir`.
+        dirpath: The folder, or a URL that fsspec can write to; None uses the logger's, else the Trainer's
+            `default_root_dir`.
         filename: Name of the scores file, with or without `.npz`.
 
+    Attributes:
+        run: The id of the run. A run that is resumed from a Lightning checkpoint keeps it.
+
     Raises:
-        ValueError: If `filename` is empty or names a folder, or `dirpath` is a URL.
+        ValueError: If `filename` is empty or names a folder.
     """
 
     def __init__(self, dirpath: str | Path | None, filename: str) -> None:
         if not filename or Path(filename).name != filename:
             raise ValueError(f"filename must be a name without directories, got {filename!r}. Use dirpath for those.")
-        self.dirpath = None if dirpath is None else _local(dirpath, "dirpath")
+        self.dirpath = None if dirpath is None else as_place(dirpath)
         self.filename = filename.removesuffix(".npz")
         self.folder = self.dirpath
         # Forked and spawned processes inherit this value, so their files carry it too.
-        self.run = secrets.token_hex(8)
+        self._launch = secrets.token_hex(8)
+        self._writes = True
+        self.forget()
+
+    def forget(self) -> None:
+        """Begins another run."""
+        self.run = secrets.token_hex(4)
+        self._rows: RowFiles | None = None
+        self._written: set[int] = set()
+        self._told = False
 
     def choose_folder(self, trainer: Trainer) -> None:
         """Uses `dirpath`, or else the Trainer's folder. Every rank must call it."""
-        self.folder = self.dirpath or _local(
-            trainer.log_dir or trainer.default_root_dir, "the folder of the logger or the Trainer"
-        )
+        self.folder = self.dirpath or as_place(trainer.log_dir or trainer.default_root_dir)
+        self._writes = trainer.is_global_zero
+
+    def begin(self, trainer: Trainer, history: History | None) -> None:
+        """Finds out, by writing, whether the files of a fit that starts can be saved. Every rank must call it.
+
+        Args:
+            trainer: The Trainer of the fit.
+            history: What was logged before, if the fit resumes a run.
+
+        Raises:
+            OSError: If they can't be saved.
+            ValueError: If what is behind a URL refuses them.
+        """
+        with agreed(trainer, "Preparing the folder of the scores"):
+            if not self._writes:
+                return
+            try:
+                for place in (self._scores_place, self._losses_place):
+                    check_writable(place)
+                self._tell_of_others()
+                self._rows = RowFiles(child(self.folder or Path(), self._rows_name(self.run)))
+                self._rows.take()
+                if isinstance(history, LossTrajectories):  # a killed run may have gone on behind its checkpoint
+                    self._rows.keep_only(history.epochs)
+                    self._written = set(self._rows.epochs())
+            except Exception as error:  # storages raise what they like
+                kind = (
+                    type(error) if isinstance(error, OSError) and type(error).__module__ == "builtins" else ValueError
+                )
+                raise kind(
+                    f"CLD can't save {self.filename}.npz and the losses to {self.folder}: {error}. Give "
+                    "CLDCallback(dirpath=...) a folder that can be written to, or a shorter filename=..."
+                ) from error
 
     @property
-    def scores_path(self) -> Path | None:
-        """Path of the scores file, saved already or later; None until a folder is chosen."""
-        return None if self.folder is None else self._file(self.filename)
+    def scores_path(self) -> Place | None:
+        """Path or URL of the scores file, saved already or later; None until a folder is chosen."""
+        return None if self.folder is None else self._scores_place
 
     def saved_scores(self) -> CLDScores | None:
         """Loads the scores that another process of this run saved; None if there are none."""
-        if self.scores_path is None or not self.scores_path.exists():
+        if self.folder is None or not exists(self._scores_place):
             return None
-        saved = CLDScores.load(self.scores_path)
-        return saved if saved.metadata.get("run") == self.run else None  # else from an earlier run
+        saved = CLDScores.load(self._scores_place)
+        return saved if saved.metadata.get("launch") == self._launch else None  # else from an earlier run
 
-    def note(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        recorded: LossTrajectories | RunningHistory,
-        about: dict[str, Any],
-    ) -> None:
+    def note(self, trainer: Trainer, pl_module: LightningModule, recorded: History, about: dict[str, Any]) -> None:
         """Adds metadata to the history: model, Trainer, run, and plain values `about` the callback."""
         recorded.metadata.update(
             model=type(pl_module).__name__,
             max_epochs=trainer.max_epochs,
             precision=str(trainer.precision),
             run=self.run,
+            launch=self._launch,
             **about,
         )
 
-    def save_losses(self, history: LossTrajectories | RunningHistory) -> Path | None:
-        """Saves the logged losses and returns the path; None if nothing is kept or saving failed with a warning."""
-        if isinstance(history, RunningHistory):
-            return None
-        path = self._file(f"{self.filename.removesuffix('-scores')}-trajectories")
-        try:
-            return history.save(path)
-        except Exception as error:  # noqa: BLE001  # must not hide the error that ended training
-            rank_zero_warn(f"CLD: the logged losses could not be saved to {path}: {error}")
-            return None
+    def keep(self, history: History) -> None:
+        """Writes the newest checkpoint, on rank 0, so that a kill loses no more than the sweep that is going on.
 
-    def save_scores(self, scores: CLDScores, seconds: float) -> None:
-        """Saves the scores and prints a summary line, with the total `seconds` of all sweeps."""
-        path = scores.save(self._file(self.filename))
+        A running history has no losses: its scores so far are written instead, once there are any.
+        """
+        if self._rows is None:
+            return
+        try:
+            if isinstance(history, RunningHistory):
+                self._keep_scores(self._rows, history)
+            else:
+                self._keep_rows(self._rows, history)
+        except Exception as error:  # noqa: BLE001  # watching must not stop a run
+            if not self._told:
+                self._told = True
+                rank_zero_warn(
+                    f"CLD: what was logged after {history.epochs[-1]} epochs could not be written to "
+                    f"{self._rows.folder}: {error}. It is in memory, and a kill would lose it."
+                )
+
+    def _keep_rows(self, rows: RowFiles, history: LossTrajectories) -> None:
+        if not self._written:
+            rows.write_about(*shared_parts(history))
+        for place, epoch in enumerate(history.epochs):
+            if epoch not in self._written or epoch == history.epochs[-1]:
+                train_row, val_row = history.train_losses[place], history.val_losses[place]
+                rows.write(epoch, train_row.cpu().numpy(), val_row.cpu().numpy())
+                self._written.add(epoch)
+
+    def _keep_scores(self, rows: RowFiles, history: RunningHistory) -> None:
+        try:
+            scores = history.score()
+        except ValueError:  # too few checkpoints so far, or diverged, and then the scores before are kept
+            return
+        scores.save(child(rows.folder, _SCORES_SO_FAR))
+
+    def state_dict(self, history: History | None) -> dict[str, Any]:
+        """What a Lightning checkpoint holds of the run and what it logged. Only rank 0 writes checkpoints."""
+        return {"run": self.run, "trajectories": self._state_of(history) if self._writes else None}
+
+    def _state_of(self, history: History | None) -> dict[str, Any] | None:
+        if history is None:
+            return None
+        if isinstance(history, LossTrajectories) and _bytes_of(history) > KEPT_IN_CHECKPOINTS:
+            whole = self._rows is not None and self._written.issuperset(history.epochs)
+            if whole or stored_metadata(self._losses_place).get("run") == self.run:
+                places = (child(self.folder or Path(), self._rows_name(self.run)), self._losses_place)
+                folder, file = (str(place.resolve()) if isinstance(place, Path) else place for place in places)
+                return {"folder": folder, "file": file, "epochs": list(history.epochs)}
+        return history.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> History | None:
+        """Takes over the run of a checkpoint, and returns what it had logged."""
+        self.run = state.get("run", self.run)  # not in checkpoints of earlier versions
+        recorded = state["trajectories"]
+        if recorded is None:
+            return None
+        if "folder" in recorded:
+            return _kept_losses(recorded, self.run)
+        kind = RunningHistory if state["history"] == "running" else LossTrajectories
+        return kind.from_state_dict(recorded)
+
+    def save(self, history: History, scores: CLDScores, seconds: float) -> bool:
+        """Saves losses and scores, which replace those of an earlier run together, and prints a summary line.
+
+        Args:
+            history: What was logged.
+            scores: The scores.
+            seconds: The time that all sweeps took.
+
+        Returns:
+            Whether the scores could be saved. What could not is warned of.
+        """
+        contents = {self._scores_place: scores.contents()}
+        if isinstance(history, LossTrajectories):
+            contents[self._losses_place] = history.contents()
+        failed: list[Place] = []
+        try:
+            write_together(contents)
+        except Exception:  # noqa: BLE001  # storages raise what they like; each file is tried by itself
+            failed = [place for place, content in contents.items() if not self._save_one(place, content)]
+        if self._losses_place not in failed:
+            self._drop_rows()
+        if self._scores_place in failed:
+            return False
         pool = scores.values[scores.positions()]
         unscored = int(pool.isnan().sum())
         left_out = f" ({unscored:,} unscored)" if unscored else ""
         classes = "1 class" if scores.num_classes == 1 else f"{scores.num_classes} classes"
         rank_zero_info(
             f"CLD: scored {len(pool):,} samples{left_out} of {classes} from {len(scores.epochs)} checkpoints; sweeps "
-            f"took {seconds:.1f} s. Saved to {path}"
+            f"took {seconds:.1f} s. Saved to {self._scores_place}"
         )
+        return True
 
-    def _file(self, name: str) -> Path:
-        return (self.folder or Path()) / f"{name}.npz"
+    def save_losses(self, history: History) -> Place | None:
+        """Saves the losses of a run that has no scores. Returns where they are; None if nowhere."""
+        if isinstance(history, RunningHistory) or not self._save_one(self._losses_place, history.contents()):
+            return None if self._rows is None or not self._written else self._rows.folder
+        self._drop_rows()
+        return self._losses_place
+
+    def save_interrupted(self, history: History) -> None:
+        """Saves the losses of a run that an error or a signal has ended, unless a finished run's files are there."""
+        rows = None if self._rows is None else self._rows.folder
+        place: Place | None = rows
+        is_own = not exists(self._losses_place) or stored_metadata(self._losses_place).get("run") == self.run
+        if isinstance(history, LossTrajectories) and is_own and not exists(self._scores_place):
+            if self._save_one(self._losses_place, history.contents()):
+                place = self._losses_place
+                if _bytes_of(history) <= KEPT_IN_CHECKPOINTS:  # else Lightning's checkpoints name the folder
+                    self._drop_rows()
+        elif isinstance(history, RunningHistory) and rows is not None:
+            place = child(rows, _SCORES_SO_FAR)
+        if place is not None and exists(place):
+            rank_zero_info(f"CLD: training was interrupted. What was logged until then is in {place}")
+
+    def close(self) -> None:
+        """Says that this process writes no more, and leaves no folder in which nothing was logged."""
+        if self._rows is None:
+            return
+        rows, self._rows = self._rows, None
+        with _warn_on_error(f"{rows.folder} could not be cleared"):
+            rows.release()
+            if not names_in(rows.folder):
+                rows.delete()
+
+    def _save_one(self, place: Place, content: Contents) -> bool:
+        try:
+            write_together({place: content})
+        except Exception as error:  # noqa: BLE001  # must not hide the error that ended training
+            what, kept = "logged losses", "" if self._rows is None else f" They are in {self._rows.folder}."
+            if place == self._scores_place:
+                what, kept = "scores", " They are in the callback's .scores as long as this process lives."
+            rank_zero_warn(f"CLD: the {what} could not be saved to {place}: {error}.{kept}")
+            return False
+        return True
+
+    def _drop_rows(self) -> None:
+        """Deletes the files of single checkpoints, once all is in one file."""
+        if self._rows is None:
+            return
+        rows, self._rows = self._rows, None
+        with _warn_on_error(f"{rows.folder} could not be deleted"):
+            rows.delete()
+
+    def _tell_of_others(self) -> None:
+        """Tells of other runs that save to the same files: those that go on, and those that were killed."""
+        start = self._rows_name("")
+        for name in names_in(self.folder or Path()):
+            if not name.startswith(start):
+                continue
+            folder = child(self.folder or Path(), name)
+            owner = RowFiles(folder).owner()
+            if owner:
+                rank_zero_warn(
+                    f"CLD: another run saves to {self.folder} too, unless it was killed: {owner}. The one that ends "
+                    "last replaces the files of the other. Give CLDCallback(dirpath=...) or filename=... of its own."
+                )
+            elif name != self._rows_name(self.run):
+                rank_zero_info(
+                    f"CLD: {folder} holds what an interrupted run had logged. Resume that run from its checkpoint, "
+                    "read it with LossTrajectories.load, or delete it."
+                )
+
+    @property
+    def _scores_place(self) -> Place:
+        return self._file(self.filename)
+
+    @property
+    def _losses_place(self) -> Place:
+        return self._file(f"{self._stem}-trajectories")
+
+    @property
+    def _stem(self) -> str:
+        return self.filename.removesuffix("-scores")
+
+    def _rows_name(self, run: str) -> str:
+        return f"{self._stem}-rows-{run}"
+
+    def _file(self, name: str) -> Place:
+        return child(self.folder or Path(), f"{name}.npz")
 
 
-def _local(folder: str | Path, what: str) -> Path:
-    """Returns a folder of this machine as a path, or raises: a URL would become a folder of that name."""
-    if re.match(r"[A-Za-z][\w+.-]+:/", str(folder)):  # a Path has lost one of the two slashes
-        raise ValueError(
-            f"CLD saves to folders of this machine, and {what} is {folder}. Give CLDCallback(dirpath=...) a local "
-            "folder, and copy the files when the run is over."
-        )
-    return Path(folder)
+def _kept_losses(kept: Mapping[str, Any], run: str) -> LossTrajectories:
+    """Reads the losses that a checkpoint names instead of holding them.
+
+    Args:
+        kept: What `Results.state_dict` says of them.
+        run: The run.
+
+    Raises:
+        ValueError: If they are not there any more, or damaged.
+    """
+    folder, file, epochs = kept["folder"], kept["file"], kept["epochs"]
+    place = folder if set(epochs) <= set(RowFiles(folder).epochs()) else file
+    if place == folder or stored_metadata(file).get("run") == run:
+        whole, count = LossTrajectories.load(place), len(epochs)
+        if whole.epochs[:count] == epochs:
+            return LossTrajectories(
+                whole.train_losses[:count],
+                whole.val_losses[:count],
+                whole.train_classes,
+                whole.val_classes,
+                epochs,
+                fingerprint=whole.fingerprint,
+                from_steps=whole.from_steps,
+                metadata=whole.metadata,
+            )
+    raise ValueError(
+        f"The checkpoint names the losses of {len(epochs)} checkpoints instead of holding them, but they are neither "
+        f"in {folder} nor in {file}. Bring that folder back to where it was, or resume without CLDCallback."
+    )
+
+
+def _bytes_of(history: LossTrajectories) -> int:
+    return history.train_losses.nbytes + history.val_losses.nbytes
+
+
+@contextmanager
+def _warn_on_error(what_failed: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # storages raise what they like, and the results are saved
+        rank_zero_warn(f"CLD: {what_failed}: {error}")

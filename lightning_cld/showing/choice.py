@@ -134,15 +134,18 @@ def agreement(
     return epochs, correlations, [] if chosen is None else overlaps
 
 
-def check_same_train_set(scores: CLDScores, trajectories: LossTrajectories) -> None:
-    """Raises unless the scores and the trajectories fit the same train set.
+def check_same_run(scores: CLDScores, trajectories: LossTrajectories) -> None:
+    """Raises unless the scores and the trajectories can be of the same run.
 
     Raises:
-        ValueError: If their lengths or classes differ.
+        ValueError: If they are of two runs, or their lengths or classes differ.
     """
     samples = trajectories.train_losses.shape[1]
     problem = None
-    if len(scores) != samples:
+    run, other = (thing.metadata.get("run") for thing in (scores, trajectories))
+    if None not in (run, other) and run != other:
+        problem = f"the scores are of run {run}, the losses of run {other}"
+    elif len(scores) != samples:
         problem = f"there are {len(scores):,} scores, but losses of {samples:,} samples"
     elif (scores.classes is None) != (trajectories.train_classes is None) or (
         scores.classes is not None

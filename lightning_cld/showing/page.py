@@ -21,7 +21,7 @@ from lightning_cld.showing.axes import BEST, WORST
 from lightning_cld.showing.choice import (
     by_mean_score,
     check_kind,
-    check_same_train_set,
+    check_same_run,
     extremes,
     positions_of,
     shown_classes,
@@ -88,7 +88,7 @@ def make_page(scores: CLDScores, dataset: Dataset[Any] | None, trajectories: Los
         check_dataset(scores, dataset)
     if trajectories is not None:
         check_kind("trajectories", trajectories, LossTrajectories)
-        check_same_train_set(scores, trajectories)
+        check_same_run(scores, trajectories)
     shown, left_out = shown_classes(scores, None)
     note = f"The {len(shown)} classes with the lowest mean scores, of {len(shown) + left_out} classes."
     account = scores.account()

@@ -10,7 +10,7 @@ from lightning_cld import CLDScores, LossTrajectories
 from lightning_cld.showing.choice import (
     agreement,
     by_mean_score,
-    check_same_train_set,
+    check_same_run,
     extremes,
     positions_of,
     shown_classes,
@@ -127,6 +127,6 @@ def test_agreement_of_a_long_timeline_is_computed_at_twenty_cutoffs():
 )
 def test_scores_of_another_train_set_are_refused(scores, message):
     trajectories = LossTrajectories(*walks(), CLASSES, VAL_CLASSES)
-    check_same_train_set(trajectories.score(), trajectories)
+    check_same_run(trajectories.score(), trajectories)
     with pytest.raises(ValueError, match=message):
-        check_same_train_set(scores, trajectories)
+        check_same_run(scores, trajectories)
