@@ -157,8 +157,9 @@ class CLDMetric(Metric):
             "half_problem": "CLDMetric keeps no coreset of an earlier checkpoint",
             **({} if reliability is None else {"reference_reliability": reliability}),
         }
-        values = self.compute()
-        return CLDScores(values, known, range(int(moments.rows)), None, metadata, uncertainty(moments))
+        return CLDScores(
+            scores(moments, classes), known, range(int(moments.rows)), None, metadata, uncertainty(moments)
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Raises: one checkpoint alone has no score."""
@@ -192,8 +193,12 @@ class CLDMetric(Metric):
         return Classes(self.labels, self.groups, self.val_classes).to(device)
 
     def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = ()) -> Any:
-        # Moves the state but keeps its dtypes: `module.to(torch.bfloat16)` also reaches the metrics in a module.
+        # Moves the state but keeps its dtypes: `module.to(torch.bfloat16)` also reaches the metrics in a module, and
+        # `set_dtype` the classes as well.
+        classes = {name: getattr(self, name) for name in Classes._fields}
         moved = super()._apply(fn, exclude_state=list(self._defaults))
+        for name, value in classes.items():
+            setattr(self, name, None if value is None else value.to(self.device))
         for name, default in self._defaults.items():
             self._defaults[name] = default.to(self.device)  # type: ignore[union-attr]  # all are tensors
             setattr(self, name, getattr(self, name).to(self.device))
