@@ -314,7 +314,7 @@ def test_a_summary_of_running_moments_says_what_they_do_not_tell(tmp_path):
     assert scores.epochs[-1] == 7
     found = told(scores)
     assert "settled" not in found
-    assert "settled? Not known: it takes a run that ends at its cutoff_epoch or max_epochs" in found["trust"]
+    assert "settled? Not known: the best tenth after 3 epochs was not kept: only a run that ends at" in found["trust"]
     assert "reliability" in found
 
 

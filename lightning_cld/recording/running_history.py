@@ -222,7 +222,10 @@ class RunningHistory:
         if kept is None or kept.epoch != half:
             if isinstance(self.metadata.get("half_overlap"), float):  # computed for a logger
                 return found
-            problem = "it takes a run that ends at its cutoff_epoch or max_epochs, to keep the best tenth at half of it"
+            problem = (
+                f"the best tenth after {half} epochs was not kept: only a run that ends at its cutoff_epoch or "
+                "max_epochs keeps it"
+            )
             return found | {"half_problem": problem}
         problem = kept.problem
         if kept.chosen is not None:

@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_cld.functional.checks import MIN_CHECKPOINTS, check_count
-from lightning_cld.functional.diagnostics import half_of
 from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.recording.settling import Settling
 from lightning_cld.trajectories import LossTrajectories
@@ -65,15 +64,15 @@ class Timeline:
         return None if self._max_epochs is None else self._max_epochs - self.epochs_before
 
     @property
-    def planned(self) -> list[int]:
+    def planned(self) -> range:
         """The epochs of all checkpoints, theta_0 included; empty if it is not known when the last one will be."""
         last = self.cutoff or self.last_epoch
-        return [] if last is None else list(range(0, last + 1, self.every_n_epochs))
+        return range(0, -1 if last is None else last + 1, self.every_n_epochs)
 
     @property
     def half_epoch(self) -> int | None:
         """The checkpoint at half of the planned epochs; None if these are not known."""
-        return half_of(self.planned, self.planned[-1]) if self.planned else None
+        return self.planned[(len(self.planned) - 1) // 2] if self.planned else None
 
     def warn_of_size(self, train_samples: int, val_samples: int) -> None:
         """Warns if the losses of all checkpoints will take more than `LARGE_HISTORY`."""

@@ -135,7 +135,7 @@ def test_the_best_tenth_that_was_kept_is_compared_with_the_last():
     made.record(14, train[0], val[0])  # ends later than planned
     found = made.score().metadata
     assert "half_overlap" not in found
-    assert found["half_problem"].startswith("it takes a run that ends at its cutoff_epoch or max_epochs")
+    assert found["half_problem"].startswith("the best tenth after 7 epochs was not kept")
 
 
 @pytest.mark.parametrize("keep", [True, False])
@@ -146,7 +146,9 @@ def test_why_the_overlap_is_not_known_stands_in_the_metadata(keep):
         made.keep_best_tenth()
         recorded(made, range(2, 4))
     found = made.score().metadata
-    expected = "up to epoch 1 or with all, CLD needs at least 4" if keep else "it takes a run that ends at"
+    expected = (
+        "up to epoch 1 or with all, CLD needs at least 4" if keep else "the best tenth after 1 epochs was not kept"
+    )
     assert expected in found["half_problem"]
     assert "half_overlap" not in found
 

@@ -85,11 +85,18 @@ def test_the_size_that_is_announced_is_that_of_all_losses(recwarn):
         (None, 3, 14, [0, 3, 6, 9, 12], 6),
         (8, 2, 20, [0, 2, 4, 6, 8], 4),
         ("auto", 1, 6, list(range(7)), 3),
+        (None, 4, 15, [0, 4, 8, 12], 4),
         (None, 1, None, [], None),
     ],
 )
 def test_the_plan_holds_all_checkpoints_and_the_one_at_half_of_the_epochs(cutoff, every, last, planned, half):
     plan = Timeline(cutoff, every, stop_at_cutoff=False, history="full", record="sweep")
     plan._max_epochs = last
-    assert plan.planned == planned
+    assert list(plan.planned) == planned
     assert plan.half_epoch == half
+
+
+def test_a_plan_without_end_costs_nothing():
+    plan = Timeline(None, 3, stop_at_cutoff=False, history="full", record="sweep")
+    plan._max_epochs = 10**12
+    assert plan.half_epoch == 499_999_999_998
