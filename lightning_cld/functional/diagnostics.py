@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_cld.functional.arrays import IntegersLike
-from lightning_cld.functional.checks import MIN_CHECKPOINTS, as_classes
-from lightning_cld.functional.cld import class_reference, standardised
+from lightning_cld.functional.checks import MIN_CHECKPOINTS, as_classes, distinct
+from lightning_cld.functional.cld import reference_of_groups, standardised
 from lightning_cld.functional.selection import select_top
 
 SHARE = 0.1
@@ -37,6 +37,9 @@ less the lower the reliability."""
 
 _SPLITS = 10
 """Random splits to average a reliability over. For a small class, a single split depends too much on the draw."""
+
+_REFERENCES = 2**21
+"""Losses of references that are made at a time: splits are computed together if that is not too many."""
 
 _CHANCE_DRAWS = 10_000
 
@@ -81,7 +84,9 @@ def best_tenth(values: Tensor, classes: IntegersLike | None) -> Tensor:
 
 def overlap(chosen: Tensor, others: Tensor) -> float:
     """The share of the positions in `chosen` that are also in `others`."""
-    return float(torch.isin(chosen, others).float().mean())
+    marked = torch.zeros(int(max(chosen.max(), others.max())) + 1, dtype=torch.bool, device=chosen.device)
+    marked[others.long()] = True
+    return float(marked[chosen.long()].float().mean())
 
 
 def half_of(epochs: Iterable[int], epoch: int) -> int | None:
@@ -167,17 +172,20 @@ def reference_reliability(val_losses: Tensor, val_classes: Tensor, classes: Tens
     groups = torch.searchsorted(classes, val_classes[wanted]).cpu()
     sizes = torch.bincount(groups, minlength=len(classes))
     first = sizes.cumsum(0) - sizes
-    halves = torch.arange(2 * len(classes), device=device)
-    correlations = torch.empty(_SPLITS, len(classes), dtype=torch.float64, device=device)
+    halves = torch.empty(_SPLITS, len(groups), dtype=torch.int64)
     for split in range(_SPLITS):
         order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(split))
         order = order[torch.argsort(groups[order], stable=True)]
         rank = torch.arange(len(groups)) - first[groups[order]]
-        half_of_sample = torch.empty_like(groups)
-        half_of_sample[order] = 2 * groups[order] + rank % 2
-        references = class_reference(losses, half_of_sample.to(device), halves)
-        correlations[split] = _correlations(references[:, 0::2], references[:, 1::2])
-    return correlations.nanmean(dim=0)
+        halves[split, order] = 2 * groups[order] + rank % 2
+    correlations = []
+    together = max(1, _REFERENCES // max(1, 2 * len(classes) * len(losses)))
+    for start in range(0, _SPLITS, together):
+        some = halves[start : start + together].to(device)
+        shifts = 2 * len(classes) * torch.arange(len(some), device=device)[:, None]
+        references = reference_of_groups(losses, some + shifts, 2 * len(classes) * len(some))
+        correlations.append(_correlations(references[:, 0::2], references[:, 1::2]).view(len(some), len(classes)))
+    return torch.cat(correlations).nanmean(dim=0)
 
 
 def reliability_by_class(
@@ -192,8 +200,9 @@ def reliability_by_class(
             for one class.
     """
     references = torch.zeros(val_losses.shape[1], dtype=torch.int64) if val_classes is None else val_classes
-    labels = torch.zeros(1, dtype=torch.int64) if train_classes is None else torch.unique(train_classes)
-    labels = labels[labels >= 0]
+    labels = torch.zeros(1, dtype=torch.int64)
+    if train_classes is not None:
+        labels, _ = distinct(train_classes[train_classes >= 0])
     values = reference_reliability(val_losses, references, labels).tolist()
     return {
         str(label): None if math.isnan(value) else round(value, 4)
