@@ -243,6 +243,7 @@ class CLDCallback(Callback):
             return
         self._timeline.check_max_steps(trainer, pl_module)
         self._recorder.start(trainer, pl_module)
+        self._recorder.checkpoints = self._timeline.checkpoints
         with agreed(trainer, "Making dirpath"):
             if self.dirpath is not None:  # now, so that a folder that can't be made costs no training
                 self.dirpath.mkdir(parents=True, exist_ok=True)

@@ -132,6 +132,16 @@ class LossTrajectories:
         """Float32 `[T, M]`, a view of the buffer."""
         return self._val.losses[: len(self.epochs)]
 
+    def row(self, place: int) -> tuple[Tensor, Tensor]:
+        """One row of the train and of the validation losses, float32 `[N]` and `[M]`, without reading the others.
+
+        Example:
+            >>> from lightning_cld import LossTrajectories
+            >>> LossTrajectories([[2.5, 1.0]], [[2.0]]).row(0)
+            (tensor([2.5000, 1.0000]), tensor([2.]))
+        """
+        return self._train.row(place), self._val.row(place)
+
     @property
     def references(self) -> int:
         """The number of validation samples.
@@ -194,8 +204,28 @@ class LossTrajectories:
             tensor([[2.],
                     [nan]])
         """
-        train_row, val_row = (torch.full_like(losses[0], torch.nan) for losses in (self.train_losses, self.val_losses))
+        train_row, val_row = (torch.full((rows.width,), torch.nan) for rows in (self._train, self._val))
         self.record(epoch, train_row, val_row)
+
+    def reserve(self, checkpoints: int) -> None:
+        """Makes room for so many checkpoints in all, if it is known how many there will be.
+
+        Recording then copies no losses. Otherwise the losses recorded so far are copied into one tensor whenever they
+        are read, and memory peaks at twice the losses. If the device has too little memory left, the losses move to the
+        CPU with a warning.
+
+        Args:
+            checkpoints: Their number, or fewer than there are, which changes nothing.
+
+        Example:
+            >>> from lightning_cld import LossTrajectories
+            >>> trajectories = LossTrajectories([[2.5, 1.0]], [[2.0]])
+            >>> trajectories.reserve(91)
+            >>> len(trajectories)
+            1
+        """
+        self._train.reserve(checkpoints)
+        self._val.reserve(checkpoints)
 
     def to(self, device: torch.device | str) -> LossTrajectories:
         """Moves the losses to `device`, in place, and returns self.

@@ -59,6 +59,12 @@ class Timeline:
         """The last epoch of the fit, if that is known."""
         return None if self._max_epochs is None else self._max_epochs - self.epochs_before
 
+    @property
+    def checkpoints(self) -> int | None:
+        """How many checkpoints the fit has at most; None if that is not known."""
+        last = self.cutoff or self.last_epoch
+        return None if last is None else 1 + last // self.every_n_epochs
+
     def completed(self, trainer: Trainer) -> int:
         """How many epochs the module that is watched has completed, at the start of an epoch."""
         return trainer.current_epoch - self.epochs_before
