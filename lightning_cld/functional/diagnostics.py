@@ -115,7 +115,7 @@ def alignment(values: Tensor, classes: IntegersLike | None) -> Alignment:
     chosen[best_tenth(values, classes)] = True
     of_sample = _of_each(classes, values)
     counted = (of_sample >= 0) & ~values.isnan()
-    labels, groups = torch.unique(of_sample[counted], return_inverse=True)
+    labels, groups = distinct(of_sample[counted])
     scored, chosen = values[counted].double(), chosen[counted]
     return Alignment(
         float(scored[chosen].mean()),
@@ -234,7 +234,8 @@ def rank_agreement(values: Tensor, others: Tensor, classes: IntegersLike | None)
     counted = (of_sample >= 0) & ~values.isnan() & ~others.isnan()
     if not counted.any():
         return float("nan")
-    groups, sizes = torch.unique(of_sample[counted], return_inverse=True, return_counts=True)[1:]
+    _, groups = distinct(of_sample[counted])
+    sizes = torch.bincount(groups)
     ranks = [_ranks(scores[counted], groups) for scores in (values, others)]
     centred = [rank - _means(rank, groups, len(sizes))[groups] for rank in ranks]
     spreads = [_means(rank.square(), groups, len(sizes)) for rank in centred]
