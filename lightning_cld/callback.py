@@ -401,16 +401,17 @@ class CLDCallback(Callback):
             self._own_validation.compare(trainer, checkpoint.val_loss)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Scores, saves and says so, on rank 0, while the other ranks wait."""
+        """Scores, saves and says so, on rank 0, while the other ranks wait. Figures are drawn when they go on."""
         self._finished = True
-        if trainer.is_global_zero:
-            self._score_and_save(trainer, pl_module)
+        scores = self._score_and_save(trainer, pl_module) if trainer.is_global_zero else None
         trainer.strategy.barrier("CLD scores are saved")  # the next thing that a rank does may be to load them
+        if scores is not None:
+            log_scores(trainer, scores, self._recorded, self._prefix)
 
-    def _score_and_save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _score_and_save(self, trainer: Trainer, pl_module: LightningModule) -> CLDScores | None:
         if self._recorder.history is None:
             rank_zero_warn("CLD: training ended before anything was logged; there are no scores.")
-            return
+            return None
         self._note(trainer, pl_module)
         saved = self._results.save_losses(self._recorded)
         try:
@@ -419,8 +420,8 @@ class CLDCallback(Callback):
         except Exception as error:  # noqa: BLE001  # the training that was watched has succeeded
             kept = "" if saved is None else f" The logged losses are in {saved}: LossTrajectories.load(...).score()."
             rank_zero_warn(f"CLD: no scores were saved. {error}{kept}")
-            return
-        log_scores(trainer, scores, self._recorded, self._prefix)
+            return None
+        return scores
 
     @property
     def _prefix(self) -> str:
