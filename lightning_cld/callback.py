@@ -248,6 +248,7 @@ class CLDCallback(Callback):
             return
         self._timeline.check_max_steps(trainer, pl_module)
         self._recorder.start(trainer, pl_module)
+        self._recorder.checkpoints = len(self._timeline.planned) or None
         self._results.begin(trainer, self._recorder.history)  # now, so that what can't be written costs no training
         if self.history == "full" and self.record == "sweep":
             sources = self._recorder.sources
@@ -414,16 +415,17 @@ class CLDCallback(Callback):
             self._own_validation.compare(trainer, checkpoint.val_loss)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Scores, saves and says so, on rank 0, while the other ranks wait."""
+        """Scores, saves and says so, on rank 0, while the other ranks wait. Figures are drawn when they go on."""
         self._finished = True
-        if trainer.is_global_zero:
-            self._score_and_save(trainer, pl_module)
+        scores = self._score_and_save(trainer, pl_module) if trainer.is_global_zero else None
         trainer.strategy.barrier("CLD scores are saved")  # the next thing that a rank does may be to load them
+        if scores is not None:
+            log_scores(trainer, scores, self._recorded, self._prefix)
 
-    def _score_and_save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _score_and_save(self, trainer: Trainer, pl_module: LightningModule) -> CLDScores | None:
         if self._recorder.history is None:
             rank_zero_warn("CLD: training ended before anything was logged; there are no scores.")
-            return
+            return None
         self._note(trainer, pl_module)
         try:
             scores = self.scores
@@ -431,9 +433,9 @@ class CLDCallback(Callback):
             saved = self._results.save_losses(self._recorded)
             kept = "" if saved is None else f" The logged losses are in {saved}: LossTrajectories.load(...).score()."
             rank_zero_warn(f"CLD: no scores were saved. {error}{kept}")
-            return
-        if self._results.save(self._recorded, scores, self._recorder.seconds):
-            log_scores(trainer, scores, self._recorded, self._prefix)
+            return None
+        self._results.save(self._recorded, scores, self._recorder.seconds)
+        return scores
 
     @property
     def _prefix(self) -> str:

@@ -142,6 +142,7 @@ def trajectories_from_checkpoints(
         # The module brings some with it (configure_callbacks), which the Trainer has besides the progress bar.
         brought = [callback for callback in trainer.callbacks if callback not in callbacks]  # type: ignore[attr-defined]  # the same
         recorder.start(trainer, module, [*callbacks, *brought])
+        recorder.checkpoints = len(files)
         with progress(trainer, "CLD checkpoints", nested=False) as show:
             for done, (epoch, path) in enumerate(files.items()):
                 show(done, len(files))

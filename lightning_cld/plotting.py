@@ -38,6 +38,7 @@ from lightning_cld.showing.choice import (
     check_same_run,
     extremes,
     positions_of,
+    sampled,
     shown_classes,
 )
 from lightning_cld.showing.thumbnails import check_dataset, read_images
@@ -253,9 +254,9 @@ def plot_trajectories(
     label = by_mean_score(scores)[0] if of_class is None else shown_classes(scores, [of_class])[0][0]
     best, worst = extremes(scores, label, samples)
     figure, ax = axes_or_new(ax, 7.2, 3 + 0.5 * max(1, len(best)))
-    val = trajectories.val_losses.cpu().double()
-    own = slice(None) if trajectories.val_classes is None else trajectories.val_classes == label
-    mean = val[:, own].nanmean(dim=1).numpy()
+    val = trajectories.val_losses
+    own = slice(None) if trajectories.val_classes is None else (trajectories.val_classes == label).to(val.device)
+    mean = val[:, own].cpu().double().nanmean(dim=1).numpy()
     columns = [ax.plot(trajectories.epochs, mean, color=REFERENCE, linewidth=2.5, label="reference")]
     for part, colour, style, name in ((best, BEST, "-", "highest scores"), (worst, WORST, "--", "lowest scores")):
         columns.append([handle(name, colour, "" if dataset is None else style)])
@@ -290,6 +291,9 @@ def plot_agreement(
     rise steeply there, more epochs would change the coreset. For losses of training steps
     (`CLDCallback(record="step")`) only the correlation is drawn, because their scores choose no coreset.
 
+    Both lines come from no more than 100,000 samples, drawn from each class in proportion to its size, and always the
+    same ones. If there are more, the title says so. With a fraction below 0.1 % all samples are used.
+
     Args:
         trajectories: The logged losses.
         fraction: The share of the train set that the coresets keep.
@@ -315,7 +319,8 @@ def plot_agreement(
         [3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
     """
     check_kind("trajectories", trajectories, LossTrajectories)
-    epochs, correlations, overlaps = agreement(trajectories, fraction, cutoff_epoch)
+    some, of_all = sampled(trajectories, fraction)
+    epochs, correlations, overlaps = agreement(some, fraction, cutoff_epoch)
     figure, ax = axes_or_new(ax, 6, 4.2)
     label = "rank correlation within the class"
     lines = ax.plot(epochs, correlations, "o-", color=REFERENCE, markersize=3, label=label)
@@ -327,7 +332,8 @@ def plot_agreement(
         if stays < epochs[-1]:
             label = f"{OVERLAP:.0%} or more from epoch {stays} on"
             lines.append(ax.axvline(stays, color=BEST, linewidth=1, linestyle=":", label=label))
-    ax.set_title(f"Agreement with the scores after {epochs[-1]} epochs", fontsize=10)
+    title = f"Agreement with the scores after {epochs[-1]} epochs"
+    ax.set_title(f"{title}\n{of_all}" if of_all else title, fontsize=10)
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("cutoff epoch")
     ax.set_ylabel("agreement")

@@ -20,11 +20,12 @@ from lightning_cld.functional.checks import (
     as_classes,
     as_numbers,
     check_class_pair,
+    check_differences,
     check_losses,
     check_reference,
     kind_of,
 )
-from lightning_cld.functional.cld import cld_scores
+from lightning_cld.functional.cld import scores_at
 from lightning_cld.functional.diagnostics import best_tenth, half_of, overlap, reliability_by_class
 from lightning_cld.functional.step_losses import at_epoch_ends
 from lightning_cld.functional.uncertainty import aleatoric_uncertainty
@@ -133,6 +134,16 @@ class LossTrajectories:
         """Float32 `[T, M]`, a view of the buffer."""
         return self._val.losses[: len(self.epochs)]
 
+    def row(self, place: int) -> tuple[Tensor, Tensor]:
+        """One row of the train and of the validation losses, float32 `[N]` and `[M]`, without reading the others.
+
+        Example:
+            >>> from lightning_cld import LossTrajectories
+            >>> LossTrajectories([[2.5, 1.0]], [[2.0]]).row(0)
+            (tensor([2.5000, 1.0000]), tensor([2.]))
+        """
+        return self._train.row(place), self._val.row(place)
+
     @property
     def references(self) -> int:
         """The number of validation samples.
@@ -195,8 +206,28 @@ class LossTrajectories:
             tensor([[2.],
                     [nan]])
         """
-        train_row, val_row = (torch.full_like(losses[0], torch.nan) for losses in (self.train_losses, self.val_losses))
+        train_row, val_row = (torch.full((rows.width,), torch.nan) for rows in (self._train, self._val))
         self.record(epoch, train_row, val_row)
+
+    def reserve(self, checkpoints: int) -> None:
+        """Makes room for so many checkpoints in all, if it is known how many there will be.
+
+        Recording then copies no losses. Otherwise the losses recorded so far are copied into one tensor whenever they
+        are read, and memory peaks at twice the losses. If the device has too little memory left, the losses move to the
+        CPU with a warning.
+
+        Args:
+            checkpoints: Their number, or fewer than there are, which changes nothing.
+
+        Example:
+            >>> from lightning_cld import LossTrajectories
+            >>> trajectories = LossTrajectories([[2.5, 1.0]], [[2.0]])
+            >>> trajectories.reserve(91)
+            >>> len(trajectories)
+            1
+        """
+        self._train.reserve(checkpoints)
+        self._val.reserve(checkpoints)
 
     def to(self, device: torch.device | str) -> LossTrajectories:
         """Moves the losses to `device`, in place, and returns self.
@@ -239,7 +270,12 @@ class LossTrajectories:
                 f"CLD needs at least {MIN_CHECKPOINTS} checkpoints, got {len(part)} (after {part.epochs} epochs) with "
                 f"cutoff_epoch={cutoff_epoch} and every_n_epochs={every_n_epochs}. Use more of them."
             )
-        values = part._cld() if by is None else part._values_of(by)
+        half, at_half = None, None
+        if by is None:
+            half = half_of(part.epochs, part.epochs[-1])
+            values, at_half = part._cld(half)
+        else:
+            values = part._values_of(by)
         scored_by = "CLD" if by is None else _name_of(by)
         origin = provenance(self.val_classes, self.references, scored_by=scored_by, every_n_epochs=every_n_epochs)
         # The rule "draw" filters by the sign of CLD. Other values have no such sign, so they get no uncertainty.
@@ -248,7 +284,7 @@ class LossTrajectories:
             **self.metadata,
             **origin,
             "record": "step" if self.from_steps else "sweep",
-            **({} if by is not None else part._diagnosed(values)),
+            **({} if by is not None else part._diagnosed(values, half, at_half)),
         }
         return CLDScores(values, self.train_classes, part.epochs, self.fingerprint, metadata, uncertainty)
 
@@ -307,10 +343,13 @@ class LossTrajectories:
             >>> LossTrajectories(torch.cat([falling, -falling], dim=1), falling).values()
             tensor([ 1., -1.])
         """
-        return self._thinned(cutoff_epoch, 1)._cld()
+        return self._thinned(cutoff_epoch, 1)._cld()[0]
 
-    def _cld(self) -> Tensor:
-        """CLD from all checkpoints; see `values`."""
+    def _cld(self, early: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """CLD from all checkpoints, as in `values`, and from those up to the epoch `early`, in one pass.
+
+        The second is None if that is too few checkpoints or differences.
+        """
         train, val = self.train_losses, self.val_losses
         used = self._used_positions()
         train_classes, val_classes = check_class_pair(
@@ -320,19 +359,30 @@ class LossTrajectories:
         check_reference(val, val_classes, train_classes, checkpoints)
         if len(used) < train.shape[1]:
             train = train[:, used.to(train.device)]
-        values = torch.full((self._train.width,), torch.nan, dtype=torch.float32)
-        values[used] = cld_scores(train, val, train_classes, val_classes).cpu()
-        return values
+        rows = [] if early is None else [self.epochs.index(early) + 1]
+        rows = [count for count in rows if MIN_CHECKPOINTS <= count < len(self)]
+        *at_early, (final, differences) = scores_at([*rows, len(self)], train, val, train_classes, val_classes)
+        check_differences(differences)
+        at_early = [found for found in at_early if found[1] >= MIN_CHECKPOINTS - 1]
+        values = torch.full((1 + len(at_early), self._train.width), torch.nan, dtype=torch.float32)
+        for row, scores in zip(values, [final, *(scores for scores, _ in at_early)], strict=True):
+            row[used] = scores.cpu()
+        return values[0], values[1] if at_early else None
 
-    def _diagnosed(self, values: Tensor) -> dict[str, Any]:
-        """What the summary of the scores needs from the losses, as plain JSON values."""
+    def _diagnosed(self, values: Tensor, half: int | None, at_half: Tensor | None) -> dict[str, Any]:
+        """What the summary of the scores needs from the losses, as plain JSON values.
+
+        Args:
+            values: The scores from all checkpoints.
+            half: The checkpoint at half the epochs.
+            at_half: The scores from the checkpoints up to it, where they are known.
+        """
         found: dict[str, Any] = {
             "reference_reliability": reliability_by_class(self.val_losses, self.val_classes, self.train_classes)
         }
-        half = half_of(self.epochs, self.epochs[-1])
         if half is not None:
             try:
-                earlier = best_tenth(self.values(half), self.train_classes)
+                earlier = best_tenth(self.values(half) if at_half is None else at_half, self.train_classes)
                 same = overlap(best_tenth(values, self.train_classes), earlier)
                 found |= {"half_epoch": half, "half_overlap": round(same, 4)}
             except ValueError as error:  # too few checkpoints, or too few (scored) samples for a tenth

@@ -172,8 +172,13 @@ def sampled_positions(loader: DataLoader[Any]) -> Tensor:
     numbers = whole_numbers(listed)
     if numbers is None:
         raise TypeError(f"The {type(sampler).__name__} has positions that are no whole numbers: {str(listed)[:80]}.")
-    positions: Tensor = torch.unique(torch.where(numbers < 0, numbers + length, numbers))
-    return positions
+    positions: Tensor = torch.where(numbers < 0, numbers + length, numbers)
+    if len(positions) == 0 or positions.min() < 0 or positions.max() >= length:
+        distinct: Tensor = torch.unique(positions)
+        return distinct
+    drawn = torch.zeros(length, dtype=torch.bool)
+    drawn[positions] = True
+    return torch.nonzero(drawn).flatten()
 
 
 def unknown_sampler(loader: DataLoader[Any]) -> str | None:

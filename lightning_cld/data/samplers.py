@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 from torch.utils.data import (
     DistributedSampler,
     RandomSampler,
@@ -16,6 +17,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 from typing_extensions import override
+
+from lightning_cld.data.nesting import whole_numbers
 
 
 class FullLengthSampler(DistributedSampler[int]):
@@ -126,7 +129,7 @@ def narrow_sampler(sampler: Any, subset: Subset[Any], *, full_length: bool, trai
         return draws if full_length else max(1, round(draws * kept / full))
 
     if _draws_by_weight(sampler):
-        weights = torch.as_tensor(sampler.weights, dtype=torch.double)[subset.indices]
+        weights = torch.as_tensor(sampler.weights, dtype=torch.double)[_numbers_in(subset.indices)]
         if not weights.sum() > 0:
             raise ValueError("The WeightedRandomSampler's weights are zero for every sample of the coreset.")
         draws = scaled(sampler.num_samples)
@@ -143,7 +146,11 @@ def narrow_sampler(sampler: Any, subset: Subset[Any], *, full_length: bool, trai
         return kind(source, sampler.replacement, scaled(sampler.num_samples), sampler.generator)
     if kind is SubsetRandomSampler:
         full = len(sampler.indices)
-        outside = sorted(set(subset.indices) - {int(position) for position in sampler.indices})
+        drawn = _numbers_in(sampler.indices)
+        kept_out = torch.ones(len(subset.dataset), dtype=torch.bool)  # type: ignore[arg-type]  # map-style, as checked
+        kept_out[drawn[(drawn >= -len(kept_out)) & (drawn < len(kept_out))]] = False
+        chosen = _numbers_in(subset.indices)
+        outside = chosen[kept_out[chosen]].sort().values.tolist()
         if outside:
             raise ValueError(
                 f"The train loader's SubsetRandomSampler does not draw {len(outside)} positions of the coreset "
@@ -178,6 +185,12 @@ def processes(trainer: Trainer | None) -> dict[str, int]:
     """How many processes a Trainer splits the samples between, and the number of this one."""
     layout = None if trainer is None else trainer.distributed_sampler_kwargs
     return {"num_replicas": 1, "rank": 0} if layout is None else {k: layout[k] for k in ("num_replicas", "rank")}
+
+
+def _numbers_in(positions: Any) -> Tensor:
+    """Positions, int64 `[N]`."""
+    numbers = whole_numbers(positions)
+    return torch.tensor([int(position) for position in positions]) if numbers is None else numbers
 
 
 def _draws_at_random(sampler: Any) -> bool:

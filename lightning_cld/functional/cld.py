@@ -6,6 +6,8 @@ Loss Differences", TMLR 2025.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -78,6 +80,36 @@ def cld_scores(
         tensor([ 1., -1.])
     """
     check_losses(train_losses, "train_losses")
+    [(scores, differences)] = scores_at([len(train_losses)], train_losses, val_losses, train_classes, val_classes)
+    check_differences(differences)
+    return scores
+
+
+def scores_at(
+    rows: Sequence[int],
+    train_losses: Tensor,
+    val_losses: Tensor,
+    train_classes: IntegersLike | None = None,
+    val_classes: IntegersLike | None = None,
+) -> list[tuple[Tensor, int]]:
+    """The scores of `cld_scores` from the first rows alone, for several numbers of rows, in one pass over the losses.
+
+    Args:
+        rows: How many rows to use, increasing, each at least 4. The last is all of them.
+        train_losses: As for `cld_scores`.
+        val_losses: As for `cld_scores`.
+        train_classes: As for `cld_scores`.
+        val_classes: As for `cld_scores`.
+
+    Returns:
+        For each number of rows the scores, and the most usable differences that any sample has. Fewer than 3 give no
+        scores.
+
+    Raises:
+        TypeError: As for `cld_scores`.
+        ValueError: As for `cld_scores`, but not for too few differences.
+    """
+    check_losses(train_losses, "train_losses")
     check_losses(val_losses, "val_losses")
     train_losses, val_losses = train_losses.detach(), val_losses.detach()
     steps, samples = train_losses.shape
@@ -92,25 +124,28 @@ def cld_scores(
     classes, groups = distinct(of_train.to(work_device))
     check_reference(val_losses, of_val, classes, [f"row {row}" for row in range(steps)])
     reference = class_reference(val_losses.to(work_device), of_val.to(work_device), classes)
-    scores = torch.empty(samples, dtype=torch.float32, device=work_device)
-    doubtful = torch.empty(samples, dtype=torch.bool, device=work_device)
+    scores = torch.empty(len(rows), samples, dtype=torch.float32, device=work_device)
+    doubtful = torch.empty(len(rows), samples, dtype=torch.bool, device=work_device)
     unit_reference = _unit_columns(reference)
+    early = [(count, *_early_reference(unit_reference[: count - 1])) for count in rows[:-1]]
     for start in range(0, samples, _SLICE_SAMPLES):
         part = slice(start, start + _SLICE_SAMPLES)
         losses = train_losses[:, part].to(work_device)
-        scores[part], doubtful[part] = _correlate_complete(losses, unit_reference, groups[part])
+        for place, found in enumerate(_correlate_complete(losses, unit_reference, groups[part], early)):
+            scores[place, part], doubtful[place, part] = found
 
-    again = doubtful.nonzero().flatten()
-    most_differences = steps - 1 if len(again) < samples else 0
-    width = max(1, _SLICE_ELEMENTS // steps)
-    for start in range(0, len(again), width):
-        columns = again[start : start + width]
-        losses = train_losses[:, columns.to(train_losses.device)].to(work_device)
-        values, differences = _correlate(losses, reference[:, groups[columns]])
-        scores[columns] = values.float()
-        most_differences = max(most_differences, int(differences.max()))
-    check_differences(most_differences)
-    return scores.to(train_losses.device)
+    most_differences = []
+    for place, count in enumerate(rows):
+        again = doubtful[place].nonzero().flatten()
+        most_differences.append(count - 1 if len(again) < samples else 0)
+        width = max(1, _SLICE_ELEMENTS // count)
+        for start in range(0, len(again), width):
+            columns = again[start : start + width]
+            losses = train_losses[:count, columns.to(train_losses.device)].to(work_device)
+            values, differences = _correlate(losses, reference[: count - 1, groups[columns]])
+            scores[place, columns] = values.float()
+            most_differences[place] = max(most_differences[place], int(differences.max()))
+    return list(zip(scores.to(train_losses.device), most_differences, strict=True))
 
 
 def class_reference(val_losses: Tensor, val_classes: Tensor, classes: Tensor) -> Tensor:
@@ -121,9 +156,20 @@ def class_reference(val_losses: Tensor, val_classes: Tensor, classes: Tensor) ->
     wanted = torch.isin(val_classes, classes)
     if not wanted.all():
         val_losses, val_classes = val_losses[:, wanted], val_classes[wanted]
-    groups = torch.searchsorted(classes, val_classes.contiguous())
-    reference = torch.empty(val_losses.shape[0] - 1, len(classes), dtype=torch.float64, device=val_losses.device)
-    whole = torch.bincount(groups, minlength=len(classes)).double()
+    return reference_of_groups(val_losses, torch.searchsorted(classes, val_classes.contiguous()), len(classes))
+
+
+def reference_of_groups(val_losses: Tensor, groups: Tensor, count: int) -> Tensor:
+    """`class_reference` of groups of samples.
+
+    Args:
+        val_losses: Floating point, `[T, M]`.
+        groups: The group of each sample, int64, `[M]`; or several groupings, `[S, M]`, whose groups all differ.
+        count: The number of groups.
+    """
+    reference = torch.empty(val_losses.shape[0] - 1, count, dtype=torch.float64, device=val_losses.device)
+    flat = groups.flatten()
+    whole = torch.bincount(flat, minlength=count).double()
     holes = bool(val_losses.isnan().any())
     for row in range(len(reference)):
         difference = val_losses[row + 1].double() - val_losses[row].double()
@@ -131,8 +177,10 @@ def class_reference(val_losses: Tensor, val_classes: Tensor, classes: Tensor) ->
         if holes:
             logged = ~difference.isnan()
             difference = difference.where(logged, 0.0)
-            counts = reference.new_zeros(len(classes)).index_add_(0, groups, logged.double())
-        reference[row] = reference.new_zeros(len(classes)).index_add_(0, groups, difference) / counts
+            each = logged.double().expand_as(groups).flatten()
+            counts = reference.new_zeros(count).scatter_add_(0, flat, each)
+        each = difference.expand_as(groups).flatten()
+        reference[row] = reference.new_zeros(count).scatter_add_(0, flat, each) / counts
     return reference
 
 
@@ -151,7 +199,9 @@ def _correlate(losses: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     return scores.clamp(-1.0, 1.0).where(defined, torch.nan), count
 
 
-def _correlate_complete(losses: Tensor, unit_reference: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+def _correlate_complete(
+    losses: Tensor, unit_reference: Tensor, groups: Tensor, early: Sequence[tuple[int, Tensor, Tensor]]
+) -> list[tuple[Tensor, Tensor]]:
     """A faster `_correlate` for losses that are all logged, finite and of an ordinary size.
 
     One pass over the rows computes all sums, with `sum (D - mean D)^2` as `sum D^2 - (sum D)^2 / n`. This fails if a
@@ -162,25 +212,49 @@ def _correlate_complete(losses: Tensor, unit_reference: Tensor, groups: Tensor) 
         losses: `[T, n]`.
         unit_reference: The references of all classes, with mean 0 and norm 1, float64 `[T-1, C]`.
         groups: The column of each sample's class in `unit_reference`, int64 `[n]`.
+        early: Smaller numbers of rows to correlate as well, increasing, each with its `_early_reference`.
 
     Returns:
-        The correlations, float64 `[n]`, and which of them `_correlate` must compute instead, bool `[n]`.
+        For each number of rows, the last of which is all: the correlations, float64 `[n]`, and which of them
+        `_correlate` must compute instead, bool `[n]`.
     """
+    found: list[tuple[Tensor, Tensor]] = []
     first = losses[0].double()
     before, now = first.clone(), torch.empty_like(first)
     difference, unit = torch.empty_like(first), torch.empty_like(first)
     squares, products = torch.zeros_like(first), torch.zeros_like(first)
-    for row, unit_row in zip(losses[1:], unit_reference, strict=True):
+    for count, (row, unit_row) in enumerate(zip(losses[1:], unit_reference, strict=True), start=1):
         now.copy_(row)
         torch.sub(now, before, out=difference)
         squares.addcmul_(difference, difference)
         torch.index_select(unit_row, 0, groups, out=unit)
         products.addcmul_(difference, unit)
         before, now = now, before
-    centred = squares - (before - first).square_().div_(len(unit_reference))
+        if len(found) < len(early) and early[len(found)][0] == count + 1:
+            _, mean, norm = early[len(found)]
+            total = before - first
+            centred_products = (products - mean.index_select(0, groups).mul_(total)).div_(norm.index_select(0, groups))
+            found.append(_quotient(centred_products, squares, total, count))
+    return [*found, _quotient(products, squares, before - first, len(unit_reference))]
+
+
+def _quotient(products: Tensor, squares: Tensor, total: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The correlations from sums over `count` differences, and which of them are in doubt."""
+    centred = squares - total.square_().div_(count)
     values = (products / centred.sqrt()).clamp_(-1.0, 1.0)
     sure = (centred > _CANCELLED * squares) & (squares > torch.finfo(squares.dtype).tiny / FLAT) & values.isfinite()
     return values, ~sure
+
+
+def _early_reference(unit_reference: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of the first rows of a `unit_reference`, and their norm about it, both float64 `[C]`.
+
+    With these, products with the reference of all rows give those with the reference of the first. The norm is NaN
+    where subtracting the mean leaves almost nothing.
+    """
+    mean = unit_reference.mean(dim=0)
+    squares = (unit_reference - mean).square().sum(dim=0)
+    return mean, squares.where(squares > _CANCELLED * unit_reference.square().sum(dim=0), torch.nan).sqrt()
 
 
 def _unit_columns(values: Tensor) -> Tensor:

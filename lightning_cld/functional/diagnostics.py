@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_cld.functional.arrays import IntegersLike
-from lightning_cld.functional.checks import MIN_CHECKPOINTS, as_classes
-from lightning_cld.functional.cld import class_reference, standardised
+from lightning_cld.functional.checks import MIN_CHECKPOINTS, as_classes, distinct
+from lightning_cld.functional.cld import reference_of_groups, standardised
 from lightning_cld.functional.selection import select_top
 
 SHARE = 0.1
@@ -37,6 +37,9 @@ less the lower the reliability."""
 
 SPLITS = 10
 """Random splits to average a reliability over. For a small class, a single split depends too much on the draw."""
+
+_REFERENCES = 2**21
+"""Losses of references that are made at a time: splits are computed together if that is not too many."""
 
 _CHANCE_DRAWS = 10_000
 
@@ -81,7 +84,9 @@ def best_tenth(values: Tensor, classes: IntegersLike | None) -> Tensor:
 
 def overlap(chosen: Tensor, others: Tensor) -> float:
     """The share of the positions in `chosen` that are also in `others`."""
-    return float(torch.isin(chosen, others).float().mean())
+    marked = torch.zeros(int(max(chosen.max(), others.max())) + 1, dtype=torch.bool, device=chosen.device)
+    marked[others.long()] = True
+    return float(marked[chosen.long()].float().mean())
 
 
 def half_of(epochs: Iterable[int], epoch: int) -> int | None:
@@ -110,7 +115,7 @@ def alignment(values: Tensor, classes: IntegersLike | None) -> Alignment:
     chosen[best_tenth(values, classes)] = True
     of_sample = _of_each(classes, values)
     counted = (of_sample >= 0) & ~values.isnan()
-    labels, groups = torch.unique(of_sample[counted], return_inverse=True)
+    labels, groups = distinct(of_sample[counted])
     scored, chosen = values[counted].double(), chosen[counted]
     return Alignment(
         float(scored[chosen].mean()),
@@ -165,12 +170,15 @@ def reference_reliability(val_losses: Tensor, val_classes: Tensor, classes: Tens
     wanted = torch.isin(val_classes, classes)
     losses = val_losses[:, wanted.to(val_losses.device)].to(device)
     groups = torch.searchsorted(classes, val_classes[wanted])
-    halves = torch.arange(2 * len(classes), device=device)
-    correlations = torch.empty(SPLITS, len(classes), dtype=torch.float64, device=device)
-    for split, half_of_sample in enumerate(split_in_halves(groups, len(classes)).to(device)):
-        references = class_reference(losses, half_of_sample, halves)
-        correlations[split] = _correlations(references[:, 0::2], references[:, 1::2])
-    return correlations.nanmean(dim=0)
+    halves = split_in_halves(groups, len(classes))
+    correlations = []
+    together = max(1, _REFERENCES // max(1, 2 * len(classes) * len(losses)))
+    for start in range(0, SPLITS, together):
+        some = halves[start : start + together].to(device)
+        shifts = 2 * len(classes) * torch.arange(len(some), device=device)[:, None]
+        references = reference_of_groups(losses, some + shifts, 2 * len(classes) * len(some))
+        correlations.append(_correlations(references[:, 0::2], references[:, 1::2]).view(len(some), len(classes)))
+    return torch.cat(correlations).nanmean(dim=0)
 
 
 def split_in_halves(groups: Tensor, classes: int) -> Tensor:
@@ -205,8 +213,9 @@ def reliability_by_class(
             for one class.
     """
     references = torch.zeros(val_losses.shape[1], dtype=torch.int64) if val_classes is None else val_classes
-    labels = torch.zeros(1, dtype=torch.int64) if train_classes is None else torch.unique(train_classes)
-    labels = labels[labels >= 0]
+    labels = torch.zeros(1, dtype=torch.int64)
+    if train_classes is not None:
+        labels, _ = distinct(train_classes[train_classes >= 0])
     return by_label(labels, reference_reliability(val_losses, references, labels))
 
 
@@ -242,7 +251,8 @@ def rank_agreement(values: Tensor, others: Tensor, classes: IntegersLike | None)
     counted = (of_sample >= 0) & ~values.isnan() & ~others.isnan()
     if not counted.any():
         return float("nan")
-    groups, sizes = torch.unique(of_sample[counted], return_inverse=True, return_counts=True)[1:]
+    _, groups = distinct(of_sample[counted])
+    sizes = torch.bincount(groups)
     ranks = [_ranks(scores[counted], groups) for scores in (values, others)]
     centred = [rank - _means(rank, groups, len(sizes))[groups] for rank in ranks]
     spreads = [_means(rank.square(), groups, len(sizes)) for rank in centred]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_cld.functional.arrays import IntegersLike, names_in
-from lightning_cld.functional.checks import as_classes, check_classes, check_count, kind_of, listed
+from lightning_cld.functional.checks import as_classes, check_classes, check_count, distinct, kind_of, listed
+from lightning_cld.functional.partition import best_of_each
 
 RULES = ("top", "draw")
 """How a coreset is chosen: "top" takes the best-scored samples, "draw" draws among samples above a threshold."""
@@ -64,22 +65,23 @@ def select_top(
     if classes is None:
         classes = torch.zeros(len(scores), dtype=torch.int64)
     of_sample = check_classes(classes, len(scores), "classes").to(scores.device)
-    labels, groups, sizes = torch.unique(of_sample, return_inverse=True, return_counts=True)
-    budgets = _class_budgets(sizes.tolist(), fraction=fraction, size=size, per_class=per_class)
+    labels, groups = distinct(of_sample)
+    sizes = torch.bincount(groups, minlength=len(labels)).tolist()
+    budgets = _class_budgets(sizes, fraction=fraction, size=size, per_class=per_class)
 
-    scored = torch.bincount(groups[~scores.isnan()], minlength=len(labels)).tolist()
+    places = torch.nonzero(~scores.isnan()).flatten()
+    of_scored = groups.index_select(0, places)
+    scored = torch.bincount(of_scored, minlength=len(labels)).tolist()
     short = [c for c in range(len(labels)) if budgets[c] > scored[c]]
     if short:
         lacking = "; ".join(f"class {int(labels[c])} needs {budgets[c]} but has {scored[c]}" for c in short[:5])
         more = f" (and {len(short) - 5} more classes)" if len(short) > 5 else ""
         raise ValueError(f"The budget needs more scored samples than there are: {lacking}{more}. Lower it.")
 
-    order = torch.argsort(-scores, stable=True)  # puts NaN last
-    order = order[torch.argsort(groups[order], stable=True)]
-    first_of_group = sizes.cumsum(0) - sizes
-    rank = torch.arange(len(scores), device=scores.device) - first_of_group[groups[order]]
-    kept = rank < torch.tensor(budgets, device=scores.device)[groups[order]]
-    return order[kept].sort().values
+    kept = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    best = best_of_each(scores.index_select(0, places), of_scored, torch.tensor(budgets, device=scores.device))
+    kept[places[best]] = True
+    return torch.nonzero(kept).flatten()
 
 
 def select_drawn(
@@ -143,7 +145,8 @@ def select_drawn(
     if classes is None:
         classes = torch.zeros(len(values), dtype=torch.int64)
     of_sample = check_classes(classes, len(values), "classes").cpu()
-    groups, sizes = torch.unique(of_sample, return_inverse=True, return_counts=True)[1:]
+    labels, groups = distinct(of_sample)
+    sizes = torch.bincount(groups, minlength=len(labels))
     share = torch.bincount(groups[top], minlength=len(sizes)).double() / sizes
     weights = values * uncertainty.cpu().double() ** (share**0.25)[groups]
     generator = torch.Generator().manual_seed(operator.index(seed))

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from lightning_cld.functional.checks import check_losses
 
-_SLICE_ELEMENTS = 2**17
-"""Losses processed at a time, so that temporaries stay in the CPU cache."""
+_SLICE = 2**15
+"""Samples processed at a time, row by row, so that temporaries stay in the CPU cache."""
 
 
 def aleatoric_uncertainty(losses: Tensor) -> Tensor:
@@ -38,10 +38,16 @@ def aleatoric_uncertainty(losses: Tensor) -> Tensor:
     """
     check_losses(losses, "losses")
     values = torch.empty(losses.shape[1], dtype=torch.float32, device=losses.device)
-    width = max(1, _SLICE_ELEMENTS // max(1, len(losses)))
-    for start in range(0, losses.shape[1], width):
-        part = losses[:, start : start + width].float()
-        values[start : start + width] = _spread(part).nanmean(dim=0).where(~part.isinf().any(dim=0), torch.nan)
+    for start in range(0, losses.shape[1], _SLICE):
+        part = slice(start, start + _SLICE)
+        values[part] = _mean_of_complete(losses[:, part])
+    again = values.isnan().nonzero().flatten()
+    width = max(1, _SLICE // max(1, len(losses)))
+    for start in range(0, len(again), width):
+        columns = again[start : start + width]
+        doubtful = losses[:, columns].float()
+        mean = _spread(doubtful).nanmean(dim=0)
+        values[columns] = mean.where(~doubtful.isinf().any(dim=0), torch.nan)
     return values
 
 
@@ -67,11 +73,23 @@ def with_row(mean: Tensor, rows: Tensor, row: Tensor) -> Tensor:
         tensor([0.1700])
     """
     updated = torch.empty_like(mean)
-    for start in range(0, len(mean), _SLICE_ELEMENTS):
-        part = slice(start, start + _SLICE_ELEMENTS)
+    for start in range(0, len(mean), _SLICE):
+        part = slice(start, start + _SLICE)
         spread = _spread(row[part]).where(~row[part].isinf(), torch.nan)
         updated[part] = (mean[part].double() * rows + spread) / (rows + 1)
     return updated
+
+
+def _mean_of_complete(losses: Tensor) -> Tensor:
+    """The mean of columns of which every loss was logged and is finite; NaN for all other columns."""
+    sums = torch.zeros(losses.shape[1], dtype=torch.float32, device=losses.device)
+    total, chances = torch.zeros_like(sums), torch.empty_like(sums)
+    for row in losses:
+        chances.copy_(row)
+        total += chances  # stays infinite or NaN once it is
+        chances.neg_().exp_()
+        sums.add_(chances).addcmul_(chances, chances, value=-1)
+    return (sums / len(losses)).where(total.isfinite(), torch.nan)
 
 
 def _spread(losses: Tensor) -> Tensor:

@@ -90,6 +90,7 @@ class Recorder:
         self.buffer_device = buffer_device
         self.running = running
         self.step_losses = StepLosses() if from_steps else None
+        self.checkpoints: int | None = None  # of the whole run, where that is known
         self.forget()
 
     def forget(self) -> None:
@@ -156,6 +157,7 @@ class Recorder:
             self.history = begin(
                 train_row[None], val_row[None], train_classes, val_classes, [epoch], fingerprint=fingerprint
             ).to(self.buffer_device or module.device)
+            self._reserve()
             self.history.metadata["identity"] = fingerprint.known()
             self.history.metadata[_VAL_FINGERPRINT] = self.sources.val_fingerprint.to_dict()
         else:
@@ -168,6 +170,7 @@ class Recorder:
                         f"the {name} set gave its classes in another order than before, so positions mean nothing. "
                         "Its __getitem__ must return the same sample for the same position."
                     )
+            self._reserve()
             self.leave_holes(epoch - 1)
             self.history.record(epoch, train_row, val_row)
         if not self._diverged and val_row.isinf().any():
@@ -206,6 +209,11 @@ class Recorder:
         self.seconds = state["sweep_seconds"]
         if self.step_losses is not None:
             self.step_losses.load_state_dict(state["step_losses"])
+
+    def _reserve(self) -> None:
+        """Makes room for the losses of the whole run, so that none are copied while it grows."""
+        if self.checkpoints is not None and isinstance(self.history, LossTrajectories):
+            self.history.reserve(self.checkpoints)
 
     def _find_data(self, trainer: Trainer) -> None:
         with agreed(trainer, "Finding the data to sweep"):

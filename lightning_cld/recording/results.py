@@ -146,7 +146,7 @@ class Results:
             rows.write_about(*shared_parts(history))
         for place, epoch in enumerate(history.epochs):
             if epoch not in self._written or epoch == history.epochs[-1]:
-                train_row, val_row = history.train_losses[place], history.val_losses[place]
+                train_row, val_row = history.row(place)
                 rows.write(epoch, train_row.cpu().numpy(), val_row.cpu().numpy())
                 self._written.add(epoch)
 
@@ -183,16 +183,16 @@ class Results:
         kind = RunningHistory if state["history"] == "running" else LossTrajectories
         return kind.from_state_dict(recorded)
 
-    def save(self, history: History, scores: CLDScores, seconds: float) -> bool:
+    def save(self, history: History, scores: CLDScores, seconds: float) -> None:
         """Saves losses and scores, which replace those of an earlier run together, and prints a summary line.
+
+        What can't be saved is warned of.
 
         Args:
             history: What was logged.
             scores: The scores.
             seconds: The time that all sweeps took.
 
-        Returns:
-            Whether the scores could be saved. What could not is warned of.
         """
         contents = {self._scores_place: scores.contents()}
         if isinstance(history, LossTrajectories):
@@ -205,7 +205,7 @@ class Results:
         if self._losses_place not in failed:
             self._drop_rows()
         if self._scores_place in failed:
-            return False
+            return
         pool = scores.values[scores.positions()]
         unscored = int(pool.isnan().sum())
         left_out = f" ({unscored:,} unscored)" if unscored else ""
@@ -214,7 +214,6 @@ class Results:
             f"CLD: scored {len(pool):,} samples{left_out} of {classes} from {len(scores.epochs)} checkpoints; sweeps "
             f"took {seconds:.1f} s. Saved to {self._scores_place}"
         )
-        return True
 
     def save_losses(self, history: History) -> Place | None:
         """Saves the losses of a run that has no scores. Returns where they are; None if nowhere."""
@@ -337,7 +336,7 @@ def _kept_losses(kept: Mapping[str, Any], run: str) -> LossTrajectories:
 
 
 def _bytes_of(history: LossTrajectories) -> int:
-    return history.train_losses.nbytes + history.val_losses.nbytes
+    return 4 * len(history) * sum(len(row) for row in history.row(0))
 
 
 @contextmanager

@@ -78,17 +78,17 @@ class Settling:
             return
         for row in range(self._rows, len(history)):
             self._rows = row + 1
-            train_row = history.train_losses[row]
+            train_row, val_row = history.row(row)
             if self._history is None:
                 self._history = RunningHistory.of_losses(
-                    history.train_losses[:0],
-                    history.val_losses[:0],
+                    train_row[None][:0],
+                    val_row[None][:0],
                     history.train_classes,
                     history.val_classes,
                     [],
                     scores_only=True,
                 )
-            self._history.record(history.epochs[row], train_row, history.val_losses[row])
+            self._history.record(history.epochs[row], train_row, val_row)
             if not train_row.isnan().all():  # a row of NaN was not logged and leaves the scores as they were
                 self._compare(history.epochs[row], self._history, history.train_classes)
 

@@ -22,8 +22,8 @@ from lightning_cld.showing.choice import (
     by_mean_score,
     check_kind,
     check_same_run,
+    counted,
     extremes,
-    positions_of,
     shown_classes,
 )
 from lightning_cld.showing.thumbnails import check_dataset, read_images
@@ -153,13 +153,12 @@ def _of_trajectories(scores: CLDScores, trajectories: LossTrajectories, dataset:
             "How far the scores at an earlier cutoff agree with these scores. Where the coreset line is high and flat, "
             "the proxy could have stopped."
         )
-        content = (
-            _p(f"Not known, because there is no coreset of {SHARE:.0%} to compare: {missing}.")
-            if missing
-            else _drawn(
-                plot_agreement(trajectories, fraction=SHARE, cutoff_epoch=scores.epochs[-1])[0], caption, wide=True
-            )
-        )
+        if missing:
+            content = _p(f"Not known, because there is no coreset of {SHARE:.0%} to compare: {missing}.")
+        else:
+            figure, ax = plot_agreement(trajectories, fraction=SHARE, cutoff_epoch=scores.epochs[-1])
+            of_all = ax.get_title().partition("\n")[2]
+            content = _drawn(figure, f"{caption} Computed {of_all}." if of_all else caption, wide=True)
         sections.append(_section("When the proxy could have stopped", content))
     drawn = []
     for label in by_mean_score(scores)[:_DRAWN]:
@@ -192,25 +191,23 @@ def _all_classes(scores: CLDScores) -> str:
     """A table with a row per class, collapsed if it is long."""
     known = [scores.metadata.get(name) for name in ("reference_sizes", "reference_reliability")]
     sizes, reliability = (entry if isinstance(entry, Mapping) else {} for entry in known)
-    labels = sorted(by_mean_score(scores))
     kept = {}
     if not _why_no_tenth(scores):
         means = alignment(scores.values, scores.classes)
         kept = dict(zip(means.classes.tolist(), means.kept_of_class.tolist(), strict=True))
     rows = []
-    for label in labels:
-        values = scores.values[positions_of(scores, label)].double()
+    for label, samples, mean, negative, unscored in counted(scores):
         correlation = reliability.get(str(label))
         rows.append(
             (
                 str(label),
-                f"{len(values):,}",
-                f"{values.nanmean():+.3f}",
+                f"{samples:,}",
+                f"{mean:+.3f}",
                 f"{kept[label]:+.3f}" if label in kept else "",
                 "" if correlation is None else f"{correlation:.3f}",
                 str(sizes.get(str(label), "")),
-                f"{int((values < 0).sum()):,}",
-                f"{int(values.isnan().sum()):,}",
+                f"{negative:,}",
+                f"{unscored:,}",
             )
         )
     names = ("class", "samples", "mean", "best tenth", "reliability", "validation", "negative", "unscored")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cld.functional.checks import MIN_CHECKPOINTS, listed
+from lightning_cld.functional.checks import MIN_CHECKPOINTS, distinct, listed
 from lightning_cld.functional.diagnostics import OVERLAP, RELIABLE, Alignment, alignment, chance_alignment
 from lightning_cld.scores import CLDScores
 
@@ -48,7 +48,7 @@ def account(scores: CLDScores) -> list[tuple[str, str]]:
     outside = f" of {len(scores):,} (the others are outside the sampler)" if len(values) < len(scores) else ""
     lines = [
         ("samples", f"{len(values):,}{outside}"),
-        ("classes", f"{1 if classes is None else len(torch.unique(classes))}"),
+        ("classes", f"{1 if classes is None else len(distinct(classes)[0])}"),
         ("checkpoints", _describe_epochs(epochs)),
     ]
     more, findings = _unscored(values, classes)
@@ -83,7 +83,7 @@ def _unscored(values: Tensor, classes: Tensor | None) -> tuple[list[tuple[str, s
     text = f"{int(missing.sum()):,}"
     if missing.any():
         text += " (a loss was not finite, not logged or never changed)"
-    labels, groups = torch.unique(torch.zeros(len(values)) if classes is None else classes, return_inverse=True)
+    labels, groups = distinct(torch.zeros(len(values), dtype=torch.int64) if classes is None else classes)
     shares = torch.bincount(groups, missing.double()) / torch.bincount(groups)
     worst = [c for c in torch.argsort(-shares, stable=True).tolist() if shares[c] > UNSCORED_SHARE]
     shown = _some([f"{int(labels[c])} ({shares[c]:.0%})" for c in worst])

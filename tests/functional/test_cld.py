@@ -13,7 +13,7 @@ from oracles import assert_scores, cld_oracle, losses
 
 from lightning_cld.functional import cld
 from lightning_cld.functional.checks import distinct
-from lightning_cld.functional.cld import cld_scores
+from lightning_cld.functional.cld import cld_scores, scores_at
 
 NAN, INF = float("nan"), float("inf")
 CLASSES, VAL_CLASSES = torch.arange(30) % 3, torch.arange(12) % 3
@@ -365,3 +365,50 @@ def test_an_infinite_validation_loss_raises_and_names_the_first_row_and_its_clas
     val[4, 0], val[2, 1], val[3:, 1] = value, value, value
     with pytest.raises(ValueError, match=r"of class 1 are not finite at row 2: "):
         cld_scores(TRAIN, val, FOUR, THREE)
+
+
+# Several numbers of rows in one pass
+
+
+def half_way(train, val, rows, **classes):
+    return [(scores.numpy(), most) for scores, most in scores_at(rows, train, val, **classes)]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_scores_of_the_first_rows_are_those_of_the_definition(offset):
+    train, val = losses(23, 300) + offset, losses(23, 60, seed=1) + offset
+    classes = {"train_classes": torch.arange(300) % 5, "val_classes": torch.arange(60) % 5}
+    for rows, (scores, most) in zip([4, 12, 23], half_way(train, val, [4, 12, 23], **classes), strict=True):
+        assert most == rows - 1
+        expected = cld_oracle(train[:rows], val[:rows], *classes.values())
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+
+
+def test_a_reference_that_moves_only_later_gives_no_early_scores():
+    train, val = losses(20, 50), losses(20, 8, seed=1)
+    val[:10] = val[0]
+    early, late = (scores for scores, _ in half_way(train, val, [10, 20]))
+    assert np.isnan(early).all()
+    np.testing.assert_allclose(late, cld_oracle(train, val), rtol=0, atol=1e-5)
+
+
+def test_a_reference_that_hardly_moves_at_first_is_scored_from_its_own_differences():
+    train, val = losses(20, 50), losses(20, 8, seed=1).double()
+    val[:10] = val[0] + 1e-9 * val[:10]
+    val[10:] *= 1e3
+    early, late = (scores for scores, _ in half_way(train, val, [10, 20]))
+    np.testing.assert_allclose(early, cld_oracle(train[:10], val[:10]), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(late, cld_oracle(train, val), rtol=0, atol=1e-5)
+
+
+def test_missing_and_infinite_losses_count_from_their_row_on():
+    train, val = losses(16, 6), losses(16, 8, seed=1)
+    train[3, 0], train[12, 1], train[12, 2], val[5, 3] = torch.nan, torch.nan, torch.inf, torch.nan
+    for rows, (scores, _) in zip([8, 16], half_way(train, val, [8, 16]), strict=True):
+        np.testing.assert_allclose(scores, cld_oracle(train[:rows], val[:rows]), rtol=0, atol=1e-5)
+
+
+def test_too_few_early_differences_are_counted():
+    train, val = losses(9, 4), losses(9, 8, seed=1)
+    train[1:3] = torch.nan
+    assert [most for _, most in half_way(train, val, [5, 9])] == [1, 5]

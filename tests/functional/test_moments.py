@@ -461,7 +461,7 @@ def test_slices_change_no_score(monkeypatch):
     train, val = case()
     expected, uncertain = run(train, val, CLASSES, VAL_CLASSES), uncertainty_of(train)
     monkeypatch.setattr(moments, "_SLICE", 7)
-    monkeypatch.setattr("lightning_cld.functional.uncertainty._SLICE_ELEMENTS", 7)
+    monkeypatch.setattr("lightning_cld.functional.uncertainty._SLICE", 7)
     assert torch.equal(run(train, val, CLASSES, VAL_CLASSES), expected)
     assert torch.equal(uncertainty_of(train), uncertain)
 
