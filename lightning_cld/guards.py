@@ -6,7 +6,7 @@ import operator
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import NoneType
 from typing import Any
@@ -41,7 +41,9 @@ def preserved_rng() -> Iterator[None]:
         np.random.seed(_SEED)  # noqa: NPY002  # datasets draw from numpy's global state
         # Not torch.manual_seed, which would also seed devices whose state isolate_rng does not put back.
         torch.default_generator.manual_seed(_SEED)
-        torch.cuda.manual_seed_all(_SEED)
+        # Before that torch would keep the seed for later, when nothing puts it back.
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(_SEED)
         try:
             yield
         except BaseException as raised:  # noqa: BLE001  # raised again below, once the states are restored
@@ -177,6 +179,8 @@ def _remember(module: torch.nn.Module, sharded: bool) -> list[Callable[[], Any]]
 
 def _refill(container: Any, content: Any) -> None:
     """Puts the very objects of `content` back into a container, in their order, unless it has them."""
+    if not container and not content:  # most: a module has a dozen of them
+        return
     now, before = ([*each, *each.values()] if isinstance(each, dict) else list(each) for each in (container, content))
     if len(now) != len(before) or not all(map(operator.is_, now, before)):
         container.clear()
@@ -227,14 +231,19 @@ def agreed(trainer: Trainer, what: str) -> Iterator[None]:
     raise failure
 
 
-@contextmanager
-def in_lockstep(trainer: Trainer, what: str) -> Iterator[None]:
-    """`agreed` before a forward that waits for the other ranks' (FSDP2): where one rank stops, all must.
+def in_lockstep(trainer: Trainer, what: str) -> Callable[[], AbstractContextManager[None]]:
+    """`agreed` before each forward, where one waits for the other ranks' (FSDP2): where one rank stops, all must.
 
     A rank that fails elsewhere within an outer `agreed` meets the others there.
+
+    Args:
+        trainer: As in `agreed`.
+        what: As in `agreed`.
+
+    Returns:
+        A function that makes the context of one batch.
     """
-    with agreed(trainer, what) if is_a(trainer.strategy, "ModelParallelStrategy") else nullcontext():
-        yield
+    return partial(agreed, trainer, what) if is_a(trainer.strategy, "ModelParallelStrategy") else nullcontext
 
 
 def _share_buffers(module: LightningModule) -> None:

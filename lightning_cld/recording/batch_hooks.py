@@ -1,4 +1,4 @@
-"""`BatchHooks`: what other callbacks and the module do to a batch before it is evaluated."""
+"""What the module, the datamodule and other callbacks do to a batch before it is evaluated."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_cld.data.parts import parts_of
 from lightning_cld.guards import is_a
 
 _HOOK = "on_validation_batch_start"
+
+_TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 Prepare = Callable[[Any, int], None]
 """Changes a batch in place, given its number."""
@@ -52,6 +55,8 @@ class BatchHooks:
                     hook(batch, number)
                 return
             self._seen = True
+            if not hooks:
+                return
             before = parts_of(batch)
             preparing = []
             for owner, hook in zip(self._owners, hooks, strict=True):
@@ -83,6 +88,31 @@ class BatchHooks:
             return lambda batch, number: hook(trainer, module, batch, number)
         hook = getattr(owner, _HOOK)
         return lambda batch, number: hook(batch, number)
+
+
+def transfer_of(trainer: Trainer, module: LightningModule) -> Callable[[Any], Any]:
+    """How the evaluation loop would bring a batch to the device, through the user's transfer hooks.
+
+    Where there are none, Lightning's way is cut short: it would look for them again for every batch.
+    """
+    convert, strategy = trainer.precision_plugin.convert_input, trainer.strategy
+    owners = [owner for owner in (module, getattr(trainer, "datamodule", None)) if owner is not None]
+    plain = type(strategy).batch_to_device.__qualname__ == "Strategy.batch_to_device"
+    if plain and not any(_is_overridden(owner, name) for owner in owners for name in _TRANSFER):
+        return lambda batch: move_data_to_device(convert(batch), strategy.root_device)
+
+    def transfer(batch: Any) -> Any:
+        # Private, but the only way to the hook before the transfer; Lightning's evaluation loop makes the same call.
+        batch = module._on_before_batch_transfer(convert(batch), dataloader_idx=0)
+        return strategy.batch_to_device(batch, dataloader_idx=0)
+
+    return transfer
+
+
+def _is_overridden(owner: Any, name: str) -> bool:
+    """Whether a transfer hook is another one than that of `DataHooks`, in whichever of Lightning's packages."""
+    base = next((kind for kind in type(owner).__mro__ if kind.__name__ == "DataHooks"), None)
+    return base is None or getattr(getattr(owner, name), "__code__", None) is not vars(base)[name].__code__
 
 
 def _is_own_hook(owner: Callback | LightningModule) -> bool:

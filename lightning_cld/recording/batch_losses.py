@@ -34,6 +34,9 @@ _VIEW = (
 _FAR_MORE = 4
 """This many columns per class cause a warning. Even small networks have more features: ResNet-20 64 for 10 classes."""
 
+_WATCHED = 8
+"""In how many batches the outputs are looked at, to see whether they are probabilities."""
+
 _SUM_TOLERANCE = 0.01
 """How much the sum of a row of probabilities may differ from 1, since bfloat16 rounds each value by up to 0.2 %."""
 
@@ -124,6 +127,7 @@ class OutputsStep(Step):
         self._loss_fn = _on_device(loss_fn, module)
         self._other_targets = "something else"  # a description of targets that are not classes
         self._watching = True  # during the first sweeps
+        self._watched = 0
         self._columns = 0
         # A tensor that is read once, after the first sweeps: reading it for each batch would wait for the device.
         self._are_probabilities: Tensor | None = None
@@ -147,8 +151,9 @@ class OutputsStep(Step):
         return self._loss_fn(outputs, targets), None
 
     def _watch(self, logits: Tensor) -> None:
-        """Remembers whether all logits so far look like probabilities, without waiting for the device."""
-        if self._watching:
+        """Remembers whether the first logits all look like probabilities, without waiting for the device."""
+        if self._watching and self._watched < _WATCHED:
+            self._watched += 1
             rows = logits.detach().float()
             found = ((rows >= 0).all(dim=1) & ((rows.sum(dim=1) - 1).abs() < _SUM_TOLERANCE)).all()
             self._are_probabilities = found if self._are_probabilities is None else found & self._are_probabilities
