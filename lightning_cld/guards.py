@@ -140,7 +140,8 @@ def _remember(module: torch.nn.Module, sharded: bool) -> list[Callable[[], Any]]
         module: The module.
         sharded: Whether FSDP2 is at work, which in a pass exchanges parameters and adds hooks, and relies on them.
     """
-    undo: list[Callable[[], Any]] = []
+    empty: list[Any] = []  # most containers: a module has a dozen of them
+    undo: list[Callable[[], Any]] = [partial(_clear, empty)]
     seen: set[int] = set()
     found: list[Any] = [module, *module.buffers()]  # a scripted module keeps its buffers elsewhere
     while found:
@@ -153,6 +154,9 @@ def _remember(module: torch.nn.Module, sharded: bool) -> list[Callable[[], Any]]
             continue
         seen.add(id(thing))
         if isinstance(thing, (dict, list, set, deque)):
+            if len(thing) == 0:
+                empty.append(thing)
+                continue
             undo.append(partial(_refill, thing, dict(thing) if isinstance(thing, dict) else list(thing)))
             found += thing.values() if isinstance(thing, dict) else thing
         elif isinstance(thing, tuple):
@@ -177,10 +181,15 @@ def _remember(module: torch.nn.Module, sharded: bool) -> list[Callable[[], Any]]
     return undo
 
 
+def _clear(containers: list[Any]) -> None:
+    """Empties those that were empty before."""
+    for container in containers:
+        if len(container):
+            container.clear()
+
+
 def _refill(container: Any, content: Any) -> None:
     """Puts the very objects of `content` back into a container, in their order, unless it has them."""
-    if not container and not content:  # most: a module has a dozen of them
-        return
     now, before = ([*each, *each.values()] if isinstance(each, dict) else list(each) for each in (container, content))
     if len(now) != len(before) or not all(map(operator.is_, now, before)):
         container.clear()

@@ -65,12 +65,14 @@ class Parts(NamedTuple):
         sketch: The same for a comparison between machines: floats by means, files without their folders.
         numbers: The small numbers in it, int64 or float64, by the path to each, such as ".1" or ".label".
         known: Whether everything in it was of a type that can be compared.
+        on_cpu: Whether all of its tensors are in the memory of the CPU.
     """
 
     digest: str
     sketch: Sketch
     numbers: dict[str, np.ndarray]
     known: bool
+    on_cpu: bool
 
 
 def parts_of(sample: Any) -> Parts:
@@ -106,11 +108,12 @@ class _Seen:
         self.sizes: list[float] = []
         self.numbers: dict[str, np.ndarray] = {}
         self.known = True
+        self.on_cpu = True
         self.left = _MOST
 
     def parts(self) -> Parts:
         sketch = Sketch(self.form.hexdigest()[:8], self.content.hexdigest()[:16], tuple(self.means), tuple(self.sizes))
-        return Parts(self.digest.hexdigest()[:16], sketch, self.numbers, self.known)
+        return Parts(self.digest.hexdigest()[:16], sketch, self.numbers, self.known, self.on_cpu)
 
     def add(self, name: str, path: str, value: Any, above: tuple[int, ...]) -> None:
         """Adds a part, and what is in it.
@@ -125,6 +128,8 @@ class _Seen:
         if self.left < 0:
             self.known = False
             return
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            self.on_cpu = False
         kind, content = _look_at(value, nested=bool(above))
         if id(value) in above:
             self._describe(name, f"what is {len(above) - above.index(id(value))} above")

@@ -228,12 +228,12 @@ def make_step(module: LightningModule, loss_fn: LossFunction | None, step: StepF
 
 def check_batch(losses: Any, classes: Tensor | None, samples: int) -> None:
     """Raises unless a batch of so many samples has one loss for each sample, and one class if it has classes."""
-    if not isinstance(losses, Tensor) or not losses.is_floating_point() or list(losses.shape) != [samples]:
+    if not isinstance(losses, Tensor) or not losses.is_floating_point() or losses.shape != (samples,):
         raise ValueError(
             f"CLD needs one loss per sample, floating point [{samples}] for this batch, but got {_describe(losses)}. "
             f"{_remedy(losses, samples)}"
         )
-    if classes is not None and list(classes.shape) != [samples]:
+    if classes is not None and classes.shape != (samples,):
         raise ValueError(
             f"CLD needs one class per sample, [{samples}] for this batch, but got {_describe(classes)}. Return "
             f"one class for each loss: {_STEP}"
@@ -295,7 +295,7 @@ def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
             f"{_describe(targets)}. If a collate function mixes samples or softens targets (MixUp, CutMix), give "
             f"{_VIEW}. {_LOSS_OR_STEP}"
         )
-    if len(outputs) != len(targets):
+    if outputs.shape[0] != targets.shape[0]:
         raise ValueError(
             f"forward returned logits for {len(outputs)} samples, but there are {len(targets)} targets. If it returns "
             f"several rows per sample, for example of crops, average their losses: {_STEP}"
