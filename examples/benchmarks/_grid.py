@@ -56,7 +56,7 @@ def run_cells(
             for future in as_completed(futures):
                 row = {name: str(value) for name, value in {**futures[future], **future.result()}.items()}
                 rows[_key(row, names)] = row
-                _write_rows(path, rows.values())
+                write_rows(path, rows.values())
                 bar.update()
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -68,7 +68,8 @@ def _key(row: dict[str, Any], names: Sequence[str]) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in names)
 
 
-def _write_rows(path: Path, rows: Iterable[Row]) -> None:
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Replaces a CSV by these rows, sorted."""
     ordered = sorted(rows, key=lambda row: [_sortable(value) for value in row.values()])
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import accuracy
 import early
 import label_noise
+import overhead
 import path
 import quality
 import transfer
@@ -54,6 +56,10 @@ def _quality(dataset: str, noise: float) -> Callable[[], str]:
     return table
 
 
+def _overhead(part: str) -> str:
+    return overhead.table(_rows("overhead"), part)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "rules": lambda: accuracy.compact_table(_rows("fashion_mnist"), RULES),
     "rules, in short": lambda: accuracy.compact_table(_of_sizes("fashion_mnist", "0.1", "0.3"), RULES),
@@ -73,6 +79,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"tried, MLP, {float(n):.0%}": _accuracy("fashion_mnist_mlp", n, RULES + TRIED) for n in ("0.0", "0.2", "0.4")},
     **{f"tried, digits, {float(n):.0%}": _accuracy("digits", n, RULES + TRIED) for n in ("0.0", "0.2", "0.4")},
     **{f"early accuracy, {float(n):.0%}": _accuracy("fashion_mnist", n, ("random", *PARTS)) for n in ("0.0", "0.2")},
+    **{f"overhead, {part}": partial(_overhead, part) for part in ("run", "sweep", "fit")},
     "cifar100": _accuracy("cifar100", "0.0", (*RULES, "CLD, drawn above zero")),
     "cifar100, small": _accuracy("cifar100_small", "0.0", OTHERS),
     **{

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -24,6 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import roc_auc_score
+from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "benchmarks"))
 import _grid
@@ -611,13 +613,56 @@ def test_scoring_compares_three_ways_that_agree(capsys):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_overhead_times_sweeps_and_settling(capsys):
-    overhead.main(["--case", "resnet18", "--samples", "36", "--rounds", "1", "--skip-fits"])
-    *_, table, settling = capsys.readouterr().out.strip().split("\n\n")
-    ratios = [float(line.split("|")[5]) for line in table.splitlines()[2:]]
-    assert len(ratios) == 6
-    assert min(ratios) > 0
+def test_overhead_is_measured_apart_and_printed(tmp_path, capsys):
+    path, arguments = tmp_path / "out.csv", ["--case", "cnn", "--samples", "160", "--rounds", "2", "--fits", "1"]
+    overhead.main([*arguments, "--csv", str(path)])
+    command, _, *tables, settling = capsys.readouterr().out.strip().split("\n\n")
+    assert command == f"python examples/benchmarks/overhead.py {' '.join(arguments)}"
+    rows = _grid.read_rows(path)
+    for part, printed, lines in zip(("run", "sweep", "fit"), tables, (3, 6, 5), strict=True):
+        of_part = [row for row in rows if row["part"] == part]
+        assert len(of_part) == len(printed.strip().splitlines()) - 2 == lines
+        assert sorted(printed.strip().splitlines()) == sorted(overhead.table(rows, part).splitlines())
+        for row in of_part:
+            assert 0 < float(row["lower_quartile"]) <= float(row["ratio"]) <= float(row["upper_quartile"])
+    measured = {row["what"]: row["measured"] for row in rows if row["part"] == "run"}
+    assert measured == {"start": "2", "sweeps": "10", "end": "2"}
     assert settling.startswith('cutoff_epoch="auto": 0.0')
+
+    overhead.main([*arguments[:-1], "0", "--rounds", "1", "--csv", str(path)])
+    again = _grid.read_rows(path)
+    assert len(again) == len(rows)
+    assert [row for row in again if row["part"] == "fit"] == [row for row in rows if row["part"] == "fit"]
+    assert {row["measured"] for row in again if row["part"] == "sweep"} == {"1"}
+
+
+def test_the_seconds_of_processes_that_ended_count_too():
+    def busy():
+        deadline = time.process_time() + 0.2
+        while time.process_time() < deadline:
+            pass
+
+    def in_a_child():
+        process = multiprocessing.get_context("fork").Process(target=busy)
+        process.start()
+        process.join()
+
+    assert overhead.seconds_of(busy) >= 0.2
+    assert overhead.seconds_of(in_a_child) >= 0.2
+    assert overhead.seconds_of(lambda: time.sleep(0.2)) < 0.2
+
+
+def test_the_bare_loop_keeps_the_losses_of_an_evaluation():
+    splits = overhead.make_splits("cnn", 20)
+    model = overhead.make_model("cnn", splits)
+    losses = overhead.bare_pass(model, DataLoader(overhead.OneByOne(splits.train), 7))
+    assert model.training
+    model.eval()
+    with torch.no_grad():
+        logits = model(splits.train.images).double().numpy()
+    right = logits[np.arange(20), splits.train.targets.numpy()]
+    expected = np.log(np.exp(logits).sum(axis=1)) - right
+    np.testing.assert_allclose(losses.numpy(), expected, rtol=1e-4)
 
 
 def test_the_start_of_a_run_is_measured(capsys):
