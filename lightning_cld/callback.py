@@ -165,6 +165,7 @@ class CLDCallback(Callback):
         self._module: ReferenceType[LightningModule] | None = None
         self._forget()
         self._scores: CLDScores | None = None
+        self._scored: list[int] = []  # the checkpoints at that time
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_module": None}  # a weak reference can't be pickled
@@ -200,8 +201,8 @@ class CLDCallback(Callback):
         saved = None if self._fitted_here else self._results.saved_scores()
         if saved is not None:
             return saved
-        if self._scores is None or self._scores.epochs != self._recorded.epochs:  # asked for before, while training
-            self._scores = self._recorded.score(self._timeline.cutoff)
+        if self._scores is None or self._scored != self._recorded.epochs:  # asked for before, while training
+            self._scores, self._scored = self._recorded.score(self._timeline.cutoff), list(self._recorded.epochs)
         return self._scores
 
     @property

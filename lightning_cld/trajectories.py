@@ -155,12 +155,26 @@ class LossTrajectories:
         """
         return self._val.width
 
+    @property
+    def logged_epochs(self) -> list[int]:
+        """The epochs of the checkpoints that were logged. A row of NaN stands for one that was not.
+
+        Example:
+            >>> from lightning_cld import LossTrajectories
+            >>> trajectories = LossTrajectories([[2.5, 1.0]], [[2.0]])
+            >>> trajectories.leave_hole(1)
+            >>> trajectories.epochs, trajectories.logged_epochs
+            ([0, 1], [0])
+        """
+        missing = self.val_losses.isnan().all(dim=1).tolist()
+        return [epoch for epoch, hole in zip(self.epochs, missing, strict=True) if not hole]
+
     def __len__(self) -> int:
         return len(self.epochs)
 
     def __repr__(self) -> str:
         samples = f"{self._train.width:,} train and {self.references:,} val samples"
-        return f"LossTrajectories({len(self)} checkpoints, {samples})"
+        return f"LossTrajectories({len(self.logged_epochs)} checkpoints, {samples})"
 
     def record(self, epoch: int, train_row: NumbersLike, val_row: NumbersLike) -> None:
         """Adds the checkpoint after `epoch` completed epochs. If that is the newest one already, replaces it.
@@ -265,9 +279,10 @@ class LossTrajectories:
                 shape. For CLD also if fewer than 4 checkpoints are left, or a validation loss is not finite.
         """
         part = self._thinned(cutoff_epoch, every_n_epochs)
-        if by is None and len(part) < MIN_CHECKPOINTS:
+        logged = part.logged_epochs
+        if by is None and len(logged) < MIN_CHECKPOINTS:
             raise ValueError(
-                f"CLD needs at least {MIN_CHECKPOINTS} checkpoints, got {len(part)} (after {part.epochs} epochs) with "
+                f"CLD needs at least {MIN_CHECKPOINTS} checkpoints, got {len(logged)} (after {logged} epochs) with "
                 f"cutoff_epoch={cutoff_epoch} and every_n_epochs={every_n_epochs}. Use more of them."
             )
         half, at_half = None, None
@@ -286,7 +301,7 @@ class LossTrajectories:
             "record": "step" if self.from_steps else "sweep",
             **({} if by is not None else part._diagnosed(values, half, at_half)),
         }
-        return CLDScores(values, self.train_classes, part.epochs, self.fingerprint, metadata, uncertainty)
+        return CLDScores(values, self.train_classes, logged, self.fingerprint, metadata, uncertainty)
 
     def _thinned(self, cutoff_epoch: int | None, every_n_epochs: int) -> LossTrajectories:
         """The checkpoints up to a cutoff whose epoch is a multiple of n, on the same memory if possible.

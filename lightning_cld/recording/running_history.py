@@ -75,6 +75,7 @@ class RunningHistory:
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self._recorded = moments, list(epochs)  # assigned together, so an interruption can't separate them
+        self._holes: set[int] = set()
         self._classes = classes
         self._one_class = one_class
         self.fingerprint = fingerprint
@@ -114,6 +115,11 @@ class RunningHistory:
         return self._recorded[1]
 
     @property
+    def logged_epochs(self) -> list[int]:
+        """The epochs of the checkpoints that were logged."""
+        return [epoch for epoch in self.epochs if epoch not in self._holes]
+
+    @property
     def references(self) -> int:
         """The number of validation samples."""
         return len(self._moments.val_last)
@@ -132,8 +138,8 @@ class RunningHistory:
         return None if self._one_class else self._classes.val_classes.cpu()
 
     def __repr__(self) -> str:
-        samples = len(self._moments.last)
-        return f"RunningHistory({len(self.epochs)} checkpoints, {samples:,} train and {self.references:,} val samples)"
+        samples = f"{len(self._moments.last):,} train and {self.references:,} val samples"
+        return f"RunningHistory({len(self.logged_epochs)} checkpoints, {samples})"
 
     def record(self, epoch: int, train_row: Tensor, val_row: Tensor) -> None:
         """Adds the checkpoint after `epoch` completed epochs; ignores it if that epoch is already recorded.
@@ -156,6 +162,7 @@ class RunningHistory:
     def leave_hole(self, epoch: int) -> None:
         """Records that the checkpoint after `epoch` completed epochs is missing; no difference spans it."""
         if self._is_new(epoch):
+            self._holes.add(epoch)
             self._recorded = skip(self._moments), [*self.epochs, epoch]
 
     def keep_best_tenth(self) -> None:
@@ -210,7 +217,7 @@ class RunningHistory:
             "record": "sweep",
             **self._diagnosed(values, classes),
         }
-        return CLDScores(values, classes, self.epochs, self.fingerprint, metadata, uncertainty(self._moments))
+        return CLDScores(values, classes, self.logged_epochs, self.fingerprint, metadata, uncertainty(self._moments))
 
     def _diagnosed(self, values: Tensor, classes: Tensor | None) -> dict[str, Any]:
         """What the summary of the scores needs, as plain JSON values, under the names of `LossTrajectories`."""
@@ -245,6 +252,7 @@ class RunningHistory:
             "one_class": self._one_class,
             "kept_tenth": None if self._kept is None else self._kept._asdict(),
             "epochs": list(self.epochs),
+            "holes": sorted(self._holes),
             "fingerprint": None if self.fingerprint is None else self.fingerprint.to_dict(),
             "metadata": self.metadata,
         }
@@ -261,6 +269,7 @@ class RunningHistory:
             fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint),
             metadata=state["metadata"],
         )
+        history._holes = set(state.get("holes", ()))  # nor is this
         history._kept = None if kept is None else KeptTenth(**kept)
         return history
 

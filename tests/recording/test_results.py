@@ -477,3 +477,27 @@ def test_a_run_on_another_machine_is_told_of(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*another run saves.*")
         fit(tmp_path, CLDCallback(dirpath=tmp_path / "b", filename="other"))
+
+
+# Holes
+
+
+@pytest.mark.parametrize("history", ["full", "running"])
+def test_messages_count_what_was_logged(tmp_path, said, history):
+    class Fails(Classifier):
+        def cld_step(self, batch):
+            if self.current_epoch == 1 and not self.trainer.sanity_checking and self.trainer.global_step:
+                raise RuntimeError("no memory")
+            return torch.nn.functional.cross_entropy(self(batch[0]), batch[1], reduction="none"), batch[1]
+
+    cld = CLDCallback(dirpath=tmp_path, history=history)
+    with pytest.warns(UserWarning, match="after 2 epochs could not be logged"):
+        fit(tmp_path, cld, Fails, max_epochs=6)
+    assert cld.scores.epochs == [0, 1, 3, 4, 5, 6]
+    assert "from 6 checkpoints" in said[-1]
+    assert "checkpoints  6 (after 0, 1, 3, 4, 5, 6 epochs)" in cld.scores.summary()
+    if history == "full":
+        assert cld.trajectories.epochs == [0, 1, 2, 3, 4, 5, 6]
+        assert "(6 checkpoints" in repr(cld.trajectories)
+        with pytest.raises(ValueError, match=r"got 3 \(after \[0, 1, 3\] epochs\)"):
+            cld.trajectories.score(cutoff_epoch=3)
