@@ -78,6 +78,12 @@ def test_the_size_that_is_announced_is_that_of_all_losses(recwarn):
     assert "24 bytes per train sample, 0.3 GiB" in str(warning.message)
 
 
+def test_moments_that_would_take_more_than_the_losses_are_no_remedy(recwarn):
+    plan = Timeline(4, 1, stop_at_cutoff=False, history="full", record="sweep")
+    plan.warn_of_size(100_000_000, 50_000)  # 1.9 GiB of losses, 2.2 GiB of moments
+    assert not recwarn
+
+
 @pytest.mark.parametrize(
     ("cutoff", "every", "last", "planned", "half"),
     [
