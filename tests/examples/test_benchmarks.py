@@ -38,6 +38,7 @@ import overhead
 import path as curves
 import quality
 import report
+import scale
 import scoring
 import startup
 import transfer
@@ -672,3 +673,45 @@ def test_the_start_of_a_run_is_measured(capsys):
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in table.splitlines()[2:]]
     assert [row[:2] for row in rows] == [["folders", "500"], ["subset of folders", "450"], ["tensors", "500"]]
     assert all(float(row[2]) > 0 for row in rows)
+
+
+SMALL = ["--samples", "300", "3000", "--checkpoints", "6", "8", "--classes", "3"]
+
+
+def test_scale_runs_calls_in_processes_of_their_own_and_each_once(tmp_path, capsys, monkeypatch):
+    calls = ["--calls", "LossTrajectories.values", "CLDScores.select, top", "--csv", str(tmp_path / "scale.csv")]
+    scale.main([*SMALL, *calls])
+    printed = capsys.readouterr().out
+    monkeypatch.setattr(scale, "in_own_process", pytest.fail)
+    scale.main([*SMALL, *calls])
+    assert capsys.readouterr().out == printed
+    command, table = printed.strip().split("\n\n")
+    assert command.startswith(f"python examples/benchmarks/scale.py {' '.join(SMALL)}")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [
+        ["LossTrajectories.values", "6"],
+        ["LossTrajectories.values", "8"],
+        ["CLDScores.select, top", ""],
+    ]
+    assert all(float(row[2]) > 0 and float(row[4]) > 0 for row in rows)
+
+
+def test_scale_says_what_failed():
+    with pytest.raises(RuntimeError, match="KeyError: 'nothing'"):
+        scale.in_own_process({"samples": 30, "checkpoints": 6, "classes": 3, "call": "nothing"})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("call", scale.CALLS)
+def test_scale_measures_every_call(call):
+    found = scale.measure({"samples": 300, "checkpoints": 8, "classes": 2, "call": call})
+    assert found["seconds"] >= 0
+
+
+def test_growth_is_the_exponent_of_the_samples():
+    seconds = {100: 0.5, 1_000: 1.0, 10_000: 50.0}
+    rows = [
+        {"call": "np.save", "checkpoints": "30", "samples": str(n), "seconds": str(s), "extra_bytes": "2097152"}
+        for n, s in seconds.items()
+    ]
+    assert scale.table(rows).splitlines()[-1] == "| np.save | 30 | 0.500 | 2 | 1.000 | 2 | 50.000 | 2 | 1.00 |"
