@@ -6,7 +6,7 @@ import operator
 import random
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from types import NoneType
 from typing import Any
@@ -41,7 +41,9 @@ def preserved_rng() -> Iterator[None]:
         np.random.seed(_SEED)  # noqa: NPY002  # datasets draw from numpy's global state
         # Not torch.manual_seed, which would also seed devices whose state isolate_rng does not put back.
         torch.default_generator.manual_seed(_SEED)
-        torch.cuda.manual_seed_all(_SEED)
+        # Before that torch would keep the seed for later, when nothing puts it back.
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(_SEED)
         try:
             yield
         except BaseException as raised:  # noqa: BLE001  # raised again below, once the states are restored
@@ -138,7 +140,8 @@ def _remember(module: torch.nn.Module, sharded: bool) -> list[Callable[[], Any]]
         module: The module.
         sharded: Whether FSDP2 is at work, which in a pass exchanges parameters and adds hooks, and relies on them.
     """
-    undo: list[Callable[[], Any]] = []
+    empty: list[Any] = []  # most containers: a module has a dozen of them
+    undo: list[Callable[[], Any]] = [partial(_clear, empty)]
     seen: set[int] = set()
     found: list[Any] = [module, *module.buffers()]  # a scripted module keeps its buffers elsewhere
     while found:
@@ -151,6 +154,9 @@ def _remember(module: torch.nn.Module, sharded: bool) -> list[Callable[[], Any]]
             continue
         seen.add(id(thing))
         if isinstance(thing, (dict, list, set, deque)):
+            if len(thing) == 0:
+                empty.append(thing)
+                continue
             undo.append(partial(_refill, thing, dict(thing) if isinstance(thing, dict) else list(thing)))
             found += thing.values() if isinstance(thing, dict) else thing
         elif isinstance(thing, tuple):
@@ -173,6 +179,13 @@ def _remember(module: torch.nn.Module, sharded: bool) -> list[Callable[[], Any]]
         elif isinstance(thing, random.Random):
             undo.append(partial(thing.setstate, thing.getstate()))
     return undo
+
+
+def _clear(containers: list[Any]) -> None:
+    """Empties those that were empty before."""
+    for container in containers:
+        if len(container):
+            container.clear()
 
 
 def _refill(container: Any, content: Any) -> None:
@@ -227,14 +240,19 @@ def agreed(trainer: Trainer, what: str) -> Iterator[None]:
     raise failure
 
 
-@contextmanager
-def in_lockstep(trainer: Trainer, what: str) -> Iterator[None]:
-    """`agreed` before a forward that waits for the other ranks' (FSDP2): where one rank stops, all must.
+def in_lockstep(trainer: Trainer, what: str) -> Callable[[], AbstractContextManager[None]]:
+    """`agreed` before each forward, where one waits for the other ranks' (FSDP2): where one rank stops, all must.
 
     A rank that fails elsewhere within an outer `agreed` meets the others there.
+
+    Args:
+        trainer: As in `agreed`.
+        what: As in `agreed`.
+
+    Returns:
+        A function that makes the context of one batch.
     """
-    with agreed(trainer, what) if is_a(trainer.strategy, "ModelParallelStrategy") else nullcontext():
-        yield
+    return partial(agreed, trainer, what) if is_a(trainer.strategy, "ModelParallelStrategy") else nullcontext
 
 
 def _share_buffers(module: LightningModule) -> None:

@@ -29,10 +29,12 @@ class Look(NamedTuple):
     Attributes:
         fingerprint: Which dataset it is.
         changes: Whether a sample is another one when it is read twice, as with random augmentation.
+        on_cpu: Whether its samples are in the memory of the CPU.
     """
 
     fingerprint: Fingerprint
     changes: Literal["yes", "no", "unknown"]
+    on_cpu: bool
 
 
 def look_at(loader: DataLoader[Any], kind: str) -> Look:
@@ -51,7 +53,7 @@ def look_at(loader: DataLoader[Any], kind: str) -> Look:
     offered = offered_by(loader.dataset)
     drawn = sampled_positions(loader)
     if len(drawn) == 0:
-        return Look(offered, "no")
+        return Look(offered, "no", on_cpu=True)
     probes = probe_positions(offered.length).tolist()
     few = probes[:: max(1, len(probes) // _FEW)]
     # Workers can be kept only if no sample ever changes: then all probes are read twice.
@@ -75,7 +77,7 @@ def look_at(loader: DataLoader[Any], kind: str) -> Look:
         read=found.read,
         numbers=tuple((path, hash_of(n.flatten().long())) for path, n in numbers.items() if _may_be_classes(n)),
     )
-    return Look(fingerprint, "yes" if found.changed else "no" if found.known else "unknown")
+    return Look(fingerprint, "yes" if found.changed else "no" if found.known else "unknown", found.on_cpu)
 
 
 def offered_by(dataset: Dataset[Any]) -> Fingerprint:

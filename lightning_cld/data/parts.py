@@ -65,12 +65,14 @@ class Parts(NamedTuple):
         sketch: The same for a comparison between machines: floats by means, files without their folders.
         numbers: The small numbers in it, int64 or float64, by the path to each, such as ".1" or ".label".
         known: Whether everything in it was of a type that can be compared.
+        on_cpu: Whether all of its tensors are in the memory of the CPU.
     """
 
     digest: str
     sketch: Sketch
     numbers: dict[str, np.ndarray]
     known: bool
+    on_cpu: bool
 
 
 def parts_of(sample: Any) -> Parts:
@@ -89,20 +91,29 @@ def parts_of(sample: Any) -> Parts:
     return seen.parts()
 
 
-class _Seen:
-    """What was seen of a sample so far."""
+def digest_of(sample: Any) -> str:
+    """The digest in `parts_of(sample)`, without the rest, which takes longer."""
+    seen = _Seen(digest_only=True)
+    seen.add("", "", sample, ())
+    return seen.parts().digest
 
-    def __init__(self) -> None:
+
+class _Seen:
+    """What was seen of a sample so far; on request it keeps nothing but the digest."""
+
+    def __init__(self, *, digest_only: bool = False) -> None:
+        self.digest_only = digest_only
         self.digest, self.form, self.content = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
         self.means: list[float] = []
         self.sizes: list[float] = []
         self.numbers: dict[str, np.ndarray] = {}
         self.known = True
+        self.on_cpu = True
         self.left = _MOST
 
     def parts(self) -> Parts:
         sketch = Sketch(self.form.hexdigest()[:8], self.content.hexdigest()[:16], tuple(self.means), tuple(self.sizes))
-        return Parts(self.digest.hexdigest()[:16], sketch, self.numbers, self.known)
+        return Parts(self.digest.hexdigest()[:16], sketch, self.numbers, self.known, self.on_cpu)
 
     def add(self, name: str, path: str, value: Any, above: tuple[int, ...]) -> None:
         """Adds a part, and what is in it.
@@ -117,6 +128,8 @@ class _Seen:
         if self.left < 0:
             self.known = False
             return
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            self.on_cpu = False
         kind, content = _look_at(value, nested=bool(above))
         if id(value) in above:
             self._describe(name, f"what is {len(above) - above.index(id(value))} above")
@@ -136,7 +149,7 @@ class _Seen:
             self.known = False
 
     def _describe(self, name: str, kind: str) -> None:
-        for hashed in (self.digest, self.form, self.content):
+        for hashed in (self.digest,) if self.digest_only else (self.digest, self.form, self.content):
             hashed.update(f"{name}:{kind}\n".encode())
 
     def _add_array(self, path: str, array: np.ndarray) -> None:
@@ -145,6 +158,8 @@ class _Seen:
         for piece in _pieces(array):
             content = piece.view(np.uint8).data
             self.digest.update(content)
+            if self.digest_only:
+                continue
             if array.dtype.kind != "f":
                 self.content.update(content)
             elif len(self.means) < _MOST_MEANS:

@@ -36,6 +36,7 @@ class Probed(NamedTuple):
         changed: Positions of samples that were other ones when they were read again.
         known: Whether all of the samples that were read twice could be compared.
         moved: What shows that positions mean nothing; None if nothing does.
+        on_cpu: Whether all tensors in them, and in batches of them, are in the memory of the CPU.
     """
 
     numbers: list[dict[str, np.ndarray]]
@@ -44,6 +45,7 @@ class Probed(NamedTuple):
     changed: list[int]
     known: bool
     moved: str | None
+    on_cpu: bool
 
 
 def probe(loader: DataLoader[Any], once: list[int], twice: list[int], few: list[int], first: int) -> Probed:
@@ -87,12 +89,14 @@ class _Reading(NamedTuple):
         parts: What is in it.
         batch: The digest of a batch of it alone.
         known: Whether all of both could be compared.
+        on_cpu: Whether all tensors in both are in the memory of the CPU.
         raw: What is in it without transforms; None if it could not be read so.
     """
 
     parts: Parts
     batch: str
     known: bool
+    on_cpu: bool
     raw: Parts | None
 
 
@@ -130,21 +134,23 @@ class _Prober:
             changed=changed,
             known=all(first[at].known for at in again),
             moved=self._moved(first, again, own) if changed else None,
+            on_cpu=all(reading.on_cpu for reading in (*first.values(), *again.values())),
         )
 
     def _read(self, position: int, seed: int) -> _Reading:
         _seed(seed)
         batch = _fetch(self.dataset, position)
         parts = _parts_of_batch(batch)
-        digest, known = parts.digest, parts.known
+        digest, known, on_cpu = parts.digest, parts.known, parts.on_cpu
         if position in self.twice and self.collate_fn is not default_collate:
             try:
                 of_batch = parts_of(self.collate_fn(batch))
-                digest, known = of_batch.digest, known and of_batch.known
+                digest, known, on_cpu = of_batch.digest, known and of_batch.known, on_cpu and of_batch.on_cpu
             except Exception:  # noqa: BLE001  # it may want more samples; a sweep tells of any other fault
                 known = False
         del batch
-        return _Reading(parts, digest, known, self._read_raw(position, parts) if position in self.few else None)
+        raw = self._read_raw(position, parts) if position in self.few else None
+        return _Reading(parts, digest, known, on_cpu, raw)
 
     def _read_raw(self, position: int, given: Parts) -> Parts | None:
         try:

@@ -1,4 +1,4 @@
-"""`BatchHooks`: what other callbacks and the module do to a batch before it is evaluated."""
+"""What the module, the datamodule and other callbacks do to a batch before it is evaluated."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from lightning_cld.data.parts import parts_of
 from lightning_cld.guards import is_a
 
 _HOOK = "on_validation_batch_start"
+
+_TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 Prepare = Callable[[Any, int], None]
 """Changes a batch in place, given its number."""
@@ -43,6 +48,8 @@ class BatchHooks:
         Raises:
             TypeError: If a callback that prepares batches can't be copied.
         """
+        if not self._owners:
+            return _prepare_nothing
         parts_of_module = {id(part): part for part in (trainer, module, *module.modules(), *module.parameters())}
         hooks = [self._hook_of(owner, trainer, module, dict(parts_of_module)) for owner in self._owners]
 
@@ -83,6 +90,43 @@ class BatchHooks:
             return lambda batch, number: hook(trainer, module, batch, number)
         hook = getattr(owner, _HOOK)
         return lambda batch, number: hook(batch, number)
+
+
+def _prepare_nothing(batch: Any, number: int) -> None:
+    """Leaves the batch as it is: there are no hooks."""
+
+
+def transfer_of(trainer: Trainer, module: LightningModule) -> Callable[[Any], Any]:
+    """How the evaluation loop would bring a batch to the device, through the user's transfer hooks.
+
+    Where there are none, Lightning's way is cut short: it would look for them again for every batch.
+    """
+    convert, strategy = trainer.precision_plugin.convert_input, trainer.strategy
+    owners = [owner for owner in (module, getattr(trainer, "datamodule", None)) if owner is not None]
+    plain = type(strategy).batch_to_device.__qualname__ == "Strategy.batch_to_device"
+    if plain and not any(_is_overridden(owner, name) for owner in owners for name in _TRANSFER):
+        device = strategy.root_device
+        return lambda batch: _moved(convert(batch), device)
+
+    def transfer(batch: Any) -> Any:
+        # Private, but the only way to the hook before the transfer; Lightning's evaluation loop makes the same call.
+        batch = module._on_before_batch_transfer(convert(batch), dataloader_idx=0)
+        return strategy.batch_to_device(batch, dataloader_idx=0)
+
+    return transfer
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    """What Lightning's own hook makes of a batch; quicker for tensors that are where they belong."""
+    if type(batch) in (tuple, list) and all(type(part) is Tensor and part.device == device for part in batch):
+        return batch[:]
+    return move_data_to_device(batch, device)
+
+
+def _is_overridden(owner: Any, name: str) -> bool:
+    """Whether a transfer hook is another one than that of `DataHooks`, in whichever of Lightning's packages."""
+    base = next((kind for kind in type(owner).__mro__ if kind.__name__ == "DataHooks"), None)
+    return base is None or getattr(getattr(owner, name), "__code__", None) is not vars(base)[name].__code__
 
 
 def _is_own_hook(owner: Callback | LightningModule) -> bool:

@@ -34,6 +34,9 @@ _VIEW = (
 _FAR_MORE = 4
 """This many columns per class cause a warning. Even small networks have more features: ResNet-20 64 for 10 classes."""
 
+_WATCHED = 8
+"""In how many batches the outputs are looked at, to see whether they are probabilities."""
+
 _SUM_TOLERANCE = 0.01
 """How much the sum of a row of probabilities may differ from 1, since bfloat16 rounds each value by up to 0.2 %."""
 
@@ -124,6 +127,7 @@ class OutputsStep(Step):
         self._loss_fn = _on_device(loss_fn, module)
         self._other_targets = "something else"  # a description of targets that are not classes
         self._watching = True  # during the first sweeps
+        self._watched = 0
         self._columns = 0
         # A tensor that is read once, after the first sweeps: reading it for each batch would wait for the device.
         self._are_probabilities: Tensor | None = None
@@ -147,8 +151,9 @@ class OutputsStep(Step):
         return self._loss_fn(outputs, targets), None
 
     def _watch(self, logits: Tensor) -> None:
-        """Remembers whether all logits so far look like probabilities, without waiting for the device."""
-        if self._watching:
+        """Remembers whether the first logits all look like probabilities, without waiting for the device."""
+        if self._watching and self._watched < _WATCHED:
+            self._watched += 1
             rows = logits.detach().float()
             found = ((rows >= 0).all(dim=1) & ((rows.sum(dim=1) - 1).abs() < _SUM_TOLERANCE)).all()
             self._are_probabilities = found if self._are_probabilities is None else found & self._are_probabilities
@@ -223,12 +228,12 @@ def make_step(module: LightningModule, loss_fn: LossFunction | None, step: StepF
 
 def check_batch(losses: Any, classes: Tensor | None, samples: int) -> None:
     """Raises unless a batch of so many samples has one loss for each sample, and one class if it has classes."""
-    if not isinstance(losses, Tensor) or not losses.is_floating_point() or list(losses.shape) != [samples]:
+    if not isinstance(losses, Tensor) or not losses.is_floating_point() or losses.shape != (samples,):
         raise ValueError(
             f"CLD needs one loss per sample, floating point [{samples}] for this batch, but got {_describe(losses)}. "
             f"{_remedy(losses, samples)}"
         )
-    if classes is not None and list(classes.shape) != [samples]:
+    if classes is not None and classes.shape != (samples,):
         raise ValueError(
             f"CLD needs one class per sample, [{samples}] for this batch, but got {_describe(classes)}. Return "
             f"one class for each loss: {_STEP}"
@@ -290,7 +295,7 @@ def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
             f"{_describe(targets)}. If a collate function mixes samples or softens targets (MixUp, CutMix), give "
             f"{_VIEW}. {_LOSS_OR_STEP}"
         )
-    if len(outputs) != len(targets):
+    if outputs.shape[0] != targets.shape[0]:
         raise ValueError(
             f"forward returned logits for {len(outputs)} samples, but there are {len(targets)} targets. If it returns "
             f"several rows per sample, for example of crops, average their losses: {_STEP}"

@@ -104,6 +104,7 @@ def _sweep(loader: DataLoader[Any], positions: Tensor, look: Look, batch_size: i
         kind=kind,
         keep_workers=loader.persistent_workers and unchanged,
         fixed=unchanged and not changes_on_device(loader, kind),
+        on_cpu=look.on_cpu,
     )
 
 

@@ -296,6 +296,44 @@ class Breaks(L.Callback):
         (self.dataset or pl_module).broken = BROKEN if trainer.current_epoch == 1 else None
 
 
+class Relabels(L.Callback):
+    """Gives a sample another class in the last rank's dataset during the sweep after the second epoch.
+
+    It is in the rank's second batch, since the first one is compared as a whole. Runs before the sweeps.
+    """
+
+    def __init__(self, dataset: Points) -> None:
+        self.dataset = dataset
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch in (1, 2) and trainer.global_rank == trainer.world_size - 1:
+            place = trainer.global_rank + 9 * trainer.world_size
+            self.dataset.targets[place] = (place + (trainer.current_epoch == 1)) % CLASSES
+
+
+class Exchanged(L.Callback):
+    """Counts what the ranks reduce in each epoch: the type and the number of values of each tensor."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors: list[list[tuple[str, int]]] = [[]]
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        reduce = trainer.strategy.reduce
+
+        def counted(tensor: Any, *args: Any, **kwargs: Any) -> Any:
+            self.tensors[-1].append((str(tensor.dtype), tensor.numel()))
+            return reduce(tensor, *args, **kwargs)
+
+        trainer.strategy.reduce = counted
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.tensors.append([])
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        torch.save(self.tensors, f"{self.path}-exchanged-{trainer.global_rank}.pt")
+
+
 class Ends(L.Callback):
     """Saves each rank's records and final state; runs after the sweeps."""
 
@@ -424,6 +462,8 @@ class Runs:
         )
         if name == "later-sample":
             callbacks = (Breaks(views[0]),)
+        if name == "later-class":
+            callbacks = (Relabels(views[0]), Exchanged(self.root / name))
         self.fit(name, Data(train, val), Apart(), *callbacks, cld=cld, views=views, **arguments)
         return cld
 
@@ -503,6 +543,7 @@ class Runs:
     def later_errors(self) -> None:
         self.watched("later-sample", max_epochs=6)
         self.watched("later-step", 49, 11, Breaks(), model=ModelWithStep, max_epochs=6)
+        self.watched("later-class", max_epochs=6)
 
     def steps(self) -> None:
         self.watched("returned", model=ModelThatReturns, watching={"record": "step"})

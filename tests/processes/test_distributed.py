@@ -366,7 +366,7 @@ def test_a_first_step_without_sample_losses_on_one_rank_ends_all(ranks):
     assert_ends_all(ranks, "forgotten", "without sample_losses and sample_index")
 
 
-@pytest.mark.parametrize("name", ["later-sample", "later-step"])
+@pytest.mark.parametrize("name", ["later-sample", "later-step", "later-class"])
 def test_an_error_on_one_rank_later_on_leaves_a_hole_on_all(ranks, name):
     ends = ranks.ends(name)
     for end in ends:
@@ -381,9 +381,21 @@ def test_an_error_on_one_rank_later_on_leaves_a_hole_on_all(ranks, name):
 def test_the_warning_of_a_hole_has_the_message_of_the_rank_that_failed(ranks):
     ranks.ends("later-step")
     warnings = [line for line in ranks.log.splitlines() if "could not be logged" in line]
-    assert len(warnings) == 2
+    assert len(warnings) == 3
     assert f"sample {BROKEN} can't be read" in warnings[0]
     assert f"sample {BROKEN} can't be evaluated" in warnings[1]
+    assert "the train set gave its classes in another order than before" in warnings[2]
+
+
+def test_classes_cross_the_network_once_a_run(ranks):
+    ranks.ends("later-class")
+    for rank in range(ranks.devices):
+        first, *later = ranks._load(f"later-class-exchanged-{rank}.pt")
+        losses = [("torch.float32", 49), ("torch.float32", 11)]
+        rows = [[each for each in epoch if each[1] > 1] for epoch in (first, *later)]  # without decisions
+        assert rows[0] == [losses[0], ("torch.int64", 49), losses[1], ("torch.int64", 11)]
+        assert rows[1:] == [losses, [], losses, losses, losses, losses]  # the second sweep fails
+        assert all(len(epoch) <= 8 for epoch in later)
 
 
 # Samplers and coresets

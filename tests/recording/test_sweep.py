@@ -15,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SubsetRandomSamp
 
 from lightning_cld import CLDCallback
 from lightning_cld.data.identity import look_at
+from lightning_cld.recording import sources
 from lightning_cld.recording.batch_hooks import BatchHooks
 from lightning_cld.recording.sweep import Sweep
 from tests.toys import Blobs, Classifier, blobs, fit, quiet_trainer
@@ -194,6 +195,31 @@ def test_nothing_waits_for_the_device_batch_by_batch(tmp_path, loss_fn):
 def test_batches_for_a_gpu_are_pinned(device, pinned):
     sweep = Sweep(DataLoader(blobs(), batch_size=8), torch.arange(120), batch_size=None, kind="train")
     assert sweep._make_reader(torch.arange(120), torch.device(device)).pin_memory is pinned
+
+
+class Elsewhere(ReadBy):
+    """Its points are on another device."""
+
+    def __getitem__(self, index):
+        point, target, _ = super().__getitem__(index)
+        return point.to("meta"), target
+
+
+def moved(samples):
+    points, targets = zip(*samples, strict=True)
+    return torch.stack([point[:4] for point in points]).to("meta"), torch.stack(targets)
+
+
+@pytest.mark.parametrize("pin_memory", [True, False])
+@pytest.mark.parametrize(
+    ("dataset", "collate_fn", "pinned"),
+    [(blobs(), None, True), (Elsewhere(), None, False), (blobs(), moved, False)],
+    ids=["on the cpu", "samples on a device", "batches on a device"],
+)
+def test_what_is_on_a_device_already_is_not_pinned(dataset, collate_fn, pinned, pin_memory):
+    loader = DataLoader(dataset, 8, collate_fn=collate_fn, pin_memory=pin_memory)
+    sweep = sources._sweep(loader, torch.arange(40), look_at(loader, "train"), None, "train")
+    assert sweep._make_reader(torch.arange(40), torch.device("cuda")).pin_memory is pinned
 
 
 class Wrapped(DataLoader):
