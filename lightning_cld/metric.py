@@ -11,16 +11,26 @@ from torchmetrics import Metric
 
 from lightning_cld.functional.arrays import IntegersLike
 from lightning_cld.functional.checks import as_classes, check_class_pair, kind_of
-from lightning_cld.functional.moments import Classes, Moments, scores, update
+from lightning_cld.functional.moments import (
+    Classes,
+    Moments,
+    reliability_by_class,
+    scores,
+    uncertainty,
+    update,
+)
+from lightning_cld.scores import CLDScores
+from lightning_cld.storage.provenance import provenance
 
 
 class CLDMetric(Metric):
     """Computes the CLD of every training sample without keeping the losses, for Fabric and your own training loops.
 
     Each `update` takes the losses of all samples at one checkpoint, always in the same order. The first checkpoint must
-    be the model before its first step. The metric keeps the newest loss, moments of the differences and the class: 20
-    bytes per training sample (22 with more than 32,767 classes), for any number of checkpoints. `compute` returns the
-    scores of `cld_scores` within 1e-5, at any time and as often as you like.
+    be the model before its first step. The metric keeps the newest loss, moments of the differences, the uncertainty
+    and the class: 24 bytes per training sample (26 with more than 32,767 classes), for any number of checkpoints.
+    `compute` returns the scores of `cld_scores` within 1e-5, at any time and as often as you like. `score` returns them
+    as `CLDScores`, which choose coresets, list suspects and can be saved.
 
     If all training losses of an update are NaN, the checkpoint was not logged, and no difference spans it. If only some
     are NaN, these samples are unscored from then on, unlike in `cld_scores`. Losses are converted to float32.
@@ -54,6 +64,8 @@ class CLDMetric(Metric):
         ...     cld.update(torch.tensor(train_losses), torch.tensor(val_losses))
         >>> cld.compute()
         tensor([ 1., -1.])
+        >>> cld.score().select(size=1, rule="draw")
+        tensor([0])
     """
 
     is_differentiable = False
@@ -103,7 +115,7 @@ class CLDMetric(Metric):
         if not started:
             labels = 1 if self.labels is None else len(self.labels)
             moments = Moments.empty(len(train_losses), len(val_losses), labels, moments.last.device)
-        moments = update(moments, train_losses, val_losses, self._classes(moments))
+        moments = update(moments, train_losses, val_losses, self._classes(moments), theta_0=not started)
         for name, value in moments._asdict().items():
             setattr(self, name, value)
 
@@ -121,12 +133,52 @@ class CLDMetric(Metric):
         moments = self._moments()
         return scores(moments, self._classes(moments))
 
+    def score(self) -> CLDScores:
+        """The scores of the checkpoints so far, to choose coresets from, list suspects, or save.
+
+        The checkpoints count as epochs 0, 1, 2, and so on. For the summary the reliability of the references is known,
+        but not whether the coreset has settled.
+
+        Returns:
+            The scores, on the CPU, with the uncertainty of each sample for `select(rule="draw")`. The uncertainty is
+            None if the state was saved by an earlier version, which kept none.
+
+        Raises:
+            ValueError: As `compute`.
+        """
+        moments = self._moments()
+        classes = self._classes(moments)
+        known = None if self.labels is None or self.groups is None else self.labels[self.groups.long()]
+        reliability = reliability_by_class(moments, classes)
+        metadata = {
+            **provenance(self.val_classes, len(moments.val_last)),
+            "record": "sweep",
+            "history": "running",
+            "half_problem": "CLDMetric keeps no coreset of an earlier checkpoint",
+            **({} if reliability is None else {"reference_reliability": reliability}),
+        }
+        return CLDScores(
+            scores(moments, classes), known, range(int(moments.rows)), None, metadata, uncertainty(moments)
+        )
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Raises: one checkpoint alone has no score."""
         raise NotImplementedError(
             "One checkpoint alone has no score, so CLDMetric can't be called. Use update(train_losses, val_losses) at "
             "each checkpoint, and compute() for the scores."
         )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for name, value in Moments._field_defaults.items():
+            if name not in self._defaults:  # pickled by an earlier version
+                self.add_state(name, value, persistent=True)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}last" in state_dict:
+            for name, value in Moments._field_defaults.items():  # what an earlier version did not save
+                state_dict.setdefault(f"{prefix}{name}", value.to(self.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _moments(self) -> Moments:
         # load_state_dict leaves the state on the device that it was saved from.
@@ -141,8 +193,12 @@ class CLDMetric(Metric):
         return Classes(self.labels, self.groups, self.val_classes).to(device)
 
     def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = ()) -> Any:
-        # Moves the state but keeps its dtypes: `module.to(torch.bfloat16)` also reaches the metrics in a module.
+        # Moves the state but keeps its dtypes: `module.to(torch.bfloat16)` also reaches the metrics in a module, and
+        # `set_dtype` the classes as well.
+        classes = {name: getattr(self, name) for name in Classes._fields}
         moved = super()._apply(fn, exclude_state=list(self._defaults))
+        for name, value in classes.items():
+            setattr(self, name, None if value is None else value.to(self.device))
         for name, default in self._defaults.items():
             self._defaults[name] = default.to(self.device)  # type: ignore[union-attr]  # all are tensors
             setattr(self, name, getattr(self, name).to(self.device))

@@ -41,10 +41,10 @@ class CLDScores:
         metadata: Plain JSON values. A run stores `versions`; the date `created`; the class name of the `model`; the
             callback's settings, and the `settled_epoch` for a cutoff of "auto"; `sweep_seconds`, the time that logging
             took; `identity`, what is known of the train set beside its length (some of "labels", "some labels",
-            "positions", "files" and "samples"); and `reference_sizes`, the number of validation samples per class. If
-            the losses were kept, there are also `reference_reliability`
-            (`lightning_cld.functional.reference_reliability`, per class, None if unknown) and `half_overlap`, the share
-            of the best tenth that was the same after `half_epoch` epochs.
+            "positions", "files" and "samples"); and `reference_sizes`, the number of validation samples per class.
+            There are also `reference_reliability` (`lightning_cld.functional.reference_reliability`, per class, None if
+            unknown), and `half_overlap`, the share of the best tenth that was the same after `half_epoch` epochs, or
+            `half_problem`, why that is not known.
         uncertainty: Aleatoric uncertainty, `[N]`, for `select(rule="draw")`; None if unknown.
 
     Raises:
@@ -146,13 +146,20 @@ class CLDScores:
             return pool[select_top(values, classes, fraction=fraction, size=size, per_class=per_class)]
         if self.uncertainty is None:
             raise ValueError(
-                'rule="draw" weights by the uncertainty of each sample, but these scores hold no uncertainty. Score '
-                "logged losses with LossTrajectories.load(...).score() (CLDCallback(history='running') logs none), or "
-                'use rule="top".'
+                'rule="draw" weights by the uncertainty of each sample, but these scores hold no uncertainty'
+                f"{self._why_no_uncertainty()}. Score logged losses with LossTrajectories.load(...).score(), or use "
+                'rule="top".'
             )
         uncertainty = self.uncertainty[pool]
         drawn = select_drawn(values, uncertainty, classes, fraction=fraction, size=size, per_class=per_class, seed=seed)
         return pool[drawn]
+
+    def _why_no_uncertainty(self) -> str:
+        if self.metadata.get("scored_by", "CLD") != "CLD":
+            return f" (they are {self.metadata['scored_by']}, not CLD)"
+        if self.metadata.get("history") == "running":
+            return " (running moments of an earlier version held none, and a run that goes on from them has none)"
+        return ""
 
     def suspects(self, max_score: float = 0.0) -> Tensor:
         """Lists samples whose labels may be wrong: those with a score of at most `max_score`, the lowest first.
@@ -240,7 +247,7 @@ class CLDScores:
             negative     1 (33.3%): wrong labels may be among them, suspects() lists them
             trust        not known:
                          - settled? Not known: it takes 6 epochs or more
-                         - references reliable? Not known: it takes the losses (history="full"), two or more a class
+                         - references reliable? Not known: it takes the losses of two validation samples or more a class
                          - alignment clear? Not known: too few samples of a class are scored for a tenth of it
         """
         from lightning_cld.showing.summary import laid_out  # late: see `account`

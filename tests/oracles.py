@@ -26,6 +26,26 @@ def cld_oracle(train, val, train_classes=None, val_classes=None) -> np.ndarray:
     return np.array([_correlation(column, references[c]) for column, c in zip(train.T, train_classes, strict=True)])
 
 
+def uncertainty_oracle(train) -> np.ndarray:
+    """Mean of p (1 - p) of every column of `train` over its logged rows, float64; NaN where a loss is infinite."""
+    train = _float64(train)
+    chances = np.exp(-train)
+    mean = np.nanmean(chances * (1 - chances), axis=0)
+    return np.where(np.isinf(train).any(axis=0), np.nan, mean)
+
+
+def reliability_oracle(val, val_classes, label, splits) -> float:
+    """Mean correlation of the references of two halves of a class over the splits; NaN where it is undefined."""
+    val, own = _float64(val), np.asarray(val_classes) == label
+    found = []
+    for half in splits:  # 0 or 1 for each validation sample
+        a, b = (_reference(val[:, own & (np.asarray(half) == side)]) for side in (0, 1))
+        logged = np.isfinite(a) & np.isfinite(b)
+        undefined = logged.sum() < 3 or _constant(a[logged]) or _constant(b[logged])
+        found.append(np.nan if undefined else pearsonr(a[logged], b[logged]).statistic)
+    return float(np.mean(found))
+
+
 def assert_scores(scores: Tensor, expected: np.ndarray) -> None:
     """Checks equality within 1e-5, with NaN in the same places."""
     np.testing.assert_allclose(scores.double().numpy(), expected, rtol=0, atol=1e-5)

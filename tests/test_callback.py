@@ -478,6 +478,48 @@ def test_a_running_history_gives_the_scores_of_a_full_one(tmp_path):
     assert (loaded.metadata["history"], loaded.metadata["model"]) == ("running", "Classifier")
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_running_history_draws_the_coresets_of_a_full_one_and_tells_as_much(tmp_path, every):
+    full = CLDCallback(every_n_epochs=every, dirpath=tmp_path)
+    running = CLDCallback(history="running", every_n_epochs=every, dirpath=tmp_path / "running")
+    for cld in (full, running):
+        fit(tmp_path, cld, max_epochs=13)
+    expected, found = (CLDScores.load(cld.scores_path) for cld in (full, running))
+    torch.testing.assert_close(found.uncertainty, expected.uncertainty, rtol=0, atol=1e-5)
+    for share in (0.05, 0.3, 0.7):
+        weights = [made.values * made.uncertainty ** (share**0.25) for made in (expected, found)]
+        torch.testing.assert_close(*weights, rtol=0, atol=1e-5)
+        drawn = [set(made.select(rule="draw", fraction=share, seed=3).tolist()) for made in (expected, found)]
+        assert len(drawn[0] & drawn[1]) >= 0.9 * len(drawn[0])  # equal, unless two draws are level to five digits
+    lists = [set(made.suspects().tolist()) for made in (expected, found)]
+    level = set(torch.nonzero(expected.values.abs() < 2e-5).flatten().tolist())
+    assert lists[0] - level == lists[1] - level
+    texts = [dict(made.account()) for made in (expected, found)]
+    assert {"settled", "reliability", "trust"} <= texts[0].keys() or every == 3
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("watching", "epochs", "half"),
+    [
+        ({}, 9, 4),
+        ({"cutoff_epoch": 8}, 12, 4),
+        ({"every_n_epochs": 2}, 13, 6),
+        ({"every_n_epochs": 3}, 14, 6),
+        ({"every_n_epochs": 2, "cutoff_epoch": 10}, 12, 4),
+    ],
+)
+def test_a_running_history_knows_what_was_in_the_coreset_at_half_of_the_epochs(tmp_path, watching, epochs, half):
+    found = []
+    for history in ("full", "running"):
+        cld = CLDCallback(history=history, dirpath=tmp_path / history, **watching)
+        fit(tmp_path, cld, max_epochs=epochs)
+        about = cld.scores.metadata
+        found.append([about.get(name) for name in ("half_epoch", "half_overlap", "half_problem")])
+    assert found[0] == found[1]
+    assert half in (found[0][0], half if found[0][2] else None)
+
+
 def test_a_running_history_has_no_trajectories_and_says_why(tmp_path):
     cld = CLDCallback(history="running", dirpath=tmp_path)
     with pytest.raises(RuntimeError, match="logged nothing"):

@@ -6,11 +6,11 @@ import pickle
 import lightning as L
 import pytest
 import torch
-from oracles import assert_scores, cld_oracle, losses
+from oracles import assert_scores, cld_oracle, losses, uncertainty_oracle
 from torch import nn
 from torchmetrics import Metric
 
-from lightning_cld import CLDMetric
+from lightning_cld import CLDMetric, CLDScores, LossTrajectories
 
 TRAIN, VAL = losses(12, 30), losses(12, 12, seed=1)
 CLASSES, VAL_CLASSES = torch.tensor([0, 3, 700])[torch.arange(30) % 3], torch.tensor([0, 3, 700])[torch.arange(12) % 3]
@@ -59,6 +59,47 @@ def test_reset_forgets_the_checkpoints_and_keeps_the_classes():
     assert_scores(updated(metric, range(12)).compute(), EXPECTED)
 
 
+# Scores to choose from
+
+
+@pytest.mark.parametrize("classes", [(CLASSES, VAL_CLASSES), ()])
+def test_its_scores_choose_and_tell_what_those_of_logged_losses_do(classes, tmp_path):
+    train, val = losses(12, 30), losses(12, 12, seed=1)
+    train[4], val[4] = torch.nan, torch.nan
+    train[0, 5] = 1e3  # theta_0 does not count for the uncertainty
+    metric = CLDMetric(*classes)
+    for train_row, val_row in zip(train, val, strict=True):
+        metric.update(train_row, val_row)
+    made, full = metric.score(), LossTrajectories(train, val, *classes).score()
+    assert_scores(made.values, cld_oracle(train, val, *classes))
+    assert_scores(made.uncertainty, uncertainty_oracle(train[1:]))
+    assert (made.epochs, made.fingerprint) == (full.epochs, full.fingerprint)
+    assert torch.equal(made.select(rule="draw", fraction=0.2), full.select(rule="draw", fraction=0.2))
+    assert made.suspects().tolist() == full.suspects().tolist()
+    for name in ("reference_reliability", "reference_sizes"):
+        assert made.metadata[name] == pytest.approx(full.metadata[name], abs=1e-4)
+    if classes:
+        assert torch.equal(made.classes, CLASSES)
+    loaded = CLDScores.load(made.save(tmp_path / "scores.npz"))
+    assert torch.equal(loaded.uncertainty, made.uncertainty)
+    assert "settled? Not known: CLDMetric keeps no coreset" in made.summary() or "with care" in made.summary()
+
+
+def test_its_scores_do_not_follow_later_updates():
+    metric = metric_of(range(6))
+    scores = metric.score()
+    before = scores.values.clone(), scores.uncertainty.clone()
+    updated(metric, range(6, 12))
+    assert torch.equal(scores.values, before[0])
+    assert torch.equal(scores.uncertainty, before[1])
+    assert_scores(metric.score().uncertainty, uncertainty_oracle(TRAIN[1:]))
+
+
+def test_too_few_checkpoints_have_no_scores():
+    with pytest.raises(ValueError, match=r"at least 4 checkpoints .* got 3"):
+        metric_of(range(3)).score()
+
+
 # State: copies, devices, checkpoints
 
 
@@ -87,6 +128,52 @@ def through_state_dict(metric):
 def test_it_goes_on_where_it_was(travel, rows):
     metric = travel(metric_of(range(rows)))
     assert_scores(updated(metric, range(rows, 12)).compute(), EXPECTED)
+    assert_scores(metric.score().uncertainty, uncertainty_oracle(TRAIN[1:]))
+    assert metric.score().metadata["reference_reliability"] == metric_of().score().metadata["reference_reliability"]
+
+
+ADDED_LATER = ("uncertainty", "uncertainty_rows", "halves")
+
+
+def from_former_state_dict(metric, into):
+    state = metric.state_dict()
+    into.load_state_dict({name: value for name, value in state.items() if name not in ADDED_LATER})
+    return into
+
+
+def from_former_pickle(metric, into):
+    for kept in (vars(metric), metric._defaults, metric._persistent, metric._reductions):
+        for name in ADDED_LATER:
+            del kept[name]
+    return pickle.loads(pickle.dumps(metric))
+
+
+@pytest.mark.parametrize("former", [from_former_state_dict, from_former_pickle])
+def test_a_state_of_an_earlier_version_goes_on_without_the_uncertainty(former):
+    metric = former(metric_of(range(6)), into=metric_of(range(9)))  # what a metric held before doesn't stay
+    scores = updated(metric, range(6, 12)).score()
+    assert_scores(scores.values, EXPECTED)
+    assert scores.uncertainty is None
+    assert "reference_reliability" not in scores.metadata
+    with pytest.raises(ValueError, match=r"hold no uncertainty \(running moments of an earlier version"):
+        scores.select(fraction=0.2, rule="draw")
+    assert through_state_dict(metric).score().uncertainty is None
+    metric.reset()
+    assert_scores(updated(metric, range(12)).score().uncertainty, uncertainty_oracle(TRAIN[1:]))
+
+
+@pytest.mark.parametrize("former", [from_former_state_dict, from_former_pickle])
+def test_an_earlier_version_without_checkpoints_lacks_nothing(former):
+    metric = former(metric_of(range(0)), into=CLDMetric(CLASSES, VAL_CLASSES))
+    assert_scores(updated(metric, range(12)).score().uncertainty, uncertainty_oracle(TRAIN[1:]))
+
+
+def test_its_classes_stay_whole_numbers_whatever_its_dtype():
+    classes = 5000 + torch.arange(30) % 3  # float16 can't tell them apart
+    metric = CLDMetric(classes, classes[:12])
+    metric.set_dtype(torch.float16)
+    assert torch.equal(updated(metric, range(12)).score().classes, classes)
+    assert_scores(metric.compute(), cld_oracle(TRAIN, VAL, classes, classes[:12]))
 
 
 def test_it_follows_its_device():
@@ -95,14 +182,14 @@ def test_it_follows_its_device():
     assert metric.device.type == "meta"
 
 
-def test_its_state_takes_20_bytes_a_sample_with_the_class():
+def test_its_state_takes_24_bytes_a_sample_with_the_class():
     classes = torch.arange(10_000) % 10
     metric = CLDMetric(classes, torch.arange(10))
     for _ in range(6):
         metric.update(torch.rand(10_000), torch.rand(10))
     file = io.BytesIO()
     torch.save(metric.state_dict(), file)
-    assert file.tell() < 20 * 10_000 + 10_000
+    assert file.tell() < 24 * 10_000 + 16_000
 
 
 def test_a_module_that_holds_it_stores_it_in_lightnings_checkpoints(tmp_path):

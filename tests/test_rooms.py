@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "showing": {"functional", "data", "guards", "scores", "trajectories", "plotting"},
     "plotting": {"functional", "showing", "scores", "trajectories"},
     "recording": {"functional", "storage", "data", "guards", "scores", "trajectories", "plotting"},
-    "metric": {"functional"},
+    "metric": {"functional", "storage", "scores"},
     "datamodule": {"functional", "data", "scores"},
     "callback": {"functional", "guards", "recording", "scores", "trajectories"},
     "checkpoints": {"guards", "recording", "trajectories"},

@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from toys import fit
 
 from lightning_cld import CLDCallback
@@ -279,7 +280,7 @@ def test_a_summary_says_what_not_to_trust_and_what_to_do(changes, name, line, tr
         ({"half_overlap": None, "half_problem": "class 3: 2 asked"}, "settled? Not known: class 3: 2 asked"),
         (
             {"reference_reliability": None},
-            'references reliable? Not known: it takes the losses (history="full")',
+            "references reliable? Not known: it takes the losses of two validation samples or more a class",
         ),
         ({"reference_reliability": {"0": None, "3": 0.95}}, "references reliable? Not known"),
     ],
@@ -296,12 +297,25 @@ def test_a_summary_of_bare_scores_trusts_nothing():
     assert trust.endswith("alignment clear? Not known: too few samples of a class are scored for a tenth of it")
 
 
+@pytest.mark.parametrize("epochs", [6, 8])
+def test_a_summary_of_running_moments_is_that_of_a_full_history(tmp_path, epochs):
+    found = []
+    for history in ("full", "running"):
+        fit(tmp_path, CLDCallback(history=history, dirpath=tmp_path), max_epochs=epochs)
+        found.append(told(CLDScores.load(tmp_path / "cld-scores.npz")))
+    assert found[0] == found[1]
+    assert {"settled", "reliability"} <= set(found[1])
+
+
 def test_a_summary_of_running_moments_says_what_they_do_not_tell(tmp_path):
-    cld = CLDCallback(history="running", dirpath=tmp_path)
-    fit(tmp_path, cld, max_epochs=6)
-    found = told(CLDScores.load(tmp_path / "cld-scores.npz"))
-    assert not {"settled", "reliability"} & set(found)
-    assert 'settled? Not known: it takes 6 epochs or more, and with history="running" a logger' in found["trust"]
+    stop = EarlyStopping("val_loss", patience=0, stopping_threshold=1e9, min_delta=0.0)
+    fit(tmp_path, CLDCallback(history="running", dirpath=tmp_path), max_epochs=16, min_epochs=7, callbacks=[stop])
+    scores = CLDScores.load(tmp_path / "cld-scores.npz")
+    assert scores.epochs[-1] == 7
+    found = told(scores)
+    assert "settled" not in found
+    assert "settled? Not known: the best tenth after 3 epochs was not kept: only a run that ends at" in found["trust"]
+    assert "reliability" in found
 
 
 @pytest.mark.parametrize("unscored", [0.1, 0.2])

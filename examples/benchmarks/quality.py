@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         target_cell(proxy_cell(args, seed=seed, noise=args.noise), settings, mode=mode, rule=rule, fraction=fraction)
         for seed in range(args.seeds)
         for mode, rule in [(RANDOM, ""), *itertools.product(args.modes, RULES)]
-        if not (mode == "running" and rule == "draw")  # "draw" needs the losses
+        if not (mode == "running" and rule == "draw")  # it would draw what "every epoch" draws
         for fraction in args.fractions
     ]
     records = ["sweep", "step"] if "step" in args.modes else ["sweep"]

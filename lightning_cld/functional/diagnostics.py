@@ -35,7 +35,7 @@ all validation samples, on Fashion-MNIST and digits (8 and 15 epochs, 4 to 64 va
 value, the rank correlation within the class was 0.9 and the best tenths overlapped by 0.6. Below it, 0.8 and 0.4, and
 less the lower the reliability."""
 
-_SPLITS = 10
+SPLITS = 10
 """Random splits to average a reliability over. For a small class, a single split depends too much on the draw."""
 
 _CHANCE_DRAWS = 10_000
@@ -164,20 +164,33 @@ def reference_reliability(val_losses: Tensor, val_classes: Tensor, classes: Tens
     device = torch.device("cpu") if val_losses.device.type == "mps" else val_losses.device
     wanted = torch.isin(val_classes, classes)
     losses = val_losses[:, wanted.to(val_losses.device)].to(device)
-    groups = torch.searchsorted(classes, val_classes[wanted]).cpu()
-    sizes = torch.bincount(groups, minlength=len(classes))
-    first = sizes.cumsum(0) - sizes
+    groups = torch.searchsorted(classes, val_classes[wanted])
     halves = torch.arange(2 * len(classes), device=device)
-    correlations = torch.empty(_SPLITS, len(classes), dtype=torch.float64, device=device)
-    for split in range(_SPLITS):
-        order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(split))
-        order = order[torch.argsort(groups[order], stable=True)]
-        rank = torch.arange(len(groups)) - first[groups[order]]
-        half_of_sample = torch.empty_like(groups)
-        half_of_sample[order] = 2 * groups[order] + rank % 2
-        references = class_reference(losses, half_of_sample.to(device), halves)
+    correlations = torch.empty(SPLITS, len(classes), dtype=torch.float64, device=device)
+    for split, half_of_sample in enumerate(split_in_halves(groups, len(classes)).to(device)):
+        references = class_reference(losses, half_of_sample, halves)
         correlations[split] = _correlations(references[:, 0::2], references[:, 1::2])
     return correlations.nanmean(dim=0)
+
+
+def split_in_halves(groups: Tensor, classes: int) -> Tensor:
+    """Splits the samples of each class at random into two halves, `SPLITS` times, from fixed seeds.
+
+    Args:
+        groups: The index of each sample's class, int64, `[M]`.
+        classes: The number of classes.
+
+    Returns:
+        For each split and sample twice the index of its class, plus 0 or 1 for the half; int64, `[SPLITS, M]`, on the
+        CPU.
+    """
+    groups = groups.cpu()
+    seeds = [torch.Generator().manual_seed(split) for split in range(SPLITS)]
+    order = torch.stack([torch.randperm(len(groups), generator=seed) for seed in seeds])
+    order = order.gather(1, torch.argsort(groups[order], dim=1, stable=True))
+    sizes = torch.bincount(groups, minlength=classes)
+    rank = torch.arange(len(groups)) - (sizes.cumsum(0) - sizes)[groups[order]]
+    return torch.empty_like(order).scatter_(1, order, 2 * groups[order] + rank % 2)
 
 
 def reliability_by_class(
@@ -194,10 +207,14 @@ def reliability_by_class(
     references = torch.zeros(val_losses.shape[1], dtype=torch.int64) if val_classes is None else val_classes
     labels = torch.zeros(1, dtype=torch.int64) if train_classes is None else torch.unique(train_classes)
     labels = labels[labels >= 0]
-    values = reference_reliability(val_losses, references, labels).tolist()
+    return by_label(labels, reference_reliability(val_losses, references, labels))
+
+
+def by_label(labels: Tensor, values: Tensor) -> dict[str, float | None]:
+    """The values by the labels of their classes, as plain JSON values rounded to four places; None for NaN."""
     return {
         str(label): None if math.isnan(value) else round(value, 4)
-        for label, value in zip(labels.tolist(), values, strict=True)
+        for label, value in zip(labels.tolist(), values.tolist(), strict=True)
     }
 
 

@@ -1,4 +1,4 @@
-"""CLD from moments instead of losses: constant memory, updated with one checkpoint at a time.
+"""CLD and its diagnostics from moments instead of losses: constant memory, updated with one checkpoint at a time.
 
 `update` is the co-moment form of Welford's algorithm (B. P. Welford, "Note on a Method for Calculating Corrected Sums
 of Squares and Products", Technometrics 1962; for co-moments P. Pébay, "Formulas for Robust, One-Pass Parallel
@@ -17,6 +17,10 @@ after a thousand roundings the scores are still within 1e-5 of a float64 referen
 - `C` is kept as the correlation so far, a fixed-point int32, absolute error below 2^-31.
 
 The norms never shrink, so neither error grows.
+
+The state also holds what `aleatoric_uncertainty` and `reference_reliability` need; `uncertainty.py` and `halves.py`
+update it. Either is an empty tensor where it is not kept: in states of earlier versions, and where only scores are
+wanted.
 """
 
 from __future__ import annotations
@@ -29,12 +33,19 @@ from torch import Tensor
 
 from lightning_cld.functional.checks import MIN_CHECKPOINTS, check_checkpoints, check_differences, divergence_message
 from lightning_cld.functional.cld import FLAT, class_reference
+from lightning_cld.functional.diagnostics import by_label
+from lightning_cld.functional.halves import no_halves, reliability, with_difference
+from lightning_cld.functional.uncertainty import with_row
 
 _SLICE = 2**15
 """Samples processed at a time: about ten float64 temporaries of 256 KiB, which stay in the CPU cache."""
 
 _ONE = 2**31 - 1
 """The correlation 1 in fixed point."""
+
+
+_NOT_KEPT, _NO_ROWS = torch.empty(0, device="cpu"), torch.tensor(0, device="cpu")
+"""What a state of an earlier version lacks."""
 
 
 class Classes(NamedTuple):
@@ -65,7 +76,7 @@ class Classes(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """The state after the checkpoints so far: 18 bytes per training sample and 4 per validation sample.
+    """The state after the checkpoints so far: 22 bytes per training sample, 4 per validation sample, 512 per class.
 
     Attributes:
         last: The newest loss, float32 `[N]`. A loss that is not finite leaves `first` or `norm` not finite for good.
@@ -74,13 +85,17 @@ class Moments(NamedTuple):
         norm: `sqrt(M2)` of the differences, float32 `[N]`.
         norm_rest: The part of `sqrt(M2)` that float32 can't hold, bfloat16 `[N]`.
         correlation: The correlation so far, int32 `[N]`, in units of 1 / (2^31 - 1).
-        val_last: The newest validation losses, float32 `[M]`.
+        val_last: The newest validation losses, float32 `[M]`; NaN after a missing row.
         reference_sum: Sum of each class's reference differences, float64 `[C]`.
         reference_norm: `sqrt(M2)` of each class's reference differences, float64 `[C]`.
         differences: The number of reference differences of each class, int64 `[C]`.
         diverged: The first row in which a class's validation losses were not finite, int64 `[C]`; -1 if there is none.
         rows: The number of rows, int64 `[]`.
         hole: Whether the newest row is missing, so that the next row gives no difference, bool `[]`.
+        uncertainty: `aleatoric_uncertainty` so far, float32 `[N]`; `[0]` if it is not kept.
+        uncertainty_rows: The number of rows it was computed from, int64 `[]`: neither theta_0 nor missing ones.
+        halves: Moments of the references of the validation samples' halves, float64 `[6, SPLITS, C]`; `[0]` if they are
+            not kept.
     """
 
     last: Tensor
@@ -95,10 +110,21 @@ class Moments(NamedTuple):
     diverged: Tensor
     rows: Tensor
     hole: Tensor
+    uncertainty: Tensor = _NOT_KEPT
+    uncertainty_rows: Tensor = _NO_ROWS
+    halves: Tensor = _NOT_KEPT
 
     @classmethod
-    def empty(cls, samples: int, references: int, classes: int, device: torch.device | str | None = None) -> Moments:
-        """The state before the first row."""
+    def empty(
+        cls,
+        samples: int,
+        references: int,
+        classes: int,
+        device: torch.device | str | None = None,
+        *,
+        scores_only: bool = False,
+    ) -> Moments:
+        """The state before the first row, with `scores_only` without what only diagnostics need."""
 
         def zeros(count: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(count, dtype=dtype, device=device)
@@ -109,13 +135,16 @@ class Moments(NamedTuple):
             norm=zeros(samples, torch.float32),
             norm_rest=zeros(samples, torch.bfloat16),
             correlation=zeros(samples, torch.int32),
-            val_last=zeros(references, torch.float32),
+            val_last=zeros(references, torch.float32) + torch.nan,
             reference_sum=zeros(classes, torch.float64),
             reference_norm=zeros(classes, torch.float64),
             differences=zeros(classes, torch.int64),
             diverged=zeros(classes, torch.int64) - 1,
             rows=torch.tensor(0, device=device),
             hole=torch.tensor(True, device=device),
+            uncertainty=zeros(0 if scores_only else samples, torch.float32),
+            uncertainty_rows=torch.tensor(0, device=device),
+            halves=zeros(0, torch.float64) if scores_only else no_halves(classes, device),
         )
 
     def to(self, device: torch.device | str) -> Moments:
@@ -125,10 +154,14 @@ class Moments(NamedTuple):
 
 def skip(moments: Moments) -> Moments:
     """Returns the moments after a checkpoint that was not logged. No difference spans it."""
-    return moments._replace(rows=moments.rows + 1, hole=torch.ones_like(moments.hole))
+    return moments._replace(
+        val_last=torch.full_like(moments.val_last, torch.nan),
+        rows=moments.rows + 1,
+        hole=torch.ones_like(moments.hole),
+    )
 
 
-def update(moments: Moments, train_row: Tensor, val_row: Tensor, classes: Classes) -> Moments:
+def update(moments: Moments, train_row: Tensor, val_row: Tensor, classes: Classes, *, theta_0: bool = False) -> Moments:
     """Returns the moments after one more checkpoint. `moments` is not changed, so an interruption does no damage.
 
     A row of NaN only is a checkpoint that was not logged: the differences on both sides of it are left out. If only
@@ -140,12 +173,21 @@ def update(moments: Moments, train_row: Tensor, val_row: Tensor, classes: Classe
         train_row: Losses of the training samples, floating point `[N]`, taken as float32.
         val_row: Losses of the validation samples, floating point `[M]`, taken as float32.
         classes: The classes, on the device of the moments.
+        theta_0: Whether the losses are those before the first step, which the uncertainty leaves out.
     """
     device = moments.last.device
     train_row, val_row = (row.detach().to(device, torch.float32) for row in (train_row, val_row))
     moments = _note_divergence(moments, val_row, classes)
+    if moments.halves.numel():
+        halves = with_difference(moments.halves, moments.val_last, val_row, classes.val_classes, classes.labels)
+        moments = moments._replace(halves=halves)
     if train_row.isnan().all():
-        return skip(moments)
+        return skip(moments)._replace(val_last=val_row.clone())
+    if moments.uncertainty.numel() and not theta_0:
+        moments = moments._replace(
+            uncertainty=with_row(moments.uncertainty, moments.uncertainty_rows, train_row),
+            uncertainty_rows=moments.uncertainty_rows + 1,
+        )
 
     difference = class_reference(torch.stack([moments.val_last, val_row]), classes.val_classes, classes.labels)[0]
     counted = difference.isfinite() & ~moments.hole
@@ -225,6 +267,19 @@ def scores(moments: Moments, classes: Classes, checkpoints: Sequence[str] | None
         defined = varies & enough[group] & (classes.groups[part] >= 0)
         values[part] = _correlation(moments, part).where(defined, torch.nan)
     return values
+
+
+def uncertainty(moments: Moments) -> Tensor | None:
+    """`aleatoric_uncertainty` of the checkpoints so far, within 1e-5, float32 `[N]`; None if it was not kept.
+
+    A sample with a loss that was NaN in a row that others have is NaN, because it is unscored as well.
+    """
+    return moments.uncertainty if moments.uncertainty.numel() else None
+
+
+def reliability_by_class(moments: Moments, classes: Classes) -> dict[str, float | None] | None:
+    """What `diagnostics.reliability_by_class` gives for the losses so far; None if the moments for it were not kept."""
+    return by_label(classes.labels, reliability(moments.halves)) if moments.halves.numel() else None
 
 
 def _note_divergence(moments: Moments, val_row: Tensor, classes: Classes) -> Moments:

@@ -81,7 +81,12 @@ class Settling:
             train_row = history.train_losses[row]
             if self._history is None:
                 self._history = RunningHistory.of_losses(
-                    history.train_losses[:0], history.val_losses[:0], history.train_classes, history.val_classes, []
+                    history.train_losses[:0],
+                    history.val_losses[:0],
+                    history.train_classes,
+                    history.val_classes,
+                    [],
+                    scores_only=True,
                 )
             self._history.record(history.epochs[row], train_row, history.val_losses[row])
             if not train_row.isnan().all():  # a row of NaN was not logged and leaves the scores as they were

@@ -14,6 +14,10 @@ from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.recording.settling import Settling
 from lightning_cld.trajectories import LossTrajectories
 
+LARGE_HISTORY = 2**30
+"""Bytes of logged losses (1 GiB) above which a fit warns and names `history="running"`. Growing the buffer may take as
+much again, and each of Lightning's checkpoint files holds the losses so far."""
+
 
 class Timeline:
     """The checkpoints of a run: one before training, one after every n-th epoch, none after the cutoff.
@@ -58,6 +62,30 @@ class Timeline:
     def last_epoch(self) -> int | None:
         """The last epoch of the fit, if that is known."""
         return None if self._max_epochs is None else self._max_epochs - self.epochs_before
+
+    @property
+    def planned(self) -> range:
+        """The epochs of all checkpoints, theta_0 included; empty if it is not known when the last one will be."""
+        last = self.cutoff or self.last_epoch
+        return range(0, -1 if last is None else last + 1, self.every_n_epochs)
+
+    @property
+    def half_epoch(self) -> int | None:
+        """The checkpoint at half of the planned epochs; None if these are not known."""
+        return self.planned[(len(self.planned) - 1) // 2] if self.planned else None
+
+    def warn_of_size(self, train_samples: int, val_samples: int) -> None:
+        """Warns if the losses of all checkpoints will take more than `LARGE_HISTORY`."""
+        size = 4 * (train_samples + val_samples) * len(self.planned)
+        if size <= LARGE_HISTORY:
+            return
+        number = " and a number as cutoff_epoch" if self.cutoff_epoch == "auto" else ""
+        rank_zero_warn(
+            f"CLD: the losses of {train_samples:,} train and {val_samples:,} validation samples at {len(self.planned)} "
+            f"checkpoints will take {size / 2**30:,.1f} GiB, in memory, in the file of losses and in each of "
+            f"Lightning's checkpoints. With history='running'{number} it would be 24 bytes per train sample, "
+            f"{24 * train_samples / 2**30:,.1f} GiB, for any number of epochs: the same scores, but no trajectories."
+        )
 
     def completed(self, trainer: Trainer) -> int:
         """How many epochs the module that is watched has completed, at the start of an epoch."""

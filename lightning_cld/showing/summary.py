@@ -117,13 +117,7 @@ def _settled(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], _Findi
         "settled",
         f'not settled (below {OVERLAP:.0%}): train the proxy for more epochs, or use rule="draw", which hardly '
         "depends on the order of the best samples",
-        metadata.get("half_problem")
-        or f"it takes {2 * (MIN_CHECKPOINTS - 1)} epochs or more"
-        + (
-            ', and with history="running" a logger and a fit without interruption'
-            if metadata.get("history") == "running"
-            else ""
-        ),
+        metadata.get("half_problem") or f"it takes {2 * (MIN_CHECKPOINTS - 1)} epochs or more",
     )
 
 
@@ -155,7 +149,7 @@ def _references(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], _Fi
         False if poor else (True if known and len(known) == len(reliability or ()) else None),
         "references reliable",
         f"the references of {_classes_named(poor)} are thin or unreliable: hold out more validation samples",
-        'it takes the losses (history="full"), two or more a class',
+        "it takes the losses of two validation samples or more a class",
     )
 
 

@@ -5,11 +5,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import assert_scores, cld_oracle, losses
+from oracles import assert_scores, cld_oracle, losses, reliability_oracle, uncertainty_oracle
 
 from lightning_cld import cld_scores
 from lightning_cld.functional import moments
-from lightning_cld.functional.moments import Classes, Moments, scores, skip, update
+from lightning_cld.functional.diagnostics import split_in_halves
+from lightning_cld.functional.moments import (
+    Classes,
+    Moments,
+    reliability_by_class,
+    scores,
+    skip,
+    uncertainty,
+    update,
+)
 
 NAN, INF = float("nan"), float("inf")
 CLASSES, VAL_CLASSES = torch.tensor([0, 3, 700])[torch.arange(30) % 3], torch.tensor([0, 3, 700])[torch.arange(12) % 3]
@@ -20,10 +29,10 @@ def case(rows=10):
     return losses(rows, 30), losses(rows, 12, seed=1)
 
 
-def moments_of(train, val, classes):
+def moments_of(train, val, classes, theta_0=False):
     moments = Moments.empty(train.shape[1], val.shape[1], len(classes.labels))
-    for train_row, val_row in zip(train, val, strict=True):
-        moments = update(moments, train_row, val_row, classes)
+    for row, (train_row, val_row) in enumerate(zip(train, val, strict=True)):
+        moments = update(moments, train_row, val_row, classes, theta_0=theta_0 and row == 0)
     return moments
 
 
@@ -271,12 +280,149 @@ def test_positions_that_are_not_in_use_are_unscored_and_change_no_score():
     assert_scores(run(train, val, classes, VAL_CLASSES), expected)
 
 
+# The uncertainty
+
+
+def uncertainty_of(train, theta_0=False):
+    classes = Classes.of(CLASSES, VAL_CLASSES)
+    return uncertainty(moments_of(train, losses(len(train), 12, seed=1), classes, theta_0))
+
+
+@pytest.mark.parametrize("rows", [4, 60, 1000])
+def test_uncertainty_agrees_with_its_definition(rows):
+    train = losses(rows, 30)
+    assert_scores(uncertainty_of(train), uncertainty_oracle(train))
+    assert_scores(uncertainty_of(train, theta_0=True), uncertainty_oracle(train[1:]))
+
+
+@pytest.mark.parametrize("late", [1.0, 30.0])
+def test_a_thousand_rows_that_hardly_move_the_uncertainty_are_not_lost(late):
+    # All roundings of the mean go the same way: the terms fall slowly, or are all 0 after the first row.
+    size = torch.linspace(0.6, 0.8, 30)
+    train = torch.cat([size[None], size + torch.linspace(0, late, 1500)[:, None]])
+    np.testing.assert_allclose(uncertainty_of(train).double().numpy(), uncertainty_oracle(train), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("holes", [[0], [3], [4, 5], [9]], ids=str)
+@pytest.mark.parametrize("theta_0", [True, False])
+def test_uncertainty_leaves_out_checkpoints_that_were_not_logged(holes, theta_0):
+    train = losses(10, 30)
+    train[holes] = NAN
+    assert_scores(uncertainty_of(train, theta_0), uncertainty_oracle(train[int(theta_0) :]))
+
+
+@pytest.mark.parametrize("loss", [INF, -INF, NAN])
+def test_uncertainty_is_not_known_for_a_sample_with_a_loss_that_is_missing_or_not_finite(loss):
+    train = losses(10, 30)
+    expected = uncertainty_oracle(train[1:])
+    train[0, 4] = loss  # theta_0 does not count
+    train[3, 7] = loss
+    expected[7] = np.nan
+    assert_scores(uncertainty_of(train, theta_0=True), expected)
+
+
+def test_uncertainty_of_losses_below_zero_is_that_of_its_definition():
+    train = losses(10, 30) - 3
+    np.testing.assert_allclose(uncertainty_of(train).double().numpy(), uncertainty_oracle(train), rtol=1e-6)
+
+
+# The reliability of the references
+
+
+def assert_reliability(train, val, classes=CLASSES, val_classes=VAL_CLASSES):
+    """Compares it with scipy's correlations over the same halves."""
+    known = Classes.of(classes, val_classes)
+    labels, wanted = known.labels, torch.isin(val_classes, known.labels)
+    splits = np.zeros((10, len(val_classes)), int)
+    halves = split_in_halves(torch.searchsorted(labels, val_classes[wanted]), len(labels))
+    splits[:, wanted.numpy()] = halves.numpy() % 2
+    found = reliability_by_class(moments_of(train, val, known), known)
+    assert list(found) == [str(label) for label in labels.tolist()]
+    for label, value in found.items():
+        expected = reliability_oracle(val, val_classes, int(label), splits)
+        assert (np.nan if value is None else value) == pytest.approx(expected, abs=6e-5, nan_ok=True), label
+    return found
+
+
+@pytest.mark.parametrize("rows", [4, 10, 1000])
+def test_reliability_agrees_with_its_definition(rows):
+    found = assert_reliability(*case(rows))
+    assert len(set(found.values())) == 3
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+@pytest.mark.parametrize("offset", [0.0, 1e3])
+def test_reliability_suffers_from_no_offset_and_no_scale(offset, scale):
+    train, val = case(100)
+    assert_reliability(scale * train, scale * (val + offset))
+
+
+def test_reliability_of_two_samples_is_their_correlation_and_of_one_is_not_known():
+    train, val = case()
+    val_classes = torch.tensor([0, 3, 3, 700, 9, 9, 9, 9, 9, 9, 9, 9])
+    expected = np.corrcoef(np.diff(val[:, 1].double()), np.diff(val[:, 2].double()))[0, 1]
+    classes = Classes.of(CLASSES, val_classes)
+    found = reliability_by_class(moments_of(train, val, classes), classes)
+    assert found == {"0": None, "3": pytest.approx(expected, abs=6e-5), "700": None}
+
+
+def test_reliability_is_of_the_differences_that_were_logged():
+    train, val = case(12)
+    train[2], val[2] = NAN, NAN
+    train[4] = NAN  # the references have a loss here all the same
+    val[6] = NAN
+    val[8, 3] = NAN  # one of the four samples in its class
+    val[9, VAL_CLASSES == 3] = NAN  # all samples of a class
+    assert_reliability(train, val)
+
+
+def test_a_skipped_checkpoint_is_spanned_by_no_difference_of_halves():
+    train, val = case()
+    known = Classes.of(CLASSES, VAL_CLASSES)
+    skipped = moments_of(train[:4], val[:4], known)
+    skipped = skip(skipped)
+    for row in range(5, 10):
+        skipped = update(skipped, train[row], val[row], known)
+    val[4] = train[4] = NAN
+    assert reliability_by_class(skipped, known) == assert_reliability(train, val)
+
+
+def test_reliability_is_not_known_without_change_or_with_too_few_differences():
+    train, val = case()
+    val[:, VAL_CLASSES == 0] = torch.arange(10)[:, None] * torch.tensor([0.25, 0.5, 0.25, 0.3125])
+    val[3:, VAL_CLASSES == 3] = NAN
+    known = Classes.of(CLASSES, VAL_CLASSES)
+    found = reliability_by_class(moments_of(train, val, known), known)
+    assert found == {"0": None, "3": None, "700": pytest.approx(found["700"])}
+
+
+def test_halves_are_of_the_same_class_and_as_large_as_each_other():
+    groups = torch.tensor([0, 2, 1, 0, 0, 2, 1, 1, 0, 1, 1])
+    splits = split_in_halves(groups, 3)
+    for half in splits:
+        assert torch.equal(half // 2, groups)
+        sizes = torch.bincount(half, minlength=6).view(3, 2)
+        assert (sizes[:, 0] - sizes[:, 1]).tolist() == [0, 1, 0]
+    assert len(torch.unique(splits, dim=0)) > 5
+
+
 # Memory and side effects
 
 
+def test_only_scores_are_kept_where_only_these_are_wanted():
+    train, val = case()
+    known = Classes.of(CLASSES, VAL_CLASSES)
+    lean = Moments.empty(30, 12, 3, scores_only=True)
+    for train_row, val_row in zip(train, val, strict=True):
+        lean = update(lean, train_row, val_row, known)
+    assert torch.equal(scores(lean, known), run(train, val, CLASSES, VAL_CLASSES))
+    assert uncertainty(lean) is reliability_by_class(lean, known) is None
+    assert lean.uncertainty.numel() == lean.halves.numel() == 0
+
+
 @pytest.mark.parametrize("rows", [1, 5, 50])
-@pytest.mark.parametrize(("labels", "most"), [(10, 20), (40_000, 22)])
-def test_it_keeps_20_bytes_a_training_sample_however_many_rows_there_are(rows, labels, most):
+@pytest.mark.parametrize(("labels", "most"), [(10, 24), (40_000, 26)])
+def test_it_keeps_24_bytes_a_training_sample_however_many_rows_there_are(rows, labels, most):
     samples = 50_000
     classes = Classes.of(torch.arange(samples) % labels, torch.arange(labels))
     moments = Moments.empty(samples, labels, labels)
@@ -284,6 +430,8 @@ def test_it_keeps_20_bytes_a_training_sample_however_many_rows_there_are(rows, l
         moments = update(moments, torch.rand(samples), torch.rand(labels), classes)
     kept = [tensor for tensor in (*moments, *classes) if len(tensor.shape) and len(tensor) == samples]
     assert sum(tensor.untyped_storage().nbytes() for tensor in kept) == most * samples
+    others = sum(tensor.untyped_storage().nbytes() for tensor in (*moments, *classes)) - most * samples
+    assert others < (512 + 8 + 4 + 8) * labels + 100  # a class, its label, and a validation sample with its class
 
 
 def test_rows_may_be_written_to_once_they_were_taken():
@@ -310,9 +458,11 @@ def test_the_moments_before_stay_as_they_are(step):
 
 def test_slices_change_no_score(monkeypatch):
     train, val = case()
-    expected = run(train, val, CLASSES, VAL_CLASSES)
+    expected, uncertain = run(train, val, CLASSES, VAL_CLASSES), uncertainty_of(train)
     monkeypatch.setattr(moments, "_SLICE", 7)
+    monkeypatch.setattr("lightning_cld.functional.uncertainty._SLICE_ELEMENTS", 7)
     assert torch.equal(run(train, val, CLASSES, VAL_CLASSES), expected)
+    assert torch.equal(uncertainty_of(train), uncertain)
 
 
 def test_losses_of_other_dtypes_and_with_gradients_are_taken():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from oracles import assert_scores, cld_oracle, losses
 
 from lightning_cld import LossTrajectories
 from lightning_cld.data.fingerprint import Fingerprint
+from lightning_cld.functional.moments import Moments
 from lightning_cld.recording.running_history import RunningHistory
 
 TRAIN, VAL = losses(9, 30), losses(9, 12, seed=1)
@@ -62,7 +64,9 @@ def test_without_classes_all_are_one():
 
 
 def test_scores_carry_classes_epochs_identity_and_provenance():
-    made = history()
+    made = history(6)
+    made.keep_best_tenth()
+    recorded(made, range(6, 9))
     made.metadata["seed"] = 7
     scores = made.score(cutoff_epoch=12)
     full = LossTrajectories(TRAIN, VAL, CLASSES, VAL_CLASSES, EPOCHS, metadata={"seed": 7}).score()
@@ -70,9 +74,124 @@ def test_scores_carry_classes_epochs_identity_and_provenance():
     assert scores.epochs == EPOCHS
     assert scores.fingerprint == Fingerprint(30, "labels", "probe")
     assert scores.metadata["seed"] == 7
-    needs_the_losses = {"reference_reliability", "half_epoch", "half_overlap"}
-    assert scores.metadata.keys() == full.metadata.keys() - needs_the_losses
+    assert scores.metadata.keys() == full.metadata.keys()
     assert scores.metadata["reference_sizes"] == full.metadata["reference_sizes"] == {"0": 4, "3": 4, "700": 4}
+
+
+# What the rule "draw" and the summary need
+
+
+def with_holes(train, val):
+    train[[0, 3]], val[[0, 3]] = torch.nan, torch.nan
+    return train, val
+
+
+def with_bad_losses(train, val):
+    train[0, 2] = train[5, 7] = train[11, 8] = torch.inf
+    train[0, 3] = train[6, 4] = torch.nan
+    val[4, 1] = torch.nan
+    return train, val
+
+
+def with_a_side_missing(train, val):
+    train[4] = torch.nan
+    val[7] = torch.nan
+    return train, val
+
+
+@pytest.mark.parametrize(("start", "rows"), [(0, 12), (2, 12), (0, 1000)])
+@pytest.mark.parametrize("change", [with_holes, with_bad_losses, with_a_side_missing])
+def test_scores_tell_as_much_as_those_of_a_full_history(start, rows, change):
+    train, val = change(losses(rows, 60, seed=3), losses(rows, 12, seed=4))
+    classes = torch.tensor([0, 3, 700])[torch.arange(60) % 3]
+    classes[[10, 11]] = -1
+    arguments = (train, val, classes, VAL_CLASSES, range(start, start + rows))
+    full, running = LossTrajectories(*arguments).score(), RunningHistory.of_losses(*arguments).score()
+    known = ~running.values.isnan()
+    assert known.sum() >= 53
+    torch.testing.assert_close(running.values[known], full.values[known], rtol=0, atol=1e-5)
+    torch.testing.assert_close(running.uncertainty[known], full.uncertainty[known], rtol=0, atol=1e-5)
+    reliability = full.metadata["reference_reliability"]
+    assert running.metadata["reference_reliability"] == pytest.approx(reliability, abs=1e-4)
+    if change is with_bad_losses:  # samples without a loss are scored by the full history only
+        return
+    assert running.suspects().tolist() == full.suspects().tolist()
+    for fraction in (0.1, 0.5):
+        assert torch.equal(*(made.select(rule="draw", fraction=fraction) for made in (running, full)))
+
+
+def test_the_best_tenth_that_was_kept_is_compared_with_the_last():
+    train, val = losses(13, 60, seed=3), losses(13, 12, seed=4)
+    classes = torch.arange(60) % 3
+    full = LossTrajectories(train, val, classes, torch.arange(12) % 3).score().metadata
+    made = RunningHistory.of_losses(train[:7], val[:7], classes, torch.arange(12) % 3)
+    made.keep_best_tenth()
+    made = loaded(saved(made))
+    for row in range(7, 13):
+        made.record(row, train[row], val[row])
+    found = made.score().metadata
+    assert (found["half_epoch"], found["half_overlap"]) == (6, full["half_overlap"])
+    assert found["half_overlap"] < 1
+    made.record(14, train[0], val[0])  # ends later than planned
+    found = made.score().metadata
+    assert "half_overlap" not in found
+    assert found["half_problem"].startswith("the best tenth after 7 epochs was not kept")
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_why_the_overlap_is_not_known_stands_in_the_metadata(keep):
+    made = history(4)
+    if keep:
+        made = history(2)
+        made.keep_best_tenth()
+        recorded(made, range(2, 4))
+    found = made.score().metadata
+    expected = (
+        "up to epoch 1 or with all, CLD needs at least 4" if keep else "the best tenth after 1 epochs was not kept"
+    )
+    assert expected in found["half_problem"]
+    assert "half_overlap" not in found
+
+
+def test_too_few_samples_for_a_tenth_are_the_reason_too():
+    made = history(7)
+    made.keep_best_tenth()
+    assert "half_problem" in recorded(made, range(7, 9)).score().metadata
+
+
+# States of earlier versions
+
+
+def former_state(made):
+    """A state without what was added later."""
+    state = made.state_dict()
+    del state["kept_tenth"]
+    for name in ("uncertainty", "uncertainty_rows", "halves"):
+        del state["moments"][name]
+    return state
+
+
+def test_a_state_of_an_earlier_version_goes_on_without_the_uncertainty():
+    after = RunningHistory.from_state_dict(former_state(history(5)))
+    after.metadata["history"] = "running"
+    scores = recorded(after, range(5, 9)).score()
+    assert_scores(scores.values, EXPECTED)
+    assert scores.uncertainty is None
+    assert "reference_reliability" not in scores.metadata
+    assert "reliability" not in dict(scores.account())
+    assert len(scores.select(fraction=0.2)) == 6
+    with pytest.raises(ValueError, match=r"hold no uncertainty \(running moments of an earlier version"):
+        scores.select(fraction=0.2, rule="draw")
+    assert loaded(saved(after)).score().uncertainty is None  # nor does its next checkpoint make one up
+
+
+def test_a_pickle_of_an_earlier_version_goes_on_without_the_uncertainty():
+    made = history(5)
+    made._recorded = Moments(*made._recorded[0][:12]), made.epochs
+    assert "_kept" not in vars(made)
+    scores = recorded(pickle.loads(pickle.dumps(made)), range(5, 9)).score()
+    assert_scores(scores.values, EXPECTED)
+    assert scores.uncertainty is None
 
 
 def test_positions_outside_of_the_sampler_keep_their_mark():
@@ -128,10 +247,13 @@ def test_its_state_does_not_follow_what_is_recorded_later():
 
 
 @pytest.mark.parametrize("rows", [2, 40])
-def test_its_state_in_a_checkpoint_takes_20_bytes_a_sample(rows):
+def test_its_state_in_a_checkpoint_takes_24_bytes_a_sample(rows):
     classes = torch.arange(20_000) % 10
     made = RunningHistory.of_losses(torch.rand(rows, 20_000), torch.rand(rows, 10), classes, torch.arange(10))
-    assert len(saved(made)) < 20 * 20_000 + 16_000
+    assert len(saved(made)) < 24 * 20_000 + 24_000
+    if rows > 2:
+        made.keep_best_tenth()
+        assert len(saved(made)) < 24.4 * 20_000 + 24_000
 
 
 def test_it_moves_to_a_device_and_back():
