@@ -15,6 +15,7 @@ import torch
 from _gpu_runs import (
     BATCH,
     DrawnAnew,
+    ImagesThere,
     OneByOne,
     ResNetClassifier,
     Run,
@@ -120,9 +121,13 @@ def _sweeping(run: Run, model: Any, loader: DataLoader, loading: dict[str, Any])
     trainer = trainer_of(run, 1, precision=run.precision)
     trainer.strategy.connect(model)
     trainer.strategy.model_to_device()
-    keep = loader.persistent_workers
     ours = Sweep(
-        loader, torch.arange(len(loader.dataset)), batch_size=loader.batch_size, kind="train", keep_workers=keep
+        loader,
+        torch.arange(len(loader.dataset)),
+        batch_size=loader.batch_size,
+        kind="train",
+        keep_workers=loader.persistent_workers,
+        on_cpu=not isinstance(loader.dataset, ImagesThere),
     )
     step, hooks = make_step(model, None), BatchHooks([], model)
     reader = DataLoader(loader.dataset, loader.batch_size, **loading)
