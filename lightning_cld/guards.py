@@ -265,10 +265,13 @@ def _share_buffers(module: LightningModule) -> None:
 
 
 def _overwrite(tensor: Tensor, value: Tensor) -> None:
-    """Writes only what differs: a constant may lie in memory that can't be written to."""
-    same = torch.equal(tensor, value) or (
-        tensor.is_floating_point() and torch.allclose(tensor, value, rtol=0, atol=0, equal_nan=True)
+    """Writes to memory of the CPU only what differs: a constant may lie in memory that can't be written to.
+
+    On another device there is no such memory, and a comparison would wait for the device.
+    """
+    same = tensor.device.type == "cpu" and (
+        torch.equal(tensor, value)
+        or (tensor.is_floating_point() and torch.allclose(tensor, value, rtol=0, atol=0, equal_nan=True))
     )
     if not same:
-        with torch.no_grad():
-            tensor.copy_(value)
+        tensor.data.copy_(value)  # past autograd, and into inference tensors too

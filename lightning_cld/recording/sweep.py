@@ -67,6 +67,9 @@ class Sweep:
     ) -> tuple[Tensor, Tensor | None]:
         """One pass.
 
+        The host waits for the device at most 7 times, however many batches and samples there are. In the first sweep
+        it may also wait for each tensor of the first batch, which `hooks` look at before and after.
+
         Args:
             trainer: The Trainer of the fit.
             module: Its module.
