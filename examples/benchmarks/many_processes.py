@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the examples are
 from _common import QUIET, quiet
 
 from lightning_cld import CLDCallback
+from lightning_cld.recording import results
 
 WAYS: dict[str, dict[str, str]] = {
     'history="full"': {},
@@ -60,8 +61,9 @@ def needs(size: Size, way: str) -> dict[str, float]:
     """Bytes by the formulas of `examples/guides/many_samples.md`.
 
     `device`, `host`: what each process keeps, beside the losses of an epoch's steps (`step`). `first`, `later`: what it
-    gives to collectives at the first checkpoint, and at each later one. `lightning`, `losses`, `scores`: the state in a
-    checkpoint file of Lightning's after the last epoch, and the two files.
+    gives to collectives at the first checkpoint, and at each later one. `lightning`: the state in a checkpoint file of
+    Lightning's after the last epoch; `named`: the same where it names the losses instead of holding them. `row`: what
+    is written at each checkpoint. `losses`, `scores`: the two files at the end.
     """
     train, both, rows = size.samples, size.samples + size.references, size.checkpoints
     steps = 8 * train if way == 'record="step"' else 0
@@ -70,10 +72,11 @@ def needs(size: Size, way: str) -> dict[str, float]:
         index = 2 if size.classes <= 32_767 else 4
         tenth = 4 * train // 10
         device, host = (22 + index) * train + 12 * size.references + 520 * size.classes, classes + positions + tenth
-        state, file = device + tenth, 0
+        state, named, row, file = device + tenth, device + tenth, 16 * train, 0
     else:
         device, host = 4 * both * rows, classes + positions
         state = file = device + classes
+        named, row = 0, 4 * both
     return {
         "device": device,
         "host": host,
@@ -81,6 +84,8 @@ def needs(size: Size, way: str) -> dict[str, float]:
         "first": 12 * both + steps,
         "later": 4 * both + (steps - 4 * train if steps else 0),
         "lightning": state + steps,
+        "named": named + steps,
+        "row": row,
         "losses": file,
         "scores": 16 * train,
     }
@@ -155,6 +160,7 @@ class Counted(CLDCallback):
 
     now: str | None = None
     host: int = 0
+    row: int = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.now = "first"
@@ -167,6 +173,13 @@ class Counted(CLDCallback):
         self.host = tensor_bytes([(sweep.positions, sweep._classes) for sweep in (sources.train, sources.val)])
         super().on_train_epoch_end(trainer, pl_module)
         self.now = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        trainer.strategy.barrier()  # until the newest file is written
+        files = {path.name: path.stat().st_size for path in self.dirpath.glob("cld-rows-*/*.npz")}
+        self.row = files.get("scores.npz") or files[max(name for name in files if name.startswith("after-"))]
+        trainer.strategy.barrier()  # before the folder is deleted
+        super().on_train_end(trainer, pl_module)
 
 
 def tensor_bytes(value: Any) -> int:
@@ -190,6 +203,7 @@ def tensor_bytes(value: Any) -> int:
 
 def measure(size: Size, way: str, folder: Path) -> dict[str, float]:
     """One fit on this process and the others; what this one has kept, sent and written."""
+    kept = results.KEPT_IN_CHECKPOINTS
     train, val = (DataLoader(Points(count, size.classes), 4096) for count in (size.samples, size.references))
     cld = Counted(val_dataloader=val, dirpath=folder, batch_size=4096, **WAYS[way])
     L.seed_everything(0, verbose=False)
@@ -200,6 +214,10 @@ def measure(size: Size, way: str, folder: Path) -> dict[str, float]:
         trainer.fit(Tiny(size.classes), train)
     checkpoint = folder / "last.ckpt"
     trainer.save_checkpoint(checkpoint)
+    naming = folder / "naming.ckpt"
+    results.KEPT_IN_CHECKPOINTS = 0
+    trainer.save_checkpoint(naming)
+    results.KEPT_IN_CHECKPOINTS = kept
     trainer.strategy.barrier()
     plain = sum(weight.numel() * 4 for weight in trainer.lightning_module.parameters())
     files = {path.stem: path.stat().st_size for path in folder.glob("cld-*.npz")}
@@ -214,6 +232,8 @@ def measure(size: Size, way: str, folder: Path) -> dict[str, float]:
         "first": counts["first"],
         "later": counts["later"] / (size.checkpoints - 1),
         "lightning": checkpoint.stat().st_size - plain,
+        "named": naming.stat().st_size - plain,
+        "row": cld.row,
         "losses": files.get("cld-trajectories", 0),
         "scores": files["cld-scores"],
     }

@@ -31,8 +31,9 @@ def test_real_processes_need_what_the_formulas_say(tmp_path):
         for rank in range(2):
             measured = json.loads((tmp_path / str(number) / f"rank-{rank}.json").read_text())
             for what, expected in many_processes.needs(size, way).items():
-                # In files of this size their headers are some percent.
-                assert measured[what] == pytest.approx(expected, rel=0.1 if what == "scores" else 0.03), (way, what)
+                # In files of this size their headers are some percent; where nothing is kept, they are all.
+                close = pytest.approx(expected, rel=0.1 if what in ("scores", "row") else 0.03, abs=40_000)
+                assert measured[what] == close, (way, what)
     assert "| measured / formula |" in said.stdout
 
 
@@ -47,7 +48,9 @@ COLUMNS = {
     "in the memory of each process": ("host",),
     "given to collectives at the first checkpoint": ("first",),
     "at each later one": ("later",),
-    "state in a checkpoint file of Lightning's": ("lightning",),
+    "in each checkpoint file of Lightning's, if it holds the losses": ("lightning",),
+    "the same, if it names their folder": ("named",),
+    "written to `dirpath` at each checkpoint": ("row",),
     "`cld-trajectories.npz`": ("losses",),
     "`cld-scores.npz`": ("scores",),
 }
