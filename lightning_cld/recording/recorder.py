@@ -120,7 +120,7 @@ class Recorder:
         if self.history is not None:
             self.history.to(self.buffer_device or module.device)
         if self.step_losses is not None:
-            self.step_losses.start(self.sources.train.length, module.device)
+            self.step_losses.start(trainer, self.sources.train.length, module.device)
 
     def record(self, trainer: Trainer, module: LightningModule, epoch: int) -> Checkpoint:
         """Takes the checkpoint after `epoch` completed epochs, from the weights of the moment."""
