@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 from lightning_cld.data.generators import OwnGenerators
 from lightning_cld.data.loaders import sequential_loader
 from lightning_cld.data.parts import parts_of
-from lightning_cld.guards import agreed, evaluation, in_lockstep, preserved_rng
+from lightning_cld.guards import StoppedError, agreed, evaluation, in_lockstep, preserved_rng
 from lightning_cld.recording.batch_hooks import BatchHooks, Prepare
 from lightning_cld.recording.batch_losses import Step, check_batch
 from lightning_cld.recording.progress_bar import progress
+from lightning_cld.recording.signals import IsStopped
 
 
 class Sweep:
@@ -58,7 +59,7 @@ class Sweep:
         self._reader: DataLoader[Any] | None = None
 
     def run(
-        self, trainer: Trainer, module: LightningModule, step: Step, hooks: BatchHooks
+        self, trainer: Trainer, module: LightningModule, step: Step, hooks: BatchHooks, is_stopped: IsStopped
     ) -> tuple[Tensor, Tensor | None]:
         """One pass.
 
@@ -67,12 +68,14 @@ class Sweep:
             module: Its module.
             step: From a batch on the device to losses and classes.
             hooks: What other callbacks and the module do to a batch before that.
+            is_stopped: Says before each batch whether to end early.
 
         Returns:
             The losses, float32 `[N]` on the module's device: NaN at positions that are not evaluated, infinity where
             a loss was not finite; and the classes, int64 `[N]` there, -1 at those positions (None for one class).
 
         Raises:
+            StoppedError: If it is to end early, on all ranks.
             Exception: What the dataset, the model or `step` raise; on the other ranks, that one rank failed.
         """
         rank, world = trainer.global_rank, trainer.world_size
@@ -88,7 +91,7 @@ class Sweep:
             showing as show,
         ):
             prepare = hooks.of_sweep(trainer, module)
-            losses, classes = self._evaluate(trainer, module, step, prepare, self.positions[places], show)
+            losses, classes = self._evaluate(trainer, module, step, prepare, self.positions[places], show, is_stopped)
 
         row = torch.zeros(self.length, dtype=torch.float32, device=losses.device)
         where = self.positions[places[:own]].to(losses.device)
@@ -115,6 +118,7 @@ class Sweep:
         prepare: Prepare,
         positions: Tensor,
         show: Callable[[int, int], None],
+        is_stopped: IsStopped,
     ) -> tuple[Tensor, Tensor | None]:
         """Losses, float32, and classes at `positions`, in that order, on the device."""
         device = trainer.strategy.root_device
@@ -128,6 +132,8 @@ class Sweep:
             show(done, len(loader))
             size = min(loader.batch_size or 1, len(positions) - start)
             with in_lockstep(trainer, f"The {self.kind} sweep"):
+                if is_stopped():
+                    raise StoppedError
                 batch = next(batches)
                 if done == 0 and self.fixed:
                     self._check_same(batch)
