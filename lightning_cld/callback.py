@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from weakref import ReferenceType, ref
@@ -9,15 +10,18 @@ from weakref import ReferenceType, ref
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from lightning_cld.guards import StoppedError
 from lightning_cld.recording.batch_losses import LossFunction, StepFunction
 from lightning_cld.recording.loggers import log_checkpoint, log_scores
 from lightning_cld.recording.own_validation import OwnValidation
 from lightning_cld.recording.recorder import Recorder
 from lightning_cld.recording.results import Results
 from lightning_cld.recording.running_history import RunningHistory
+from lightning_cld.recording.signals import IsStopped, interruptible
 from lightning_cld.recording.timeline import Timeline
 from lightning_cld.scores import CLDScores
 from lightning_cld.trajectories import LossTrajectories
@@ -256,7 +260,7 @@ class CLDCallback(Callback):
             self._timeline.warn_of_size(sources.train.length, len(sources.val.positions))
         epoch = self._timeline.completed(trainer)
         if _is_untrained(trainer) or (epoch == 0 and not self._restored):
-            self._sweep(trainer, pl_module, epoch=0)
+            self._sweep_or_end(trainer, pl_module, epoch=0)
         elif self._recorder.history is None:
             rank_zero_warn(
                 f"CLD: training goes on at step {trainer.global_step} without losses logged before, so theta_0 is "
@@ -265,7 +269,7 @@ class CLDCallback(Callback):
         elif self._timeline.is_due(epoch) and epoch > self._swept:
             # A checkpoint written in an epoch's last batch resumes behind that epoch's end. A sweep that was tried
             # and failed then is no such case: the weights may be of any later step by now.
-            self._sweep(trainer, pl_module, epoch)
+            self._sweep_or_end(trainer, pl_module, epoch)
         self._timeline.look_whether_settled(trainer, self._recorder.history)
         if self.stop_at_cutoff and self._timeline.is_past_cutoff(epoch):
             trainer.should_stop = True
@@ -307,11 +311,8 @@ class CLDCallback(Callback):
         if _trained_batches(trainer) == self._swept_at:
             # Lightning skips an epoch when it resumes from a checkpoint that an exception wrote before its first batch.
             self._recorder.leave_holes(epoch)
-        else:
-            try:
-                self._sweep(trainer, pl_module, epoch)
-            except Exception as error:  # noqa: BLE001  # watching must not end a training that runs
-                rank_zero_warn(f"CLD: the losses after {epoch} epochs could not be logged: {error}")
+        elif not interruptible(trainer, partial(self._sweep_or_warn, trainer, pl_module, epoch)):
+            return  # Lightning ends the run once the other callbacks had their turn, which may save a checkpoint
         self._timeline.look_whether_settled(trainer, self._recorder.history)
         if self._timeline.is_past_cutoff(epoch):
             self._finish(trainer, pl_module)
@@ -326,8 +327,9 @@ class CLDCallback(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A finished run that is resumed trains no more, but its files may be missing.
+        # A finished run that is resumed trains no more, but its files may be missing, and its last row.
         if self._fitting and not self._finished:
+            self._make_up_at_end(trainer, pl_module)
             self._finish(trainer, pl_module)
 
     @override
@@ -397,16 +399,44 @@ class CLDCallback(Callback):
 
     # What is done then
 
-    def _sweep(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
-        before = self._swept, self._swept_at
-        self._swept, self._swept_at = epoch, _trained_batches(trainer)
+    def _sweep_or_end(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        if not interruptible(trainer, partial(self._sweep, trainer, pl_module, epoch)):
+            raise SIGTERMException  # before a step moves the weights, so that nothing is lost
+
+    def _make_up_at_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes the last checkpoint of a run whose training ended although a signal had stopped that sweep."""
+        epoch = self._timeline.completed(trainer)
+        if self._recorder.history is None or not self._timeline.is_due(epoch) or epoch <= self._swept:
+            return
+        device = pl_module.device
+        pl_module.to(trainer.strategy.root_device)  # from where Lightning has just moved it to the CPU
         try:
-            checkpoint = self._recorder.record(trainer, pl_module, epoch)
+            self._recorder.start(trainer, pl_module)
+            self._sweep_or_end(trainer, pl_module, epoch)
+            self._timeline.look_whether_settled(trainer, self._recorder.history)
+        except Exception as error:  # noqa: BLE001  # the training has succeeded
+            rank_zero_warn(f"CLD: the losses after {epoch} epochs could not be logged: {error}")
+        finally:
+            pl_module.to(device)
+
+    def _sweep_or_warn(self, trainer: Trainer, pl_module: LightningModule, epoch: int, is_stopped: IsStopped) -> None:
+        try:
+            self._sweep(trainer, pl_module, epoch, is_stopped)
+        except StoppedError:
+            raise
+        except Exception as error:  # noqa: BLE001  # watching must not end a training that runs
+            rank_zero_warn(f"CLD: the losses after {epoch} epochs could not be logged: {error}")
+
+    def _sweep(self, trainer: Trainer, pl_module: LightningModule, epoch: int, is_stopped: IsStopped) -> None:
+        tried = epoch, _trained_batches(trainer)
+        try:
+            checkpoint = self._recorder.record(trainer, pl_module, epoch, is_stopped)
+        except StoppedError:  # like Ctrl-C, after which a resumed run makes up for this sweep
+            raise
         except Exception:
+            self._swept, self._swept_at = tried
             raise
-        except BaseException:  # Ctrl-C or a signal, after which a resumed run makes up for this sweep
-            self._swept, self._swept_at = before
-            raise
+        self._swept, self._swept_at = tried
         if isinstance(self._recorded, RunningHistory) and epoch == self._timeline.half_epoch:
             self._recorded.keep_best_tenth()
         self._note(trainer, pl_module)

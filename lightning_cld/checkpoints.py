@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_cld.guards import preserved_module
+from lightning_cld.guards import StoppedError, preserved_module
 from lightning_cld.recording.batch_losses import LossFunction, StepFunction
 from lightning_cld.recording.checkpoint_files import files_by_epoch, read_checkpoint
 from lightning_cld.recording.progress_bar import find_bar, progress
@@ -147,7 +148,10 @@ def trajectories_from_checkpoints(
             for done, (epoch, path) in enumerate(files.items()):
                 show(done, len(files))
                 _restore(trainer, module, read_checkpoint(path, weights_only), epoch)
-                recorder.record(trainer, module, epoch)
+                try:
+                    recorder.record(trainer, module, epoch)
+                except StoppedError:
+                    raise SIGTERMException from None  # as Lightning does where it finds that it got a SIGTERM
 
     with preserved_module(model):
         try:

@@ -214,6 +214,10 @@ def _log_nothing(*args: Any, **kwargs: Any) -> None:
     """Stands in for `LightningModule.log`: what a forward pass logs in a sweep is not the training's."""
 
 
+class StoppedError(Exception):
+    """Raised where work ends early because a signal came. Raised in `agreed` on one rank, it is raised on all."""
+
+
 @contextmanager
 def agreed(trainer: Trainer, what: str) -> Iterator[None]:
     """Runs its body on every rank and raises on all of them if it raised on one, before anyone waits for the others.
@@ -234,6 +238,8 @@ def agreed(trainer: Trainer, what: str) -> Iterator[None]:
     # Whose error is shown is up to the launcher, so each rank has the message.
     said: list[str | None] = [None] * trainer.world_size
     torch.distributed.all_gather_object(said, None if failure is None else f"{type(failure).__name__}: {failure}")
+    if trainer.strategy.reduce_boolean_decision(isinstance(failure, StoppedError), all=False):
+        failure = StoppedError(f"{what} was stopped.")
     rank, message = next((rank, message) for rank, message in enumerate(said) if message is not None)
     failure = failure or RuntimeError(f"{what} failed on rank {rank}: {message}")
     failure.is_agreed_on = True  # type: ignore[attr-defined]  # a mark for the block around this one

@@ -20,6 +20,7 @@ from lightning_cld.guards import agreed, is_a
 from lightning_cld.recording.batch_hooks import BatchHooks
 from lightning_cld.recording.batch_losses import LossFunction, Step, StepFunction, check_loss, make_step
 from lightning_cld.recording.running_history import RunningHistory
+from lightning_cld.recording.signals import IsStopped
 from lightning_cld.recording.sources import Sources, find_sources
 from lightning_cld.recording.training_steps import StepLosses
 from lightning_cld.scores import OUTSIDE
@@ -121,20 +122,35 @@ class Recorder:
         if self.history is not None:
             self.history.to(self.buffer_device or module.device)
         if self.step_losses is not None:
-            self.step_losses.start(self.sources.train.length, module.device)
+            self.step_losses.start(trainer, self.sources.train.length, module.device)
 
-    def record(self, trainer: Trainer, module: LightningModule, epoch: int) -> Checkpoint:
-        """Takes the checkpoint after `epoch` completed epochs, from the weights of the moment."""
+    def record(
+        self, trainer: Trainer, module: LightningModule, epoch: int, is_stopped: IsStopped | None = None
+    ) -> Checkpoint:
+        """Takes the checkpoint after `epoch` completed epochs, from the weights of the moment.
+
+        It can be taken again after an error.
+
+        Args:
+            trainer: The Trainer of the fit.
+            module: Its module.
+            epoch: The number of completed epochs.
+            is_stopped: Says before each batch whether to end early; None asks the Trainer whether it got a SIGTERM.
+
+        Raises:
+            StoppedError: If it is to end early, on all ranks.
+        """
+        is_stopped = is_stopped or (lambda: trainer.received_sigterm)
         started = time.perf_counter()
         if trainer.train_dataloader is not self._found_for:  # reload_dataloaders_every_n_epochs
             self._find_data(trainer)
         step_row = None if self.step_losses is None else self.step_losses.row(trainer)
         if step_row is None or self.history is None:
-            train_row, train_classes = self.sources.train.run(trainer, module, self.step, self._hooks)
-            val_row, val_classes = self.sources.val.run(trainer, module, self.step, self._hooks)
+            train_row, train_classes = self.sources.train.run(trainer, module, self.step, self._hooks, is_stopped)
+            val_row, val_classes = self.sources.val.run(trainer, module, self.step, self._hooks, is_stopped)
         else:
             train_row = step_row
-            val_row, val_classes = self.sources.val.run(trainer, module, self.step, self._hooks)
+            val_row, val_classes = self.sources.val.run(trainer, module, self.step, self._hooks, is_stopped)
             # Without classes the history has at most marks of what the sampler draws, which are made again below.
             train_classes = None if val_classes is None else self.history.train_classes
         val_row = val_row[self.sources.val.positions.to(val_row.device)]

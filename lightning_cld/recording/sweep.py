@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader
 from lightning_cld.data.generators import OwnGenerators
 from lightning_cld.data.loaders import sequential_loader
 from lightning_cld.data.parts import digest_of
-from lightning_cld.guards import agreed, evaluation, in_lockstep, preserved_rng
+from lightning_cld.guards import StoppedError, agreed, evaluation, in_lockstep, preserved_rng
 from lightning_cld.recording.batch_hooks import BatchHooks, Prepare, transfer_of
 from lightning_cld.recording.batch_losses import Step, check_batch
 from lightning_cld.recording.progress_bar import progress
+from lightning_cld.recording.signals import IsStopped, never
 
 
 class Sweep:
@@ -63,7 +64,7 @@ class Sweep:
         self._reader: DataLoader[Any] | None = None
 
     def run(
-        self, trainer: Trainer, module: LightningModule, step: Step, hooks: BatchHooks
+        self, trainer: Trainer, module: LightningModule, step: Step, hooks: BatchHooks, is_stopped: IsStopped = never
     ) -> tuple[Tensor, Tensor | None]:
         """One pass.
 
@@ -75,6 +76,7 @@ class Sweep:
             module: Its module.
             step: From a batch on the device to losses and classes.
             hooks: What other callbacks and the module do to a batch before that.
+            is_stopped: Says before each batch whether to end early.
 
         Returns:
             The losses, float32 `[N]` on the module's device: NaN at positions that are not evaluated, infinity where
@@ -82,6 +84,7 @@ class Sweep:
             The ranks exchange the classes in the first sweep only. In later ones each compares its share with them.
 
         Raises:
+            StoppedError: If it is to end early, on all ranks.
             Exception: What the dataset, the model or `step` raise; on the other ranks, that one rank failed.
         """
         rank, world = trainer.global_rank, trainer.world_size
@@ -97,7 +100,7 @@ class Sweep:
             showing as show,
         ):
             prepare = hooks.of_sweep(trainer, module)
-            losses, classes = self._evaluate(trainer, module, step, prepare, self.positions[places], show)
+            losses, classes = self._evaluate(trainer, module, step, prepare, self.positions[places], show, is_stopped)
             where = self.positions[places[:own]]
             classes = None if classes is None else classes[:own]
             if self._swept:
@@ -130,6 +133,7 @@ class Sweep:
         prepare: Prepare,
         positions: Tensor,
         show: Callable[[int, int], None],
+        is_stopped: IsStopped,
     ) -> tuple[Tensor, Tensor | None]:
         """Losses, float32, and classes at `positions`, in that order, on the device."""
         device = trainer.strategy.root_device
@@ -146,6 +150,8 @@ class Sweep:
             show(done, total)
             end = min(start + batch_size, len(positions))
             with locked():
+                if is_stopped():
+                    raise StoppedError
                 batch = next(batches)
                 if done == 0 and self.fixed:
                     self._check_same(batch)

@@ -31,19 +31,23 @@ class StepLosses:
 
     def forget(self) -> None:
         """Drops all gathered losses."""
-        self._sums: Tensor | None = None
-        self._counts: Tensor | None = None
+        # Sums of losses and how many they are, float32 `[2, N + 1]`: one tensor, so that a checkpoint that a signal
+        # makes Lightning save has both or neither of a step. The last place collects losses with a wrong index. To
+        # raise for them at once, steps would have to wait.
+        self._totals: Tensor | None = None
+        self._is_row = False  # whether these are of an epoch that is over
+        self._loaded = False
         self._checked = False
         self._warned = False
 
-    def start(self, samples: int, device: torch.device) -> None:
+    def start(self, trainer: Trainer, samples: int, device: torch.device) -> None:
         """Prepares for steps on a train set of `samples` samples."""
-        if self._sums is None or self._counts is None or len(self._sums) != samples + 1:
-            # The last place collects losses with a wrong index. To raise for them at once, steps would have to wait.
-            self._sums = torch.zeros(samples + 1, device=device)
-            self._counts = torch.zeros(samples + 1, dtype=torch.int32, device=device)
-        self._sums, self._counts = self._sums.to(device), self._counts.to(device)
-        self._checked = False
+        # What is loaded is rank 0's, and must count once.
+        dropped = self._loaded and not trainer.is_global_zero
+        if dropped or self._totals is None or self._totals.shape[1] != samples + 1:
+            self._totals = torch.zeros(2, samples + 1, device=device)
+        self._totals = self._totals.to(device)
+        self._loaded, self._checked = False, False
 
     def add(self, trainer: Trainer, outputs: Any) -> None:
         """Adds the outputs of one training step. Only the first step waits for the device.
@@ -52,6 +56,11 @@ class StepLosses:
             TypeError: At the first step, if an output is missing or has the wrong type.
             ValueError: At the first step, if shapes differ or an index is outside the train set.
         """
+        if self._totals is None:
+            raise RuntimeError("StepLosses.start was not called.")
+        if self._is_row:  # the first step of the next epoch
+            self._totals.zero_()
+            self._is_row = False
         if not self._checked:
             with agreed(trainer, "The first training step"):
                 self._check(outputs)
@@ -65,40 +74,44 @@ class StepLosses:
                 return
         else:
             return
-        if self._sums is None or self._counts is None:
-            raise RuntimeError("StepLosses.start was not called.")
-        last = len(self._sums) - 1
-        losses = outputs["sample_losses"].detach().to(self._sums.device, torch.float32)
+        last = self._totals.shape[1] - 1
+        losses = outputs["sample_losses"].detach().to(self._totals.device, torch.float32)
         losses = losses.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
-        index = outputs["sample_index"].to(self._sums.device, torch.int64, non_blocking=True)
+        index = outputs["sample_index"].to(self._totals.device, torch.int64, non_blocking=True)
         index = index.where((index >= 0) & (index < last), last)
-        self._sums.index_add_(0, index, losses)
-        self._counts.index_add_(0, index, torch.ones_like(index, dtype=torch.int32))
+        self._totals.index_add_(1, index, torch.stack([losses, torch.ones_like(losses)]))
 
     def row(self, trainer: Trainer) -> Tensor:
-        """Returns the losses of the finished epoch from all ranks, float32 `[N]`, and clears them for the next."""
-        if self._sums is None or self._counts is None:
+        """Returns the losses of the finished epoch from all ranks, float32 `[N]`.
+
+        Until the next step is added it returns the same again, also from the state that a checkpoint holds of rank 0.
+        """
+        if self._totals is None:
             raise RuntimeError("StepLosses.start was not called.")
-        sums, counts = self._sums.clone(), self._counts.clone()
-        self._sums.zero_()
-        self._counts.zero_()
+        totals = self._totals
         if trainer.world_size > 1:
-            sums = trainer.strategy.reduce(sums, reduce_op="sum")
-            counts = trainer.strategy.reduce(counts, reduce_op="sum")
+            totals = trainer.strategy.reduce(totals.clone(), reduce_op="sum")
+            self._totals = totals if trainer.is_global_zero else torch.zeros_like(totals)
+        self._is_row = True
+        sums, counts = totals
         if counts[-1]:
             self._warn(f"{int(counts[-1]):,} losses had a sample_index outside the train set. {_REMEDY}")
-        return (sums / counts)[:-1]  # a sample without losses gets 0 / 0, NaN
+        losses: Tensor = (sums / counts)[:-1]  # a sample without losses gets 0 / 0, NaN
+        return losses
 
-    def state_dict(self) -> dict[str, Tensor] | None:
+    def state_dict(self) -> dict[str, Any] | None:
         """The losses this rank has gathered so far in the current epoch, on the CPU."""
-        if self._sums is None or self._counts is None:
+        if self._totals is None:
             return None
-        return {"sums": self._sums.cpu().clone(), "counts": self._counts.cpu().clone()}
+        sums, counts = self._totals.cpu().clone()
+        return {"sums": sums, "counts": counts.to(torch.int32), "is_row": self._is_row}
 
-    def load_state_dict(self, state: Mapping[str, Tensor] | None) -> None:
-        """The inverse of `state_dict`. If every rank loads rank 0's state, sums and counts multiply but means hold."""
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """The inverse of `state_dict`, of rank 0's on every rank."""
         if state is not None:
-            self._sums, self._counts = state["sums"].clone(), state["counts"].clone()
+            self._totals = torch.stack([state["sums"], state["counts"].to(torch.float32)])
+            self._is_row = state.get("is_row", False)  # not in checkpoints of earlier versions
+            self._loaded = True
 
     def _check(self, outputs: Any) -> None:
         """Raises unless a step's outputs hold losses and positions of one shape; reads no values."""
@@ -117,7 +130,7 @@ class StepLosses:
             )
 
     def _check_positions(self, index: Tensor) -> None:
-        samples = 0 if self._sums is None else len(self._sums) - 1
+        samples = 0 if self._totals is None else self._totals.shape[1] - 1
         if len(index) and (int(index.min()) < 0 or int(index.max()) >= samples):
             raise ValueError(
                 f"sample_index must be from 0 to {samples - 1}, a position in the train set of {samples:,} samples, "

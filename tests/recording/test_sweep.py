@@ -185,7 +185,7 @@ def test_nothing_waits_for_the_device_batch_by_batch(tmp_path, loss_fn):
     for batch_size in (120, 4):
         sweep = Sweep(loader, torch.arange(120), batch_size=batch_size, kind="train")
         with Waits() as counted:
-            sweep.run(trainer, module, make_step(module, loss_fn), BatchHooks([], module))
+            sweep.run(trainer, module, make_step(module, loss_fn), BatchHooks([], module), lambda: False)
         assert counted.seen["aten.addmm.default"] == 2 * 120 / batch_size  # proves that it counts
         waits.append(counted.seen["aten._local_scalar_dense.default"])
     assert waits[0] == waits[1]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, IndexedData
 from lightning_cld.data.labels import labels_of
 from lightning_cld.data.nesting import flat
 from lightning_cld.functional.step_losses import at_epoch_ends
+from lightning_cld.recording.training_steps import StepLosses
 from tests.toys import Blobs, Classifier, blobs, fit, plain_losses
 
 NAN, INF = float("nan"), float("inf")
@@ -196,6 +199,98 @@ def test_a_resumed_run_has_the_same_rows(tmp_path, at):
     else:
         torch.testing.assert_close(resumed.trajectories.train_losses, whole.trajectories.train_losses)
         torch.testing.assert_close(resumed.scores.values, whole.scores.values)
+
+
+def gathered(rank=0):
+    """`StepLosses` of four samples after a step on two of them, and what stands in for the Trainer."""
+    trainer = SimpleNamespace(world_size=1, is_global_zero=rank == 0)
+    made = StepLosses()
+    made.start(trainer, 4, torch.device("cpu"))
+    made.add(trainer, outputs_of([0, 2], [1.0, 3.0]))
+    return made, trainer
+
+
+def outputs_of(index, each):
+    return {"sample_losses": torch.tensor(each), "sample_index": torch.tensor(index)}
+
+
+def assert_row(made, trainer, expected):
+    torch.testing.assert_close(made.row(trainer), torch.tensor(expected), rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_row_can_be_taken_again_until_the_next_step():
+    made, trainer = gathered()
+    for _ in range(2):  # a signal ended the sweep of the validation set
+        assert_row(made, trainer, [1.0, NAN, 3.0, NAN])
+    again = StepLosses()
+    again.load_state_dict(made.state_dict())
+    again.start(trainer, 4, torch.device("cpu"))
+    for resumed in (made, again):
+        assert_row(resumed, trainer, [1.0, NAN, 3.0, NAN])
+        resumed.add(trainer, outputs_of([1, 2], [5.0, 7.0]))
+        assert_row(resumed, trainer, [NAN, 5.0, 7.0, NAN])
+
+
+def test_an_epoch_whose_steps_were_all_skipped_has_no_losses_of_the_one_before():
+    made, trainer = gathered()
+    made.row(trainer)
+    made.add(trainer, None)
+    assert_row(made, trainer, [NAN] * 4)
+
+
+def test_losses_of_an_epoch_that_could_not_be_logged_stay_out_of_the_next_row(tmp_path):
+    class Breaks(Callback):
+        def on_validation_end(self, trainer, pl_module):
+            data.val_set.indices[0] = 10**6 if trainer.current_epoch == 1 else first
+
+        def on_train_epoch_end(self, trainer, pl_module):  # after the sweep
+            data.val_set.indices[0] = first
+
+    data = Indexed()
+    first = data.val_set.indices[0]
+    module = Stepping()
+    cld = CLDCallback(record="step")
+    with pytest.warns(UserWarning, match="after 2 epochs could not be logged"):
+        stepped(tmp_path, module, data, cld, callbacks=[Breaks()], max_epochs=6)
+    rows = cld.trajectories.train_losses[1:]
+    wanted = expected(module, rows.shape[1])
+    wanted[1] = NAN
+    torch.testing.assert_close(rows.double(), wanted, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def test_what_rank_0_had_gathered_counts_once_after_a_resume():
+    state = gathered()[0].state_dict()
+    for rank, row in ((0, [1.0, NAN, 3.0, NAN]), (1, [NAN] * 4)):
+        resumed, trainer = gathered(rank)
+        resumed.load_state_dict(state)
+        resumed.start(trainer, 4, torch.device("cpu"))
+        assert_row(resumed, trainer, row)
+
+
+def test_the_state_of_an_earlier_version_loads():
+    sums, counts = torch.tensor([2.0, 0.0, 3.0, 0.0, 0.0]), torch.tensor([2, 0, 1, 0, 0], dtype=torch.int32)
+    resumed, trainer = gathered()
+    resumed.load_state_dict({"sums": sums, "counts": counts})
+    resumed.start(trainer, 4, torch.device("cpu"))
+    assert_row(resumed, trainer, [1.0, NAN, 3.0, NAN])
+
+
+def test_a_checkpoint_that_a_signal_writes_has_all_or_nothing_of_a_step():
+    made, trainer = gathered()
+    rows = set()
+
+    def looks(frame, event, argument):  # before each line of the code, where a handler may run
+        state = StepLosses()
+        state.load_state_dict(made.state_dict())
+        rows.add(tuple(state.row(trainer)[:3].nan_to_num(nan=-1.0).tolist()))
+        return looks
+
+    sys.settrace(lambda frame, *_: looks if frame.f_code.co_name == "add" else None)
+    try:
+        made.add(trainer, outputs_of([0, 1], [3.0, 5.0]))
+    finally:
+        sys.settrace(None)
+    assert rows | {tuple(made.row(trainer)[:3].tolist())} == {(1.0, -1.0, 3.0), (2.0, 5.0, 3.0)}
 
 
 def test_another_record_does_not_resume(tmp_path):
