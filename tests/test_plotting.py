@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch.utils.data import TensorDataset
 
 from lightning_cld import CLDScores, LossTrajectories, plotting
+from lightning_cld.showing import choice
 
 NAN = float("nan")
 CLASSES, VAL_CLASSES = torch.arange(60) % 3, torch.arange(12) % 3
@@ -436,3 +437,11 @@ def test_too_few_checkpoints_raise():
 def test_arguments_of_the_wrong_kind_are_named(draw, message):
     with pytest.raises(TypeError, match=message):
         draw()
+
+
+def test_agreement_from_samples_says_so(monkeypatch):
+    assert "from" not in plotting.plot_agreement(TIMELINE)[1].get_title()
+    train = torch.rand(6, 2_000, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(choice, "MOST_SAMPLES", 1_000)
+    _, ax = plotting.plot_agreement(LossTrajectories(train, train[:, :9]))
+    assert ax.get_title() == "Agreement with the scores after 5 epochs\nfrom 1,000 of 2,000 samples"

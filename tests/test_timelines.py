@@ -6,9 +6,11 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, OnExceptionCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from toys import Blobs, Classifier, fit, plain_losses, quiet_trainer
 
-from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, LossTrajectories
+from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, LossTrajectories, callback
+from lightning_cld.storage import rows as storage_rows
 
 
 class Untrained(Callback):
@@ -241,3 +243,36 @@ def test_trajectories_and_coresets_know_their_validation_set(tmp_path):
         fit(tmp_path, CLDCallback(), datamodule=other, ckpt_path=tmp_path / "last.ckpt", max_epochs=6)
     assert len(CoresetDataModule(other, cld.scores, size=9).train_dataloader().dataset) == 9
     assert LossTrajectories.load(tmp_path / "cld-trajectories.npz").metadata["validation_fingerprint"]["length"] == 30
+
+
+# Room for all of it
+
+
+@pytest.mark.parametrize(
+    ("watching", "max_epochs", "rows"),
+    [({}, 5, 6), ({"cutoff_epoch": 4}, 9, 5), ({"every_n_epochs": 2}, 7, 4)],
+    ids=["max_epochs", "cutoff", "every second"],
+)
+def test_losses_of_a_run_of_known_length_are_never_copied(tmp_path, monkeypatch, watching, max_epochs, rows):
+    widths, allocated = {}, storage_rows._empty
+
+    def counted(count, width, device):
+        widths.setdefault(width, []).append(count)
+        return allocated(count, width, device)
+
+    monkeypatch.setattr(storage_rows, "_empty", counted)
+    data = Blobs()
+    cld = CLDCallback(dirpath=tmp_path, **watching)
+    fit(tmp_path, cld, datamodule=data, max_epochs=max_epochs)
+    assert len(cld.trajectories) == rows
+    assert widths == {len(data.train_set): [rows], cld.trajectories.references: [rows]}
+
+
+def test_figures_are_drawn_when_the_scores_are_saved_and_the_other_ranks_go_on(tmp_path, monkeypatch):
+    seen = []
+    cld = CLDCallback(dirpath=tmp_path)
+    monkeypatch.setattr(SingleDeviceStrategy, "barrier", lambda self, name=None: seen.append(name))
+    monkeypatch.setattr(callback, "log_scores", lambda *_: seen.append(("drawn", cld.scores_path.exists())))
+    fit(tmp_path, cld)
+    start = seen.index("CLD scores are saved")
+    assert seen[start + 1] == ("drawn", True)

@@ -678,8 +678,9 @@ def test_the_start_of_a_run_is_measured(capsys):
 SMALL = ["--samples", "300", "3000", "--checkpoints", "6", "8", "--classes", "3"]
 
 
-def test_scale_runs_calls_in_processes_of_their_own_and_each_once(tmp_path, capsys, monkeypatch):
+def test_scale_runs_each_call_once_and_prints_a_table(tmp_path, capsys, monkeypatch):
     calls = ["--calls", "LossTrajectories.values", "CLDScores.select, top", "--csv", str(tmp_path / "scale.csv")]
+    monkeypatch.setattr(scale, "in_own_process", scale.measure)
     scale.main([*SMALL, *calls])
     printed = capsys.readouterr().out
     monkeypatch.setattr(scale, "in_own_process", pytest.fail)
@@ -696,14 +697,17 @@ def test_scale_runs_calls_in_processes_of_their_own_and_each_once(tmp_path, caps
     assert all(float(row[2]) > 0 and float(row[4]) > 0 for row in rows)
 
 
-def test_scale_says_what_failed():
+def test_scale_measures_in_a_process_of_its_own_and_says_what_failed():
+    cell = {"samples": 30_000, "checkpoints": 6, "classes": 3, "call": "LossTrajectories.values"}
+    assert scale.in_own_process(cell)["seconds"] > 0
     with pytest.raises(RuntimeError, match="KeyError: 'nothing'"):
-        scale.in_own_process({"samples": 30, "checkpoints": 6, "classes": 3, "call": "nothing"})
+        scale.in_own_process({**cell, "call": "nothing"})
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("call", scale.CALLS)
-def test_scale_measures_every_call(call):
+def test_scale_measures_every_call(monkeypatch, call):
+    monkeypatch.setattr(scale, "_ROUNDS", 1)
     found = scale.measure({"samples": 300, "checkpoints": 8, "classes": 2, "call": call})
     assert found["seconds"] >= 0
 

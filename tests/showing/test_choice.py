@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
-from oracles import cld_oracle
+from oracles import cld_oracle, losses
 from scipy.stats import spearmanr
 
 from lightning_cld import CLDScores, LossTrajectories
+from lightning_cld.showing import choice
 from lightning_cld.showing.choice import (
     agreement,
     by_mean_score,
     check_same_run,
+    counted,
     extremes,
     positions_of,
+    sampled,
     shown_classes,
 )
 
@@ -130,3 +135,52 @@ def test_scores_of_another_train_set_are_refused(scores, message):
     check_same_run(trajectories.score(), trajectories)
     with pytest.raises(ValueError, match=message):
         check_same_run(scores, trajectories)
+
+
+# Agreement from samples
+
+
+def large(samples=9_000, classes=7):
+    of_train = torch.arange(samples) % classes
+    of_train[: samples // 2] = 0  # one class is larger than the others together
+    of_train[::10] = -1
+    return LossTrajectories(losses(12, samples), losses(12, 70, seed=1), of_train, torch.arange(70) % classes)
+
+
+def test_samples_are_drawn_from_each_class_in_proportion_and_are_always_the_same(monkeypatch):
+    monkeypatch.setattr(choice, "MOST_SAMPLES", 1_500)
+    whole = large()
+    part, words = sampled(whole, 0.1)
+    assert words == "from 1,500 of 8,100 samples"
+    shares = torch.bincount(whole.train_classes[whole.train_classes >= 0]) * 1_500 / 8_100
+    assert ((torch.bincount(part.train_classes) - shares).abs() < 1).all()
+    again, _ = sampled(large(), 0.1)
+    assert torch.equal(part.train_losses, again.train_losses)
+    columns = {tuple(column) for column in whole.train_losses.T.tolist()}
+    assert {tuple(column) for column in part.train_losses.T.tolist()} < columns
+    assert (part.epochs, part.references) == (whole.epochs, whole.references)
+
+
+@pytest.mark.parametrize(("most", "fraction"), [(8_100, 0.1), (1_500, 0.01)], ids=["few samples", "few are kept"])
+def test_what_is_small_is_not_sampled(monkeypatch, most, fraction):
+    monkeypatch.setattr(choice, "MOST_SAMPLES", most)
+    whole = large()
+    assert sampled(whole, fraction) == (whole, "")
+
+
+def test_agreement_from_samples_is_near_that_of_all(monkeypatch):
+    whole = large(40_000, 4)
+    _, correlations, overlaps = agreement(whole, 0.1)
+    monkeypatch.setattr(choice, "MOST_SAMPLES", 8_000)
+    _, of_some, overlaps_of_some = agreement(sampled(whole, 0.1)[0], 0.1)
+    assert of_some == pytest.approx(correlations, abs=0.02)
+    assert overlaps_of_some == pytest.approx(overlaps, abs=0.06)
+
+
+def test_classes_are_counted_with_their_scores():
+    scores = CLDScores([0.5, -0.25, float("nan"), float("nan"), 0.9], [3, 3, 3, 7, -1])
+    first, second = counted(scores)
+    assert first == (3, 3, 0.125, 1, 1)
+    assert second[:2] == (7, 1)
+    assert math.isnan(second.mean)
+    assert second[3:] == (0, 1)
