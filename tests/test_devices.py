@@ -236,7 +236,7 @@ def test_waits_do_not_grow_with_the_samples(monkeypatch, name):
     for elements in (2**17, 2**7):  # one slice for all samples, then slices of 14 or 128 samples
         monkeypatch.setattr(moments, "_SLICE", elements)
         monkeypatch.setattr("lightning_cld.functional.cld._SLICE_SAMPLES", elements)
-        monkeypatch.setattr("lightning_cld.functional.uncertainty._SLICE_ELEMENTS", elements)
+        monkeypatch.setattr("lightning_cld.functional.uncertainty._SLICE", elements)
         counts.append(by_place(on("cuda", COMPUTATIONS[name], train=TRAIN, val=VAL)[1]))
     assert counts[0] == counts[1]
     assert counts[0].total() > 0
