@@ -288,7 +288,9 @@ def connected(trainer, module):
 
 
 def documented_waits():
-    return int(re.search(r"waits for the device at most (\d+) times", " ".join(Sweep.run.__doc__.split()))[1])
+    """In a later sweep, and in the first one."""
+    said = re.search(r"device at most (\d+) times, in the first sweep (\d+)", " ".join(Sweep.run.__doc__.split()))
+    return int(said[1]), int(said[2])
 
 
 def check_batches_do_not_wait(root, **arguments):
@@ -310,12 +312,13 @@ def test_a_sweep_on_the_device(tmp_path, loss_fn):
 @pytest.mark.parametrize("positions", [torch.arange(120), torch.arange(0, 120, 2)])
 def test_no_batch_waits_and_a_sweep_waits_a_documented_number_of_times(tmp_path, loss_fn, positions):
     waits = check_batches_do_not_wait(tmp_path, loss_fn=loss_fn, positions=positions)
-    assert 0 < waits.total() <= documented_waits()
+    later, at_first = documented_waits()
+    assert 0 < waits.total() <= later
     first = swept(tmp_path, 40, loss_fn=loss_fn, positions=positions)[2][0]
     # Beside those, looks at the two tensors of the first batch, before and after the hooks that may prepare it.
     looks = sum(count for place, count in first.items() if place.startswith("data/parts.py"))
     assert looks <= 4
-    assert first.total() - looks <= documented_waits()
+    assert first.total() - looks <= at_first
 
 
 # --- the whole callback, in a fit
@@ -357,11 +360,21 @@ def test_a_fit_on_the_device(tmp_path, plan):
     )
 
 
+def test_no_more_of_the_device_is_reserved_than_said(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_cld.recording.recorder._RESERVED", 3 * 4 * 120)
+    cld, _ = fitted(tmp_path)
+    assert len(cld.trajectories._train._buffer) == 5  # put together once, to be scored
+    monkeypatch.setattr("lightning_cld.storage.rows.Rows.reserve", lambda rows, count: reserved.add(count))
+    reserved: set[int] = set()
+    fitted(tmp_path)
+    assert reserved == {3}
+
+
 def test_training_steps_wait_only_at_the_first():
     with FakeCuda() as fake:
         steps = StepLosses()
-        steps.start(40, DEVICE)
         trainer = quiet_trainer("unused")
+        steps.start(trainer, 40, DEVICE)
         for number in range(5):
             index = torch.arange(8) + 8 * number
             fake.waits.clear()

@@ -26,6 +26,9 @@ from lightning_cld.recording.training_steps import StepLosses
 from lightning_cld.scores import OUTSIDE
 from lightning_cld.trajectories import LossTrajectories
 
+_RESERVED = 2**30
+"""Bytes of a device (1 GiB) that are reserved for losses which are not logged yet, at most."""
+
 _VAL_FINGERPRINT = "validation_fingerprint"
 """Where the identity of the validation set stands in the metadata of a history."""
 
@@ -227,9 +230,16 @@ class Recorder:
             self.step_losses.load_state_dict(state["step_losses"])
 
     def _reserve(self) -> None:
-        """Makes room for the losses of the whole run, so that none are copied while it grows."""
-        if self.checkpoints is not None and isinstance(self.history, LossTrajectories):
-            self.history.reserve(self.checkpoints)
+        """Makes room for the losses of the whole run, so that none are copied while it grows.
+
+        A device gives the room at once, not as it is filled, so there it is no more than `_RESERVED`: the Trainer's
+        default of 1,000 epochs must not take the memory from the training. Later rows get room one by one.
+        """
+        if self.checkpoints is None or not isinstance(self.history, LossTrajectories):
+            return
+        train_row, val_row = self.history.row(0)
+        most = self.checkpoints if train_row.device.type == "cpu" else _RESERVED // (train_row.nbytes + val_row.nbytes)
+        self.history.reserve(min(self.checkpoints, most))
 
     def _find_data(self, trainer: Trainer) -> None:
         with agreed(trainer, "Finding the data to sweep"):

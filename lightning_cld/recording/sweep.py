@@ -68,8 +68,8 @@ class Sweep:
     ) -> tuple[Tensor, Tensor | None]:
         """One pass.
 
-        The host waits for the device at most 7 times, however many batches and samples there are. In the first sweep
-        it may also wait for each tensor of the first batch, which `hooks` look at before and after.
+        The host waits for the device at most 4 times, in the first sweep 7 times, however many batches and samples
+        there are. There it may also wait for each tensor of the first batch, which `hooks` look at before and after.
 
         Args:
             trainer: The Trainer of the fit.
