@@ -356,6 +356,7 @@ class Ends(L.Callback):
         self.reads[trainer.current_epoch + 1] = [list(view.reads) for view in self.views]
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        history = None if self.cld is None else self.cld._recorder.history
         self._save(
             trainer,
             weights=self.weights,
@@ -365,7 +366,7 @@ class Ends(L.Callback):
             steps=trainer.global_step,
             metrics={name: float(value) for name, value in trainer.logged_metrics.items()},
             random=[torch.get_rng_state().tolist(), np.random.get_state()[1:3], random.getstate()],
-            rows=None if self.cld is None else self.cld.state_dict()["trajectories"],
+            rows=None if history is None else history.state_dict(),
         )
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -25,6 +25,7 @@ from toys import Blobs, Classifier, blobs, fit, plain_losses
 
 from lightning_cld import CLDCallback, CLDScores, LossTrajectories
 from lightning_cld.data.fingerprint import probe_positions
+from lightning_cld.storage.rows import Rows
 
 STEPS = 6  # per epoch of `Blobs`
 
@@ -637,17 +638,17 @@ def test_an_exception_in_the_first_sweep_leaves_no_file(tmp_path):
 
 @pytest.fixture
 def no_third_row(monkeypatch):
-    """A function that makes growing the buffer beyond two rows raise `error`, for `times` times."""
-    whole, raised = torch.cat, []
+    """A function that makes writing the third row, and those behind it, raise `error`, for `times` times."""
+    whole, raised = Rows.write, []
 
     def fail(error, times):
-        def cat(tensors, *args, **kwargs):
-            if tuple(tensors[0].shape) == (2, 90) and len(raised) < times:
+        def write(rows, place, row):
+            if rows.width == 90 and place >= 2 and len(raised) < times:
                 raised.append(error)
                 raise error("no memory")
-            return whole(tensors, *args, **kwargs)
+            whole(rows, place, row)
 
-        monkeypatch.setattr(torch, "cat", cat)
+        monkeypatch.setattr(Rows, "write", write)
 
     return fail
 
