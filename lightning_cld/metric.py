@@ -136,8 +136,8 @@ class CLDMetric(Metric):
     def score(self) -> CLDScores:
         """The scores of the checkpoints so far, to choose coresets from, list suspects, or save.
 
-        The checkpoints count as epochs 0, 1, 2, and so on. For the summary the reliability of the references is known,
-        but not whether the coreset has settled.
+        The checkpoints count as epochs 0, 1, 2, and so on, those that were not logged too. For the summary the
+        reliability of the references is known, but not whether the coreset has settled.
 
         Returns:
             The scores, on the CPU, with the uncertainty of each sample for `select(rule="draw")`. The uncertainty is

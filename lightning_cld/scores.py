@@ -195,21 +195,7 @@ class CLDScores:
         Raises:
             TypeError: If the metadata are not plain JSON values.
         """
-        return write(path, self.contents())
-
-    def contents(self) -> Contents:
-        """What `save` writes."""
-        arrays = {"values": self.values.numpy()}
-        if self.classes is not None:
-            arrays["classes"] = self.classes.numpy()
-        if self.uncertainty is not None:
-            arrays["uncertainty"] = self.uncertainty.numpy()
-        header = {
-            "epochs": self.epochs,
-            "fingerprint": self.fingerprint.to_dict(),
-            "metadata": self.metadata,
-        }
-        return Contents(_KIND, header, arrays)
+        return write(path, scores_contents(self))
 
     @classmethod
     def load(cls, path: str | Path) -> CLDScores:
@@ -380,6 +366,17 @@ class CLDScores:
             2
         """
         return 1 if self.classes is None else len(distinct(self.classes[self.positions()])[0])
+
+
+def scores_contents(scores: CLDScores) -> Contents:
+    """What `CLDScores.save` writes."""
+    arrays = {"values": scores.values.numpy()}
+    if scores.classes is not None:
+        arrays["classes"] = scores.classes.numpy()
+    if scores.uncertainty is not None:
+        arrays["uncertainty"] = scores.uncertainty.numpy()
+    header = {"epochs": scores.epochs, "fingerprint": scores.fingerprint.to_dict(), "metadata": scores.metadata}
+    return Contents(_KIND, header, arrays)
 
 
 def _file_place(path: str | Path, example: str) -> Place:

@@ -414,13 +414,7 @@ class LossTrajectories:
 
         The path may be a URL that fsspec can write to, such as `s3://bucket/losses.npz`.
         """
-        return write(path, self.contents())
-
-    def contents(self) -> Contents:
-        """What `save` writes."""
-        header, arrays = shared_parts(self)
-        losses = {"train_losses": self.train_losses.cpu().numpy(), "val_losses": self.val_losses.cpu().numpy()}
-        return Contents(_KIND, {**header, "epochs": self.epochs}, {**losses, **arrays})
+        return write(path, losses_contents(self))
 
     @classmethod
     def load(cls, path: str | Path) -> LossTrajectories:
@@ -493,6 +487,17 @@ class LossTrajectories:
         if self.train_classes is None:
             return torch.arange(self._train.width)
         return torch.nonzero(self.train_classes != OUTSIDE).flatten()
+
+
+def losses_contents(trajectories: LossTrajectories) -> Contents:
+    """What `LossTrajectories.save` writes."""
+    header, arrays = shared_parts(trajectories)
+    losses = {"train_losses": trajectories.train_losses, "val_losses": trajectories.val_losses}
+    return Contents(
+        _KIND,
+        {**header, "epochs": trajectories.epochs},
+        {**{name: rows.cpu().numpy() for name, rows in losses.items()}, **arrays},
+    )
 
 
 def shared_parts(trajectories: LossTrajectories) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -950,7 +950,7 @@ def test_a_failed_sweep_leaves_a_hole_and_training_goes_on(tmp_path, history):
     fit(tmp_path, whole, max_epochs=8)
     with pytest.warns(UserWarning, match="after 3 epochs could not be logged: disk away"):
         fit(tmp_path, cld, FailsOnce, max_epochs=8)
-    assert cld.scores.epochs == list(range(9))
+    assert cld.scores.epochs == [0, 1, 2, 4, 5, 6, 7, 8]
     train, val = whole.trajectories.train_losses.clone(), whole.trajectories.val_losses.clone()
     train[3], val[3] = torch.nan, torch.nan
     expected = cld_oracle(train, val, whole.trajectories.train_classes, whole.trajectories.val_classes)

@@ -67,8 +67,8 @@ def use(data: L.LightningDataModule, model: L.LightningModule, losses: Tensor) -
     assert_type(CLDMetric().compute(), Tensor)
     assert_type(plotting.plot_scores(cld.scores, fraction=0.1, classes=[3]), tuple[Figure, np.ndarray])
     assert_type(plotting.plot_agreement(cld.trajectories), tuple[Figure, Axes])
-    assert_type(cld.scores.to_csv("scores.csv"), Path)
-    assert_type(cld.scores.report("report.html", trajectories=cld.trajectories), Path)
+    assert_type(cld.scores.to_csv("scores.csv"), Path | str)
+    assert_type(cld.scores.report("report.html", trajectories=cld.trajectories), Path | str)
 
     CLDScores([0.1], ["cat"])  # type: ignore[list-item]
     select_top([0.1], size=1)  # type: ignore[arg-type]

@@ -13,11 +13,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_cld.guards import agreed
 from lightning_cld.recording.running_history import RunningHistory
-from lightning_cld.scores import CLDScores
+from lightning_cld.scores import CLDScores, scores_contents
 from lightning_cld.storage.files import Contents, stored_metadata, write_together
 from lightning_cld.storage.places import Place, as_place, check_writable, child, exists, names_in
 from lightning_cld.storage.row_files import RowFiles
-from lightning_cld.trajectories import LossTrajectories, shared_parts
+from lightning_cld.trajectories import LossTrajectories, losses_contents, shared_parts
 
 KEPT_IN_CHECKPOINTS = 2**24
 """Bytes of losses that a Lightning checkpoint holds. Where there are more it names the folder that they are in, so that
@@ -194,9 +194,9 @@ class Results:
             seconds: The time that all sweeps took.
 
         """
-        contents = {self._scores_place: scores.contents()}
+        contents = {self._scores_place: scores_contents(scores)}
         if isinstance(history, LossTrajectories):
-            contents[self._losses_place] = history.contents()
+            contents[self._losses_place] = losses_contents(history)
         failed: list[Place] = []
         try:
             write_together(contents)
@@ -217,7 +217,7 @@ class Results:
 
     def save_losses(self, history: History) -> Place | None:
         """Saves the losses of a run that has no scores. Returns where they are; None if nowhere."""
-        if isinstance(history, RunningHistory) or not self._save_one(self._losses_place, history.contents()):
+        if isinstance(history, RunningHistory) or not self._save_one(self._losses_place, losses_contents(history)):
             return None if self._rows is None or not self._written else self._rows.folder
         self._drop_rows()
         return self._losses_place
@@ -228,7 +228,7 @@ class Results:
         place: Place | None = rows
         is_own = not exists(self._losses_place) or stored_metadata(self._losses_place).get("run") == self.run
         if isinstance(history, LossTrajectories) and is_own and not exists(self._scores_place):
-            if self._save_one(self._losses_place, history.contents()):
+            if self._save_one(self._losses_place, losses_contents(history)):
                 place = self._losses_place
                 if _bytes_of(history) <= KEPT_IN_CHECKPOINTS:  # else Lightning's checkpoints name the folder
                     self._drop_rows()
