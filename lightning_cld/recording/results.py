@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_cld.guards import agreed
 from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.scores import CLDScores, scores_contents
-from lightning_cld.storage.files import Contents, stored_metadata, write_together
+from lightning_cld.storage.files import Contents, stored_checkpoints, write_together
 from lightning_cld.storage.places import Place, as_place, check_writable, child, exists, names_in
 from lightning_cld.storage.row_files import RowFiles
 from lightning_cld.trajectories import LossTrajectories, losses_contents, shared_parts
@@ -63,7 +63,9 @@ class Results:
 
     def choose_folder(self, trainer: Trainer) -> None:
         """Uses `dirpath`, or else the Trainer's folder. Every rank must call it."""
-        self.folder = self.dirpath or as_place(trainer.log_dir or trainer.default_root_dir)
+        folder = self.dirpath or as_place(trainer.log_dir or trainer.default_root_dir)
+        # Absolute, because the process may go to another folder during the fit.
+        self.folder = folder.absolute() if isinstance(folder, Path) else folder
         self._writes = trainer.is_global_zero
 
     def begin(self, trainer: Trainer, history: History | None) -> None:
@@ -84,11 +86,12 @@ class Results:
                 for place in (self._scores_place, self._losses_place):
                     check_writable(place)
                 self._tell_of_others()
-                self._rows = RowFiles(child(self.folder or Path(), self._rows_name(self.run)))
+                self._rows = self._rows_of_run()
                 self._rows.take()
                 if isinstance(history, LossTrajectories):  # a killed run may have gone on behind its checkpoint
                     self._rows.keep_only(history.epochs)
-                    self._written = set(self._rows.epochs())
+                    # Others, of a run that went on from an earlier checkpoint, are written again.
+                    self._written &= set(self._rows.epochs())
             except Exception as error:  # storages raise what they like
                 kind = (
                     type(error) if isinstance(error, OSError) and type(error).__module__ == "builtins" else ValueError
@@ -164,12 +167,11 @@ class Results:
     def _state_of(self, history: History | None) -> dict[str, Any] | None:
         if history is None:
             return None
-        if isinstance(history, LossTrajectories) and _bytes_of(history) > KEPT_IN_CHECKPOINTS:
-            whole = self._rows is not None and self._written.issuperset(history.epochs)
-            if whole or stored_metadata(self._losses_place).get("run") == self.run:
-                places = (child(self.folder or Path(), self._rows_name(self.run)), self._losses_place)
-                folder, file = (str(place.resolve()) if isinstance(place, Path) else place for place in places)
-                return {"folder": folder, "file": file, "epochs": list(history.epochs)}
+        is_large = isinstance(history, LossTrajectories) and _bytes_of(history) > KEPT_IN_CHECKPOINTS
+        if is_large and (self._has_rows(history) or self._has_file(history)):
+            places = (self._rows_of_run().folder, self._losses_place)
+            folder, file = (str(place.resolve()) if isinstance(place, Path) else place for place in places)
+            return {"folder": folder, "file": file, "epochs": list(history.epochs)}
         return history.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> History | None:
@@ -179,7 +181,10 @@ class Results:
         if recorded is None:
             return None
         if "folder" in recorded:
-            return _kept_losses(recorded, self.run)
+            found, history = _kept_losses(recorded, self.run)
+            if as_place(found) == self._rows_of_run().folder:
+                self._written = set(history.epochs)
+            return history
         kind = RunningHistory if state["history"] == "running" else LossTrajectories
         return kind.from_state_dict(recorded)
 
@@ -217,25 +222,48 @@ class Results:
 
     def save_losses(self, history: History) -> Place | None:
         """Saves the losses of a run that has no scores. Returns where they are; None if nowhere."""
-        if isinstance(history, RunningHistory) or not self._save_one(self._losses_place, losses_contents(history)):
-            return None if self._rows is None or not self._written else self._rows.folder
-        self._drop_rows()
-        return self._losses_place
+        if isinstance(history, RunningHistory):
+            return None
+        place = self._save_unscored(history)
+        if place == self._losses_place:
+            self._drop_rows()
+        return place
 
     def save_interrupted(self, history: History) -> None:
-        """Saves the losses of a run that an error or a signal has ended, unless a finished run's files are there."""
-        rows = None if self._rows is None else self._rows.folder
-        place: Place | None = rows
-        is_own = not exists(self._losses_place) or stored_metadata(self._losses_place).get("run") == self.run
-        if isinstance(history, LossTrajectories) and is_own and not exists(self._scores_place):
-            if self._save_one(self._losses_place, losses_contents(history)):
-                place = self._losses_place
-                if _bytes_of(history) <= KEPT_IN_CHECKPOINTS:  # else Lightning's checkpoints name the folder
-                    self._drop_rows()
-        elif isinstance(history, RunningHistory) and rows is not None:
-            place = child(rows, _SCORES_SO_FAR)
+        """Saves the losses of a run that an error or a signal has ended."""
+        place: Place | None = None
+        if isinstance(history, LossTrajectories):
+            place = self._save_unscored(history)
+            # Where there are more, Lightning's checkpoints name the folder.
+            if place == self._losses_place and _bytes_of(history) <= KEPT_IN_CHECKPOINTS:
+                self._drop_rows()
+        elif self._rows is not None:
+            place = child(self._rows.folder, _SCORES_SO_FAR)
         if place is not None and exists(place):
             rank_zero_info(f"CLD: training was interrupted. What was logged until then is in {place}")
+
+    def _save_unscored(self, history: LossTrajectories) -> Place | None:
+        """Saves losses that have no scores, beside the files of a finished or another run if there are any.
+
+        Returns where they are; None if nowhere.
+        """
+        is_own = not exists(self._losses_place) or stored_checkpoints(self._losses_place)[0] == self.run
+        if is_own and not exists(self._scores_place) and self._save_one(self._losses_place, losses_contents(history)):
+            return self._losses_place
+        if self._has_file(history) and not self._written:
+            return self._losses_place  # a run that had finished went on, and logged nothing
+        if self._rows is not None and not self._has_rows(history):
+            self.keep(history)
+        return self._rows.folder if self._rows is not None and self._has_rows(history) else None
+
+    def _has_rows(self, history: History) -> bool:
+        """Whether all checkpoints are in files of their own."""
+        return self._rows is not None and self._written.issuperset(history.epochs)
+
+    def _has_file(self, history: History) -> bool:
+        """Whether all checkpoints are in the file of the losses."""
+        run, epochs = stored_checkpoints(self._losses_place)
+        return run == self.run and epochs[: len(history.epochs)] == history.epochs
 
     def close(self) -> None:
         """Says that this process writes no more, and leaves no folder in which nothing was logged."""
@@ -260,11 +288,11 @@ class Results:
 
     def _drop_rows(self) -> None:
         """Deletes the files of single checkpoints, once all is in one file."""
-        if self._rows is None:
-            return
-        rows, self._rows = self._rows, None
+        # A run that was killed at its end has left them, and trains no more when it is resumed.
+        rows, self._rows = self._rows or self._rows_of_run(), None
         with _warn_on_error(f"{rows.folder} could not be deleted"):
-            rows.delete()
+            if exists(rows.folder) and not rows.owner():
+                rows.delete()
 
     def _tell_of_others(self) -> None:
         """Tells of other runs that save to the same files: those that go on, and those that were killed."""
@@ -297,6 +325,9 @@ class Results:
     def _stem(self) -> str:
         return self.filename.removesuffix("-scores")
 
+    def _rows_of_run(self) -> RowFiles:
+        return RowFiles(child(self.folder or Path(), self._rows_name(self.run)))
+
     def _rows_name(self, run: str) -> str:
         return f"{self._stem}-rows-{run}"
 
@@ -304,22 +335,25 @@ class Results:
         return child(self.folder or Path(), f"{name}.npz")
 
 
-def _kept_losses(kept: Mapping[str, Any], run: str) -> LossTrajectories:
+def _kept_losses(kept: Mapping[str, Any], run: str) -> tuple[Place, LossTrajectories]:
     """Reads the losses that a checkpoint names instead of holding them.
 
     Args:
         kept: What `Results.state_dict` says of them.
         run: The run.
 
+    Returns:
+        The place that they were read from, and the losses.
+
     Raises:
         ValueError: If they are not there any more, or damaged.
     """
     folder, file, epochs = kept["folder"], kept["file"], kept["epochs"]
     place = folder if set(epochs) <= set(RowFiles(folder).epochs()) else file
-    if place == folder or stored_metadata(file).get("run") == run:
+    if place == folder or stored_checkpoints(file)[0] == run:
         whole, count = LossTrajectories.load(place), len(epochs)
         if whole.epochs[:count] == epochs:
-            return LossTrajectories(
+            return place, LossTrajectories(
                 whole.train_losses[:count],
                 whole.val_losses[:count],
                 whole.train_classes,

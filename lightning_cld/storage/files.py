@@ -113,16 +113,17 @@ def read(path: str | Path, kind: str, reader: str) -> tuple[dict[str, Any], dict
     return header, arrays
 
 
-def stored_metadata(path: str | Path) -> dict[str, Any]:
-    """The metadata in a file that `write` wrote, without its arrays; empty if it can't be read."""
+def stored_checkpoints(path: str | Path) -> tuple[str | None, list[int]]:
+    """The run and the epochs in a file that `write` wrote, without its arrays; None and none if it can't be read."""
     try:
         with reading(as_place(path)) as file, zipfile.ZipFile(file) as archive:
             name = f"{_HEADER}.npy"
             with archive.open(name) as stream:
                 text = _read_array(stream, archive.getinfo(name).file_size)
-            return dict(json.loads(str(text[()]))["metadata"])
+            header = json.loads(str(text[()]))
+            return header["metadata"].get("run"), list(header["epochs"])
     except Exception:  # noqa: BLE001  # whatever zipfile, numpy's header parser, json and a storage raise
-        return {}
+        return None, []
 
 
 def _check_header(header: dict[str, Any], arrays: list[str]) -> None:

@@ -25,7 +25,7 @@ def as_place(path: str | Path) -> Place:
     """Tells paths of this machine and URLs apart.
 
     Args:
-        path: A path, or a URL. A `Path` made of a URL has lost one of its slashes, which is put back.
+        path: A path, or a URL. A `Path` made of a URL has lost slashes, which are put back. `~` is the user's home.
 
     Returns:
         A `Path`, or the URL without a slash at its end.
@@ -40,10 +40,13 @@ def as_place(path: str | Path) -> Place:
     """
     text = str(path)
     if isinstance(path, Path) and (lost := _URL_AS_PATH.match(text)):
-        text = f"{lost[1]}://{text[lost.end() :]}"
+        text = f"{lost[1]}:{'///' if lost[1] == 'file' else '//'}{text[lost.end() :]}"
     if text.startswith("file://"):
         return Path(get_filesystem(text)._strip_protocol(text))  # the one method of fsspec that does it
-    return text.rstrip("/") if _URL.match(text) else Path(path)
+    if not _URL.match(text):
+        return Path(os.path.expanduser(path))  # noqa: PTH111  # Path.expanduser raises where there is no such user
+    start, separator, end = text.rpartition("://")
+    return start + separator + end.rstrip("/")  # the root of a storage keeps its slashes
 
 
 def child(folder: Place, name: str) -> Place:

@@ -54,16 +54,17 @@ class RowFiles:
             with reading(place) as file:
                 owner = json.loads(file.read())
             host, process, started = owner["host"], int(owner["process"]), owner["started"]
-        except (ValueError, KeyError, TypeError):
-            return "an unknown process"
-        if host == socket.gethostname() and not _is_another_that_lives(process):
+            if host == socket.gethostname() and not _is_another_that_lives(process):
+                return ""
+        except FileNotFoundError:  # it ended just now
             return ""
+        except Exception:  # noqa: BLE001  # whatever a file of somebody else holds, and a storage raises
+            return "an unknown process"
         return f"process {process} on {host}, started {started}"
 
     def epochs(self) -> list[int]:
-        """The checkpoints that have a file, in order."""
-        names = [name.removeprefix("after-").removesuffix(".npz") for name in names_in(self.folder)]
-        return sorted(int(name) for name in names if name.isdecimal())
+        """The checkpoints that can be read, in order."""
+        return self._on_disk() if exists(self._about) else []
 
     def write_about(self, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
         """Writes what all rows share."""
@@ -76,12 +77,17 @@ class RowFiles:
 
     def keep_only(self, epochs: Iterable[int]) -> None:
         """Deletes the files of all other checkpoints."""
-        for epoch in set(self.epochs()).difference(epochs):
+        for epoch in set(self._on_disk()).difference(epochs):
             delete(self._row(epoch))
 
     def delete(self) -> None:
         """Deletes the folder."""
+        delete(self._about)  # first, so that what a kill leaves of the rows is not taken for all of them
         delete(self.folder)
+
+    def _on_disk(self) -> list[int]:
+        names = [name.removeprefix("after-").removesuffix(".npz") for name in names_in(self.folder)]
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def read(self, reader: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Reads the header and the arrays as `files.read` does, with all rows in one array.

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import warnings
@@ -18,7 +19,7 @@ from toys import Blobs, Classifier, fit, quiet_trainer
 
 import lightning_cld.recording.results as results_module
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, LossTrajectories, plotting
-from lightning_cld.storage import places
+from lightning_cld.storage import places, row_files
 
 
 class PowerCutError(RuntimeError):
@@ -105,6 +106,7 @@ def test_the_trainer_may_have_a_url_too(tmp_path, monkeypatch, memory):
 def test_a_path_that_was_made_of_a_url_is_one_again():
     assert CLDCallback(dirpath=Path("s3://bucket/proxy")).dirpath == "s3://bucket/proxy"
     assert CLDCallback(dirpath="file:///runs").dirpath == Path("/runs")
+    assert CLDCallback(dirpath=Path("file:///runs")).dirpath == Path("/runs")
 
 
 @pytest.mark.parametrize("folder", ["runs/proxy", "runs with: colon", "C:/runs"])
@@ -137,6 +139,40 @@ def test_a_storage_that_cannot_be_written_is_found_out_at_the_start(tmp_path, ur
     with pytest.raises((ValueError, OSError), match=r"CLD can't save cld-scores.npz .* Give CLDCallback\(dirpath"):
         fit(tmp_path, CLDCallback(dirpath=url), module)
     assert module.trainer.global_step == 0
+
+
+def test_the_root_of_a_storage_is_a_folder(tmp_path, monkeypatch, memory):
+    monkeypatch.chdir(tmp_path)
+    cld = CLDCallback(dirpath="memory://")
+    fit(tmp_path / "root", cld)
+    assert places.names_in("memory://") == ["cld-scores.npz", "cld-trajectories.npz"]
+    assert torch.equal(CLDScores.load(cld.scores_path).values, cld.scores.values)
+    assert not (tmp_path / "memory:").exists()
+
+
+def test_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    fit(tmp_path / "root", CLDCallback(dirpath="~/runs"))
+    assert names(tmp_path / "home" / "runs") == ["cld-scores.npz", "cld-trajectories.npz"]
+    assert len(CLDScores.load("~/runs/cld-scores.npz")) == 90
+    assert CLDCallback(dirpath="~nobody-of-this-name/runs").dirpath == Path("~nobody-of-this-name/runs")
+
+
+@pytest.mark.parametrize("given", ["dirpath", "default"])
+def test_a_folder_stays_where_it_is_if_the_process_goes_to_another(tmp_path, monkeypatch, given):
+    class Goes(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            os.chdir(tmp_path)
+
+    (tmp_path / "start").mkdir()
+    monkeypatch.chdir(tmp_path / "start")
+    cld = CLDCallback(dirpath="runs" if given == "dirpath" else None)
+    fit("runs", cld, callbacks=[Goes()])
+    assert cld.scores_path == tmp_path / "start" / "runs" / "cld-scores.npz"
+    assert names(tmp_path / "start" / "runs") == ["cld-scores.npz", "cld-trajectories.npz"]
+    assert names(tmp_path) == ["start"]
 
 
 # Targets that can't be written
@@ -349,6 +385,84 @@ def test_rows_that_a_killed_run_logged_behind_its_checkpoint_are_not_mixed_in(tm
     assert not folder.exists()
 
 
+def test_rows_of_a_run_that_went_on_from_an_earlier_checkpoint_are_written_again(tmp_path):
+    saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    runs = tmp_path / "runs"
+    fit(tmp_path, CLDCallback(dirpath=runs), callbacks=[saver], enable_checkpointing=True)
+    (runs / "cld-scores.npz").unlink()
+    (runs / "cld-trajectories.npz").rename(tmp_path / "whole.npz")
+    whole = LossTrajectories.load(tmp_path / "whole.npz")
+    # What another run from the first checkpoint, which was killed, would leave.
+    rows = results_module.RowFiles(runs / f"cld-rows-{whole.metadata['run']}")
+    rows.write_about({"fingerprint": None, "from_steps": False, "metadata": {}}, {})
+    for epoch in range(5):
+        rows.write(epoch, torch.full((90,), 7.0).numpy(), torch.full((30,), 7.0).numpy())
+    seen = []
+
+    class Looks(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            if trainer.current_epoch == 3:
+                seen.append(LossTrajectories.load(rows.folder))
+
+    fit(tmp_path, CLDCallback(dirpath=runs), callbacks=[Looks()], ckpt_path=tmp_path / "epoch=1.ckpt")
+    assert seen[0].epochs == [0, 1, 2, 3]
+    assert torch.equal(seen[0].train_losses[:3], whole.train_losses[:3])
+    assert seen[0].metadata["run"] == whole.metadata["run"]
+
+
+def test_a_run_killed_while_its_rows_are_deleted_is_resumed_from_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_module, "KEPT_IN_CHECKPOINTS", 0)
+    saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    whole, deleted, unlink = CLDCallback(dirpath=tmp_path / "runs"), [], Path.unlink
+
+    def killed(path, *args, **kwargs):
+        if "-rows-" in path.parent.name and path.suffix == ".npz":
+            if len(deleted) == 2:
+                raise SystemExit
+            deleted.append(path)
+        unlink(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(SystemExit):
+        fit(tmp_path, whole, callbacks=[saver], enable_checkpointing=True)
+    monkeypatch.undo()
+    assert rows_folder(tmp_path / "runs")
+    with pytest.raises(ValueError, match="folder without logged losses"):
+        LossTrajectories.load(rows_folder(tmp_path / "runs"))
+    for epoch in (1, 3):  # the second trains no more
+        resumed = CLDCallback(dirpath=tmp_path / "runs")
+        fit(tmp_path, resumed, ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
+        assert resumed.trajectories.epochs == [0, 1, 2, 3, 4]
+        assert torch.equal(resumed.trajectories.train_losses[:3], whole.trajectories.train_losses[:3])
+        assert names(tmp_path / "runs") == ["cld-scores.npz", "cld-trajectories.npz"]
+
+
+def test_a_run_killed_at_its_end_leaves_nothing_once_it_is_resumed(tmp_path, monkeypatch):
+    saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    monkeypatch.setattr(results_module.RowFiles, "delete", lambda self: None)
+    fit(tmp_path, CLDCallback(dirpath=tmp_path / "runs"), callbacks=[saver], enable_checkpointing=True)
+    monkeypatch.undo()
+    assert rows_folder(tmp_path / "runs")
+    fit(tmp_path, CLDCallback(dirpath=tmp_path / "runs"), ckpt_path=tmp_path / "epoch=3.ckpt")
+    assert names(tmp_path / "runs") == ["cld-scores.npz", "cld-trajectories.npz"]
+
+
+def test_a_checkpoint_names_a_file_only_if_it_holds_what_was_logged(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_module, "KEPT_IN_CHECKPOINTS", 0)
+    saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    interrupted(tmp_path, CLDCallback(dirpath=tmp_path / "runs"), 2, callbacks=[saver], enable_checkpointing=True)
+    assert names(tmp_path / "runs")[-1] == "cld-trajectories.npz"
+    full_disk(monkeypatch, "after-")
+    second = CLDCallback(dirpath=tmp_path / "runs")
+    saver = ModelCheckpoint(tmp_path, "second-{epoch}", save_top_k=-1)
+    with pytest.warns(UserWarning, match="could not be written"):
+        fit(tmp_path, second, callbacks=[saver], enable_checkpointing=True, ckpt_path=tmp_path / "epoch=1.ckpt")
+    resumed = CLDCallback(dirpath=tmp_path / "third")
+    (tmp_path / "runs" / "cld-trajectories.npz").unlink()
+    fit(tmp_path, resumed, ckpt_path=tmp_path / "second-epoch=2.ckpt")
+    assert torch.equal(resumed.trajectories.train_losses[:4], second.trajectories.train_losses[:4])
+
+
 # Pairs, and other runs
 
 
@@ -388,6 +502,43 @@ def test_a_later_run_that_is_interrupted_destroys_nothing(tmp_path, said, histor
     if history == "full":
         assert LossTrajectories.load(rows_folder(folder)).epochs == [0, 1, 2, 3]
     assert str(rows_folder(folder)) in said[-1]
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_a_later_run_that_has_no_scores_destroys_nothing(tmp_path, scored):
+    (fit if scored else interrupted)(tmp_path, CLDCallback(dirpath=tmp_path))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 1 + scored
+
+    class Stops(L.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = trainer.current_epoch == 1
+
+    cld = CLDCallback(dirpath=tmp_path)
+    with pytest.warns(UserWarning, match=r"no scores were saved.* got 3 .*The logged losses are in .*cld-rows-"):
+        fit(tmp_path, cld, callbacks=[Stops()])
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+    assert torch.equal(LossTrajectories.load(rows_folder(tmp_path)).train_losses, cld.trajectories.train_losses)
+
+
+@pytest.mark.parametrize("limit", [0, 2**24])
+@pytest.mark.parametrize("other", [False, True])
+def test_an_interrupted_run_names_a_place_that_holds_its_losses(tmp_path, said, monkeypatch, limit, other):
+    """A run that had its scores at the cutoff goes on behind it, and ends there too: nothing more is logged."""
+    monkeypatch.setattr(results_module, "KEPT_IN_CHECKPOINTS", limit)
+    saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    first = CLDCallback(dirpath=tmp_path / "first", cutoff_epoch=3)
+    fit(tmp_path, first, callbacks=[saver], enable_checkpointing=True, max_epochs=5)
+    folder = tmp_path / "other" if other else tmp_path / "first"
+    if other:
+        fit(tmp_path, CLDCallback(dirpath=folder), max_epochs=5)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    second = CLDCallback(dirpath=folder, cutoff_epoch=3)
+    interrupted(tmp_path, second, epoch=4, max_epochs=5, ckpt_path=tmp_path / "epoch=3.ckpt")
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    place = rows_folder(folder) if other else folder / "cld-trajectories.npz"
+    assert said[-1].endswith(f"is in {place}")
+    assert torch.equal(LossTrajectories.load(place).train_losses, first.trajectories.train_losses)
 
 
 def test_a_pair_of_two_runs_is_refused_by_name(tmp_path):
@@ -477,6 +628,36 @@ def test_a_run_on_another_machine_is_told_of(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*another run saves.*")
         fit(tmp_path, CLDCallback(dirpath=tmp_path / "b", filename="other"))
+
+
+HUGE = json.dumps({"host": socket.gethostname(), "process": 10**30, "started": ""})
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"host": 1}', HUGE])
+def test_a_damaged_note_of_another_run_ends_no_fit(tmp_path, text):
+    folder = tmp_path / "cld-rows-0123"
+    folder.mkdir()
+    (folder / "owner.json").write_text(text)
+    with pytest.warns(UserWarning, match="another run saves to .* too, unless it was killed: an unknown process"):
+        fit(tmp_path, CLDCallback(dirpath=tmp_path))
+    assert names(tmp_path) == ["cld-rows-0123", "cld-scores.npz", "cld-trajectories.npz"]
+
+
+def test_another_run_may_end_while_one_starts(tmp_path, monkeypatch):
+    folder = tmp_path / "cld-rows-0123"
+    folder.mkdir()
+    (folder / "owner.json").write_text("{}")
+    whole = row_files.exists
+
+    def ends(place):
+        there = whole(place)
+        if Path(place).parent == folder and there:
+            (folder / "owner.json").unlink()
+        return there
+
+    monkeypatch.setattr(row_files, "exists", ends)
+    fit(tmp_path, CLDCallback(dirpath=tmp_path))
+    assert names(tmp_path) == ["cld-rows-0123", "cld-scores.npz", "cld-trajectories.npz"]
 
 
 # Holes
