@@ -103,8 +103,9 @@ class StepLosses:
         """The losses this rank has gathered so far in the current epoch, on the CPU."""
         if self._totals is None:
             return None
-        sums, counts = self._totals.cpu().clone()
-        return {"sums": sums, "counts": counts.to(torch.int32), "is_row": self._is_row}
+        sums, counts = self._totals.cpu()
+        # Cloned, because saving a view would save both.
+        return {"sums": sums.clone(), "counts": counts.to(torch.int32), "is_row": self._is_row}
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """The inverse of `state_dict`, of rank 0's on every rank."""
