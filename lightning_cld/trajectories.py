@@ -104,13 +104,10 @@ class LossTrajectories:
             None if train_classes is None else check_pool_classes(train_classes, samples, "train_classes")
         )
         self.val_classes = None if val_classes is None else as_classes(val_classes, "val_classes").cpu()
-        used = self._used_positions()
-        check_class_pair(
-            None if self.train_classes is None else self.train_classes[used],
-            self.val_classes,
-            len(used),
-            val_samples,
-        )
+        in_use = self.train_classes
+        if in_use is not None and (in_use == OUTSIDE).any():
+            in_use = in_use[in_use != OUTSIDE]
+        check_class_pair(in_use, self.val_classes, samples if in_use is None else len(in_use), val_samples)
         if fingerprint is not None and fingerprint.length != samples:
             raise ValueError(
                 f"The fingerprint belongs to {fingerprint.length:,} samples, but train_losses has {samples:,} columns."

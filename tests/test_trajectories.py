@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import platform
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -652,3 +654,31 @@ def test_scores_hold_the_uncertainty_of_the_trained_checkpoints(start):
 def test_other_values_hold_no_uncertainty():
     trajectories = LossTrajectories(losses(7, 40, seed=1), losses(7, 12, seed=2))
     assert trajectories.score(by=lambda part: part.train_losses[-1]).uncertainty is None
+
+
+# Memory
+
+PEAK = """
+import sys
+from lightning_cld import LossTrajectories
+
+def peak():
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+
+LossTrajectories.load(sys.argv[1])  # what is imported or set up at the first time does not count
+open("/proc/self/clear_refs", "w").write("5")  # forgets the peak so far
+before = peak()
+loaded = LossTrajectories.load(sys.argv[2])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from /proc")
+def test_loading_takes_a_tenth_more_memory_than_the_file_has_bytes(tmp_path):
+    classes = torch.arange(400_000) % 10
+    small = LossTrajectories([[2.5, 1.0]], [[2.0]]).save(tmp_path / "small.npz")
+    large = LossTrajectories(torch.rand(91, 400_000), torch.rand(91, 10), classes, torch.arange(10)).save(
+        tmp_path / "large.npz"
+    )
+    said = subprocess.run([sys.executable, "-c", PEAK, small, large], capture_output=True, text=True, check=True)
+    assert 0.9 * large.stat().st_size < int(said.stdout) < 1.1 * large.stat().st_size
