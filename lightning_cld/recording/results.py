@@ -301,17 +301,24 @@ class Results:
             if not name.startswith(start):
                 continue
             folder = child(self.folder or Path(), name)
-            owner = RowFiles(folder).owner()
+            rows, scores = RowFiles(folder), child(folder, _SCORES_SO_FAR)
+            owner = rows.owner()
             if owner:
                 rank_zero_warn(
                     f"CLD: another run saves to {self.folder} too, unless it was killed: {owner}. The one that ends "
                     "last replaces the files of the other. Give CLDCallback(dirpath=...) or filename=... of its own."
                 )
-            elif name != self._rows_name(self.run):
+            elif name == self._rows_name(self.run):
+                continue
+            elif rows.epochs() or exists(scores):
+                read = "LossTrajectories.load" if rows.epochs() else f"CLDScores.load({str(scores)!r})"
                 rank_zero_info(
                     f"CLD: {folder} holds what an interrupted run had logged. Resume that run from its checkpoint, "
-                    "read it with LossTrajectories.load, or delete it."
+                    f"read it with {read}, or delete it."
                 )
+            elif rows.is_taken():  # by a run that was killed before it logged anything
+                with _warn_on_error(f"{folder} could not be deleted"):
+                    rows.delete()
 
     @property
     def _scores_place(self) -> Place:

@@ -62,6 +62,10 @@ class RowFiles:
             return "an unknown process"
         return f"process {process} on {host}, started {started}"
 
+    def is_taken(self) -> bool:
+        """Whether a process took the folder and did not release it."""
+        return exists(child(self.folder, _OWNER))
+
     def epochs(self) -> list[int]:
         """The checkpoints that can be read, in order."""
         return self._on_disk() if exists(self._about) else []

@@ -643,6 +643,35 @@ def test_a_damaged_note_of_another_run_ends_no_fit(tmp_path, text):
     assert names(tmp_path) == ["cld-rows-0123", "cld-scores.npz", "cld-trajectories.npz"]
 
 
+def test_folders_of_others_are_not_taken_for_an_interrupted_run(tmp_path, said):
+    (tmp_path / "cld-rows-folder" / "inner").mkdir(parents=True)
+    (tmp_path / "cld-rows-file").write_text("mine")
+    (tmp_path / "cld-rows-link").symlink_to(tmp_path / "nowhere")
+    fit(tmp_path, CLDCallback(dirpath=tmp_path))
+    assert not [message for message in said if "interrupted" in message]
+    assert names(tmp_path)[:3] == ["cld-rows-file", "cld-rows-folder", "cld-rows-link"]
+
+
+def test_what_a_run_left_that_kept_no_losses_is_read_as_scores(tmp_path, said):
+    interrupted(tmp_path, CLDCallback(dirpath=tmp_path, history="running"), epoch=3)
+    left = rows_folder(tmp_path) / "scores.npz"
+    fit(tmp_path, CLDCallback(dirpath=tmp_path))
+    assert f"read it with CLDScores.load({str(left)!r}), or delete it" in said[1]
+    assert left.exists()
+
+
+def test_a_run_killed_before_it_logged_anything_leaves_no_folder_for_ever(tmp_path, said):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    folder = tmp_path / "cld-rows-0123"
+    folder.mkdir()
+    (folder / "owner.json").write_text(json.dumps({"host": socket.gethostname(), "process": gone.pid, "started": ""}))
+    (folder / ".after-000000.npz.0123456789abcdef.tmp").write_text("a part")
+    fit(tmp_path, CLDCallback(dirpath=tmp_path))
+    assert names(tmp_path) == ["cld-scores.npz", "cld-trajectories.npz"]
+    assert len(said) == 1  # that the run has its scores
+
+
 def test_another_run_may_end_while_one_starts(tmp_path, monkeypatch):
     folder = tmp_path / "cld-rows-0123"
     folder.mkdir()
