@@ -15,7 +15,7 @@ from lightning_cld.guards import agreed
 from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.scores import CLDScores, scores_contents
 from lightning_cld.storage.files import Contents, stored_checkpoints, write_together
-from lightning_cld.storage.places import Place, as_place, check_writable, child, exists, names_in
+from lightning_cld.storage.places import Place, as_place, check_writable, child, delete_scratch, exists, names_in
 from lightning_cld.storage.row_files import RowFiles
 from lightning_cld.trajectories import LossTrajectories, losses_contents, shared_parts
 
@@ -85,7 +85,9 @@ class Results:
             try:
                 for place in (self._scores_place, self._losses_place):
                     check_writable(place)
-                self._tell_of_others()
+                if not self._tell_of_others():
+                    for place in (self._scores_place, self._losses_place):
+                        delete_scratch(place)
                 self._rows = self._rows_of_run()
                 self._rows.take()
                 if isinstance(history, LossTrajectories):  # a killed run may have gone on behind its checkpoint
@@ -294,9 +296,12 @@ class Results:
             if exists(rows.folder) and not rows.owner():
                 rows.delete()
 
-    def _tell_of_others(self) -> None:
-        """Tells of other runs that save to the same files: those that go on, and those that were killed."""
-        start = self._rows_name("")
+    def _tell_of_others(self) -> bool:
+        """Tells of other runs that save to the same files: those that go on, and those that were killed.
+
+        Returns whether any may be going on.
+        """
+        start, told = self._rows_name(""), False
         for name in names_in(self.folder or Path()):
             if not name.startswith(start):
                 continue
@@ -304,6 +309,7 @@ class Results:
             rows, scores = RowFiles(folder), child(folder, _SCORES_SO_FAR)
             owner = rows.owner()
             if owner:
+                told = True
                 rank_zero_warn(
                     f"CLD: another run saves to {self.folder} too, unless it was killed: {owner}. The one that ends "
                     "last replaces the files of the other. Give CLDCallback(dirpath=...) or filename=... of its own."
@@ -319,6 +325,7 @@ class Results:
             elif rows.is_taken():  # by a run that was killed before it logged anything
                 with _warn_on_error(f"{folder} could not be deleted"):
                     rows.delete()
+        return told
 
     @property
     def _scores_place(self) -> Place:

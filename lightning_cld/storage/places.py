@@ -160,5 +160,13 @@ def check_writable(place: Place) -> None:
     delete(trial)
 
 
+def delete_scratch(place: Place) -> None:
+    """Deletes the temporary files that kills during `replacing` have left. Nobody may be writing the file meanwhile."""
+    if isinstance(place, Path):
+        pattern = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{16}}\.tmp")
+        for name in filter(pattern.fullmatch, names_in(place.parent)):
+            place.with_name(name).unlink(missing_ok=True)
+
+
 def _scratch(place: Path) -> Path:
     return place.with_name(f".{place.name}.{secrets.token_hex(8)}.tmp")

@@ -672,6 +672,20 @@ def test_a_run_killed_before_it_logged_anything_leaves_no_folder_for_ever(tmp_pa
     assert len(said) == 1  # that the run has its scores
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_part_of_a_file_that_a_kill_left_is_deleted_unless_another_run_may_be_writing_it(tmp_path, alone):
+    part, other = ".cld-scores.npz.0123456789abcdef.tmp", ".cld-scores.npz.mine.tmp"
+    for name in (part, other):
+        (tmp_path / name).write_text("a part")
+    if not alone:
+        (tmp_path / "cld-rows-0123").mkdir()
+        owner = {"host": "elsewhere", "process": 1, "started": ""}
+        (tmp_path / "cld-rows-0123" / "owner.json").write_text(json.dumps(owner))
+    fit(tmp_path, CLDCallback(dirpath=tmp_path))
+    assert (tmp_path / part).exists() is not alone
+    assert (tmp_path / other).exists()
+
+
 def test_another_run_may_end_while_one_starts(tmp_path, monkeypatch):
     folder = tmp_path / "cld-rows-0123"
     folder.mkdir()
