@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,18 +11,17 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_cld.guards import agreed
+from lightning_cld.recording.rows_folders import SCORES_SO_FAR, named_losses, tell_of_others, warn_on_error
 from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.scores import CLDScores, scores_contents
 from lightning_cld.storage.files import Contents, stored_checkpoints, write_together
 from lightning_cld.storage.places import Place, as_place, check_writable, child, delete_scratch, exists, names_in
-from lightning_cld.storage.row_files import RowFiles
+from lightning_cld.storage.row_files import RowFiles, digest_of
 from lightning_cld.trajectories import LossTrajectories, losses_contents, shared_parts
 
 KEPT_IN_CHECKPOINTS = 2**24
 """Bytes of losses that a Lightning checkpoint holds. Where there are more it names the folder that they are in, so that
 what an epoch costs does not grow with the epochs."""
-
-_SCORES_SO_FAR = "scores.npz"
 
 History: TypeAlias = LossTrajectories | RunningHistory
 
@@ -59,6 +57,7 @@ class Results:
         self.run = secrets.token_hex(4)
         self._rows: RowFiles | None = None
         self._written: set[int] = set()
+        self._digests: dict[int, int] = {}
         self._told = False
 
     def choose_folder(self, trainer: Trainer) -> None:
@@ -79,13 +78,14 @@ class Results:
             OSError: If they can't be saved.
             ValueError: If what is behind a URL refuses them.
         """
+        self.run = trainer.strategy.broadcast(self.run)
         with agreed(trainer, "Preparing the folder of the scores"):
             if not self._writes:
                 return
             try:
                 for place in (self._scores_place, self._losses_place):
                     check_writable(place)
-                if not self._tell_of_others():
+                if not tell_of_others(self.folder or Path(), self._rows_name(""), self._rows_name(self.run)):
                     for place in (self._scores_place, self._losses_place):
                         delete_scratch(place)
                 self._rows = self._rows_of_run()
@@ -151,8 +151,9 @@ class Results:
             rows.write_about(*shared_parts(history))
         for place, epoch in enumerate(history.epochs):
             if epoch not in self._written or epoch == history.epochs[-1]:
-                train_row, val_row = history.row(place)
-                rows.write(epoch, train_row.cpu().numpy(), val_row.cpu().numpy())
+                train_row, val_row = (row.cpu().numpy() for row in history.row(place))
+                rows.write(epoch, train_row, val_row)
+                self._digests[epoch] = digest_of(train_row, val_row)
                 self._written.add(epoch)
 
     def _keep_scores(self, rows: RowFiles, history: RunningHistory) -> None:
@@ -160,7 +161,7 @@ class Results:
             scores = history.score()
         except ValueError:  # too few checkpoints so far, or diverged, and then the scores before are kept
             return
-        scores.save(child(rows.folder, _SCORES_SO_FAR))
+        scores.save(child(rows.folder, SCORES_SO_FAR))
 
     def state_dict(self, history: History | None) -> dict[str, Any]:
         """What a Lightning checkpoint holds of the run and what it logged. Only rank 0 writes checkpoints."""
@@ -169,12 +170,25 @@ class Results:
     def _state_of(self, history: History | None) -> dict[str, Any] | None:
         if history is None:
             return None
-        is_large = isinstance(history, LossTrajectories) and _bytes_of(history) > KEPT_IN_CHECKPOINTS
-        if is_large and (self._has_rows(history) or self._has_file(history)):
-            places = (self._rows_of_run().folder, self._losses_place)
-            folder, file = (str(place.resolve()) if isinstance(place, Path) else place for place in places)
-            return {"folder": folder, "file": file, "epochs": list(history.epochs)}
-        return history.state_dict()
+        if isinstance(history, RunningHistory) or _bytes_of(history) <= KEPT_IN_CHECKPOINTS:
+            return history.state_dict()
+        if not (self._has_rows(history) or self._has_file(history)):
+            return history.state_dict()
+        places = (self._rows_of_run().folder, self._losses_place)
+        folder, file = (str(place.resolve()) if isinstance(place, Path) else place for place in places)
+        return {
+            "folder": folder,
+            "file": file,
+            "epochs": list(history.epochs),
+            "digests": self._digests_of(history),
+        }
+
+    def _digests_of(self, history: LossTrajectories) -> list[int]:
+        """The digest of each checkpoint's losses, each computed once."""
+        for place, epoch in enumerate(history.epochs):
+            if epoch not in self._digests:
+                self._digests[epoch] = digest_of(*(row.cpu().numpy() for row in history.row(place)))
+        return [self._digests[epoch] for epoch in history.epochs]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> History | None:
         """Takes over the run of a checkpoint, and returns what it had logged."""
@@ -183,10 +197,15 @@ class Results:
         if recorded is None:
             return None
         if "folder" in recorded:
-            found, history = _kept_losses(recorded, self.run)
+            found, losses = named_losses(recorded, self.run)
+            if self._digests_of(losses) != recorded["digests"]:
+                raise ValueError(
+                    f"The checkpoint names losses in {found}, but by now other ones are there: the run was resumed "
+                    "from an earlier checkpoint and logged those epochs anew. Resume from the newest checkpoint."
+                )
             if as_place(found) == self._rows_of_run().folder:
-                self._written = set(history.epochs)
-            return history
+                self._written = set(losses.epochs)
+            return losses
         kind = RunningHistory if state["history"] == "running" else LossTrajectories
         return kind.from_state_dict(recorded)
 
@@ -199,7 +218,6 @@ class Results:
             history: What was logged.
             scores: The scores.
             seconds: The time that all sweeps took.
-
         """
         contents = {self._scores_place: scores_contents(scores)}
         if isinstance(history, LossTrajectories):
@@ -235,12 +253,14 @@ class Results:
         """Saves the losses of a run that an error or a signal has ended."""
         place: Place | None = None
         if isinstance(history, LossTrajectories):
-            place = self._save_unscored(history)
-            # Where there are more, Lightning's checkpoints name the folder.
-            if place == self._losses_place and _bytes_of(history) <= KEPT_IN_CHECKPOINTS:
+            if _bytes_of(history) > KEPT_IN_CHECKPOINTS and self._has_rows(history) and self._rows is not None:
+                place = self._rows.folder  # which Lightning's checkpoints name; a second copy would take time
+            else:
+                place = self._save_unscored(history)
+            if place == self._losses_place:
                 self._drop_rows()
         elif self._rows is not None:
-            place = child(self._rows.folder, _SCORES_SO_FAR)
+            place = child(self._rows.folder, SCORES_SO_FAR)
         if place is not None and exists(place):
             rank_zero_info(f"CLD: training was interrupted. What was logged until then is in {place}")
 
@@ -272,7 +292,7 @@ class Results:
         if self._rows is None:
             return
         rows, self._rows = self._rows, None
-        with _warn_on_error(f"{rows.folder} could not be cleared"):
+        with warn_on_error(f"{rows.folder} could not be cleared"):
             rows.release()
             if not names_in(rows.folder):
                 rows.delete()
@@ -292,40 +312,9 @@ class Results:
         """Deletes the files of single checkpoints, once all is in one file."""
         # A run that was killed at its end has left them, and trains no more when it is resumed.
         rows, self._rows = self._rows or self._rows_of_run(), None
-        with _warn_on_error(f"{rows.folder} could not be deleted"):
+        with warn_on_error(f"{rows.folder} could not be deleted"):
             if exists(rows.folder) and not rows.owner():
                 rows.delete()
-
-    def _tell_of_others(self) -> bool:
-        """Tells of other runs that save to the same files: those that go on, and those that were killed.
-
-        Returns whether any may be going on.
-        """
-        start, told = self._rows_name(""), False
-        for name in names_in(self.folder or Path()):
-            if not name.startswith(start):
-                continue
-            folder = child(self.folder or Path(), name)
-            rows, scores = RowFiles(folder), child(folder, _SCORES_SO_FAR)
-            owner = rows.owner()
-            if owner:
-                told = True
-                rank_zero_warn(
-                    f"CLD: another run saves to {self.folder} too, unless it was killed: {owner}. The one that ends "
-                    "last replaces the files of the other. Give CLDCallback(dirpath=...) or filename=... of its own."
-                )
-            elif name == self._rows_name(self.run):
-                continue
-            elif rows.epochs() or exists(scores):
-                read = "LossTrajectories.load" if rows.epochs() else f"CLDScores.load({str(scores)!r})"
-                rank_zero_info(
-                    f"CLD: {folder} holds what an interrupted run had logged. Resume that run from its checkpoint, "
-                    f"read it with {read}, or delete it."
-                )
-            elif rows.is_taken():  # by a run that was killed before it logged anything
-                with _warn_on_error(f"{folder} could not be deleted"):
-                    rows.delete()
-        return told
 
     @property
     def _scores_place(self) -> Place:
@@ -349,47 +338,5 @@ class Results:
         return child(self.folder or Path(), f"{name}.npz")
 
 
-def _kept_losses(kept: Mapping[str, Any], run: str) -> tuple[Place, LossTrajectories]:
-    """Reads the losses that a checkpoint names instead of holding them.
-
-    Args:
-        kept: What `Results.state_dict` says of them.
-        run: The run.
-
-    Returns:
-        The place that they were read from, and the losses.
-
-    Raises:
-        ValueError: If they are not there any more, or damaged.
-    """
-    folder, file, epochs = kept["folder"], kept["file"], kept["epochs"]
-    place = folder if set(epochs) <= set(RowFiles(folder).epochs()) else file
-    if place == folder or stored_checkpoints(file)[0] == run:
-        whole, count = LossTrajectories.load(place), len(epochs)
-        if whole.epochs[:count] == epochs:
-            return place, LossTrajectories(
-                whole.train_losses[:count],
-                whole.val_losses[:count],
-                whole.train_classes,
-                whole.val_classes,
-                epochs,
-                fingerprint=whole.fingerprint,
-                from_steps=whole.from_steps,
-                metadata=whole.metadata,
-            )
-    raise ValueError(
-        f"The checkpoint names the losses of {len(epochs)} checkpoints instead of holding them, but they are neither "
-        f"in {folder} nor in {file}. Bring that folder back to where it was, or resume without CLDCallback."
-    )
-
-
 def _bytes_of(history: LossTrajectories) -> int:
     return 4 * len(history) * sum(len(row) for row in history.row(0))
-
-
-@contextmanager
-def _warn_on_error(what_failed: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # noqa: BLE001  # storages raise what they like, and the results are saved
-        rank_zero_warn(f"CLD: {what_failed}: {error}")

@@ -19,6 +19,7 @@ from toys import Blobs, Classifier, fit, quiet_trainer
 
 import lightning_cld.recording.results as results_module
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, LossTrajectories, plotting
+from lightning_cld.recording import rows_folders
 from lightning_cld.storage import places, row_files
 
 
@@ -62,7 +63,8 @@ def memory():
 def said(monkeypatch):
     """What is told at the level of information, by a list."""
     messages = []
-    monkeypatch.setattr(results_module, "rank_zero_info", messages.append)
+    for module in (results_module, rows_folders):
+        monkeypatch.setattr(module, "rank_zero_info", messages.append)
     return messages
 
 
@@ -429,7 +431,7 @@ def test_a_run_killed_while_its_rows_are_deleted_is_resumed_from_the_file(tmp_pa
     assert rows_folder(tmp_path / "runs")
     with pytest.raises(ValueError, match="folder without logged losses"):
         LossTrajectories.load(rows_folder(tmp_path / "runs"))
-    for epoch in (1, 3):  # the second trains no more
+    for epoch in (3, 1):  # the first trains no more
         resumed = CLDCallback(dirpath=tmp_path / "runs")
         fit(tmp_path, resumed, ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
         assert resumed.trajectories.epochs == [0, 1, 2, 3, 4]
@@ -447,11 +449,32 @@ def test_a_run_killed_at_its_end_leaves_nothing_once_it_is_resumed(tmp_path, mon
     assert names(tmp_path / "runs") == ["cld-scores.npz", "cld-trajectories.npz"]
 
 
+def test_rows_that_another_continuation_has_replaced_are_not_taken_for_those_of_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_module, "KEPT_IN_CHECKPOINTS", 0)
+    saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    interrupted(tmp_path, CLDCallback(dirpath=tmp_path / "runs"), callbacks=[saver], enable_checkpointing=True)
+
+    class Other(dies(3)):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.5, momentum=0.9)
+
+        def on_train_batch_start(self, batch, batch_idx):
+            batch[0].add_(0.1)  # so that it trains otherwise
+
+    with pytest.raises(PowerCutError):
+        fit(tmp_path, CLDCallback(dirpath=tmp_path / "runs"), Other, ckpt_path=tmp_path / "epoch=0.ckpt")
+    module = Classifier()
+    with pytest.raises(ValueError, match="logged those epochs anew"):
+        fit(tmp_path, CLDCallback(dirpath=tmp_path / "runs"), module, ckpt_path=tmp_path / "epoch=2.ckpt")
+
+
 def test_a_checkpoint_names_a_file_only_if_it_holds_what_was_logged(tmp_path, monkeypatch):
     monkeypatch.setattr(results_module, "KEPT_IN_CHECKPOINTS", 0)
     saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     interrupted(tmp_path, CLDCallback(dirpath=tmp_path / "runs"), 2, callbacks=[saver], enable_checkpointing=True)
-    assert names(tmp_path / "runs")[-1] == "cld-trajectories.npz"
+    rows = rows_folder(tmp_path / "runs")
+    LossTrajectories.load(rows).save(tmp_path / "runs" / "cld-trajectories.npz")
+    results_module.RowFiles(rows).delete()
     full_disk(monkeypatch, "after-")
     second = CLDCallback(dirpath=tmp_path / "runs")
     saver = ModelCheckpoint(tmp_path, "second-{epoch}", save_top_k=-1)
