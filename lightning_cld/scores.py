@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_cld.data.fingerprint import Fingerprint
 from lightning_cld.functional.arrays import IntegersLike, NumbersLike
-from lightning_cld.functional.checks import as_classes, as_numbers, check_classes, distinct
+from lightning_cld.functional.checks import as_classes, as_numbers, check_classes, labels_in
 from lightning_cld.functional.selection import check_rule, select_drawn, select_top
 from lightning_cld.storage.files import Contents, read, write
 from lightning_cld.storage.places import Place, as_place, child, is_folder, replacing
@@ -365,7 +365,7 @@ class CLDScores:
             >>> CLDScores([0.5, -0.25, 1.0], [3, 3, 7]).num_classes
             2
         """
-        return 1 if self.classes is None else len(distinct(self.classes[self.positions()])[0])
+        return 1 if self.classes is None else len(labels_in(self.classes[self.positions()]))
 
 
 def scores_contents(scores: CLDScores) -> Contents:

@@ -18,6 +18,7 @@ import label_noise
 import overhead
 import path
 import quality
+import scale
 import transfer
 import validation
 from _figures import draw_accuracy, draw_compute
@@ -80,6 +81,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"tried, digits, {float(n):.0%}": _accuracy("digits", n, RULES + TRIED) for n in ("0.0", "0.2", "0.4")},
     **{f"early accuracy, {float(n):.0%}": _accuracy("fashion_mnist", n, ("random", *PARTS)) for n in ("0.0", "0.2")},
     **{f"overhead, {part}": partial(_overhead, part) for part in ("run", "sweep", "fit")},
+    "scale": lambda: scale.table(_rows("scale")),
     "cifar100": _accuracy("cifar100", "0.0", (*RULES, "CLD, drawn above zero")),
     "cifar100, small": _accuracy("cifar100_small", "0.0", OTHERS),
     **{

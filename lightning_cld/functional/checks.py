@@ -84,13 +84,20 @@ def check_classes(classes: object, samples: int, name: str) -> Tensor:
     return classes
 
 
+def labels_in(classes: Tensor) -> Tensor:
+    """Returns the distinct classes, sorted, int64 `[C]`."""
+    # Counting is ten times as fast as the sort in torch.unique.
+    few = classes.max() < len(classes)
+    labels: Tensor = torch.bincount(classes).nonzero().flatten() if few else torch.unique(classes)
+    return labels
+
+
 def distinct(classes: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the distinct classes, sorted, int64 `[C]`, and each sample's index into them, int64 `[N]`."""
     if classes.max() >= len(classes):
         labels, places = torch.unique(classes, return_inverse=True)
         return labels, places
-    # Counting is ten times as fast as the sort in torch.unique.
-    labels = torch.bincount(classes).nonzero().flatten()
+    labels = labels_in(classes)
     places = torch.zeros_like(classes[: int(labels[-1]) + 1])
     places[labels] = torch.arange(len(labels), device=classes.device)
     return labels, places[classes]
@@ -109,7 +116,7 @@ def check_class_pair(
         return torch.zeros(train_samples, dtype=torch.int64), torch.zeros(val_samples, dtype=torch.int64)
     train_classes = check_classes(train_classes, train_samples, "train_classes")
     val_classes = check_classes(val_classes, val_samples, "val_classes")
-    present, _ = distinct(train_classes)
+    present = labels_in(train_classes)
     missing = present[~torch.isin(present, val_classes.to(present.device))].tolist()
     if missing:
         raise ValueError(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_cld.functional.arrays import IntegersLike
-from lightning_cld.functional.checks import MIN_CHECKPOINTS, as_classes, distinct
+from lightning_cld.functional.checks import MIN_CHECKPOINTS, as_classes, distinct, labels_in
 from lightning_cld.functional.cld import reference_of_groups, standardised
 from lightning_cld.functional.selection import select_top
 
@@ -215,7 +215,7 @@ def reliability_by_class(
     references = torch.zeros(val_losses.shape[1], dtype=torch.int64) if val_classes is None else val_classes
     labels = torch.zeros(1, dtype=torch.int64)
     if train_classes is not None:
-        labels, _ = distinct(train_classes[train_classes >= 0])
+        labels = labels_in(train_classes[train_classes >= 0])
     return by_label(labels, reference_reliability(val_losses, references, labels))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_cld.functional.checks import MIN_CHECKPOINTS, distinct, listed
+from lightning_cld.functional.checks import MIN_CHECKPOINTS, distinct, labels_in, listed
 from lightning_cld.functional.diagnostics import OVERLAP, RELIABLE, Alignment, alignment, chance_alignment
 from lightning_cld.scores import CLDScores
 
@@ -48,7 +48,7 @@ def account(scores: CLDScores) -> list[tuple[str, str]]:
     outside = f" of {len(scores):,} (the others are outside the sampler)" if len(values) < len(scores) else ""
     lines = [
         ("samples", f"{len(values):,}{outside}"),
-        ("classes", f"{1 if classes is None else len(distinct(classes)[0])}"),
+        ("classes", f"{1 if classes is None else len(labels_in(classes))}"),
         ("checkpoints", _describe_epochs(epochs)),
     ]
     more, findings = _unscored(values, classes)
