@@ -332,4 +332,6 @@ def test_rank_0_passes_sigterm_on_at_once(tmp_path):
             script.wait()
     life = Life(tmp_path, "first", 2, (tmp_path / "log.txt").read_text())
     assert life.each("ended") == ["SIGTERMException"] * 2
-    assert life.each("calls") == [call + 1, 3]
+    first, other = life.each("calls")
+    assert first == call + 1
+    assert other <= 3  # it may not have come as far as where it waits; without the signal it evaluates its whole share
