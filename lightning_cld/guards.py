@@ -42,7 +42,7 @@ def preserved_rng() -> Iterator[None]:
         # Not torch.manual_seed, which would also seed devices whose state isolate_rng does not put back.
         torch.default_generator.manual_seed(_SEED)
         # Before that torch would keep the seed for later, when nothing puts it back.
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types for it
             torch.cuda.manual_seed_all(_SEED)
         try:
             yield

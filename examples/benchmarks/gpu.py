@@ -11,7 +11,7 @@ one before stopped, and ends within --minutes.
 
 A rehearsal on a CPU, with made-up data and next to nothing of everything:
 
-    python examples/benchmarks/gpu.py run --device cpu --tiny --work /tmp/rehearsal
+    python examples/benchmarks/gpu.py run --device cpu --tiny --work rehearsal
 
 The machine needs Python with a torch for CUDA, and the packages in `NEEDED`: name those that it lacks to `pack`.
 
