@@ -1,0 +1,178 @@
+"""The paper's network and data: a ResNet-18 on CIFAR-100, by the authors' recipe, smaller and shorter.
+
+    python examples/benchmarks/cifar100.py --root DIR
+    python examples/benchmarks/cifar100.py --root DIR --width 64 --epochs 164 --precision 32-true    # in full
+
+SGD with Nesterov momentum, learning rate 0.1, a tenth of it at 81/164 of the training and again at 121/164, weight
+decay 5e-4, batches of 128, crops and flips, 10 % of each class for validation: the authors' script says so. The width
+is a quarter of the usual one, and the proxy trains for 30 epochs instead of 164, in bfloat16.
+
+Proxies and targets save their state after every epoch, and finished ones are rows of a CSV: a killed run goes on with
+the same command. `--only proxies` and `--seeds`, `--noise`, `--fractions`, `--methods`, `--targets` choose a part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from _grid import run_cells
+from _methods import METHODS
+from _networks import NETWORKS, make_network
+from _runs import RESULTS, Case, make_splits
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from lightning_cld import CLDCallback, CoresetDataModule, LossTrajectories
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the examples are scripts, not a package
+from _common import QUIET, Classifier, Images, quiet
+
+EVERYTHING = "everything"
+
+
+class Recipe(Classifier):
+    """The examples' classifier with another network and the authors' schedule."""
+
+    def __init__(self, train: Images, network: str, width: int, *, seed: int) -> None:
+        super().__init__("cifar100", train, 0.1, seed=seed, network="cnn4")
+        L.seed_everything(seed, verbose=False)
+        layers = make_network(network, int(train.targets.max()) + 1, width)
+        self.network = layers.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.contiguous(memory_format=torch.channels_last)).float()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = torch.optim.SGD(self.parameters(), self.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [steps * 81 // 164, steps * 121 // 164])
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def fit(
+    model: L.LightningModule,
+    data: L.LightningDataModule,
+    folder: Path,
+    precision: Any,
+    *callbacks: L.Callback,
+    **how: Any,
+) -> L.Trainer:
+    """Trains, or goes on from the last epoch that an earlier call saved in `folder`."""
+    quiet()
+    settings = {**QUIET, "enable_checkpointing": True, "precision": precision}
+    save = ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True)
+    trainer = L.Trainer(**settings, **how, callbacks=[*callbacks, save])
+    saved = folder / "last.ckpt"
+    trainer.fit(model, datamodule=data, ckpt_path=saved if saved.exists() else None, weights_only=False)
+    saved.unlink(missing_ok=True)
+    return trainer
+
+
+def folder_of(cell: dict[str, Any], work: Path) -> Path:
+    return work / "-".join(str(value).replace(" ", "_").replace(",", "") for value in cell.values())
+
+
+def train_proxy(cell: dict[str, Any], root: Path, work: Path, precision: str) -> dict[str, Any]:
+    """Trains a proxy under the callback. Its losses stay in a folder of `work`."""
+    splits, _ = make_splits(_case(cell), root)
+    folder = folder_of(cell, work)
+    model = Recipe(splits.train, cell["network"], cell["width"], seed=cell["seed"])
+    cld = CLDCallback(dirpath=folder, batch_size=1024)
+    started = time.process_time()
+    trainer = fit(model, splits, folder, precision, cld, max_epochs=cell["epochs"])
+    accuracy = 100 * trainer.test(model, datamodule=splits, verbose=False)[0]["test_accuracy"]
+    seconds = time.process_time() - started  # of the last piece only, where the run was killed
+    return {"accuracy": round(accuracy, 2), "seconds": round(seconds)}
+
+
+def _case(cell: dict[str, Any]) -> Case:
+    faults = {"noise": cell["noise"], "noise_kind": "symmetric", "val_noise": 0.0, "imbalance": 1.0}
+    return Case("cifar100", "", 0, seed=cell["seed"], **faults)
+
+
+@functools.lru_cache(maxsize=1)
+def losses_of(folder: Path) -> LossTrajectories:
+    return LossTrajectories.load(folder / "cld-trajectories.npz")
+
+
+def train_target(cell: dict[str, Any], root: Path, work: Path, precision: str) -> dict[str, Any]:
+    """Trains a target on a coreset of a proxy, and tests it after the last step."""
+    splits, wrong = make_splits(_case(cell), root)
+    proxy = {name: cell[name] for name in ("network", "width", "epochs", "noise", "seed")}
+    if cell["method"] == EVERYTHING:
+        kept = torch.arange(len(splits.train))
+    else:
+        kept = METHODS[cell["method"]].choose(losses_of(folder_of(proxy, work)), cell["fraction"], cell["seed"])
+    how = (
+        {"max_epochs": cell["epochs"]} if cell["budget"] == "epochs" else {"max_epochs": -1, "max_steps": cell["steps"]}
+    )
+    data = CoresetDataModule(splits, kept, epoch_length="coreset" if cell["budget"] == "epochs" else "full")
+    # Not the proxy's seed: a coreset should work for other initial weights too.
+    model = Recipe(splits.train, cell["target"], cell["width"], seed=3000 + cell["seed"])
+    trainer = fit(model, data, folder_of(cell, work), precision, **how)
+    accuracy = 100 * trainer.test(model, datamodule=data, verbose=False)[0]["test_accuracy"]
+    return {
+        "samples": len(kept),
+        "wrong": round(float(wrong[kept].float().mean()), 4),
+        "taken": trainer.global_step,
+        "accuracy": round(accuracy, 2),
+    }
+
+
+def make_cells(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The cells of the proxies and of the targets, seed after seed, so that the first seeds are complete early."""
+    proxies = [
+        {"network": "resnet18", "width": args.width, "epochs": args.epochs, "noise": noise, "seed": seed}
+        for seed, noise in itertools.product(args.seeds, args.noise)
+    ]
+    targets = []
+    for proxy, budget, target in itertools.product(proxies, args.budgets, args.targets):
+        steps = args.steps if budget == "steps" else 0
+        for fraction, method in [(1.0, EVERYTHING), *itertools.product(args.fractions, args.methods)]:
+            cell = {**proxy, "target": target, "budget": budget, "steps": steps, "fraction": fraction, "method": method}
+            targets.append(cell)
+    return proxies, targets
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="A ResNet-18 on CIFAR-100 by the authors' recipe.")
+    add, known = parser.add_argument, "(default: %(default)s)"
+    add("--root", type=Path, default=Path("data"), help=f"folder of torchvision's datasets {known}")
+    add("--width", type=int, default=16, help=f"channels of the first layer {known}")
+    add("--epochs", type=int, default=30, help=f"epochs of the proxies, and of the targets for equal epochs {known}")
+    add("--steps", type=int, default=2112, help=f"steps of the targets for equal steps {known}")
+    add("--precision", default="bf16-mixed", help=f"of the Trainer {known}")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2], help=f"seeds {known}")
+    add("--noise", type=float, nargs="+", default=[0.0, 0.4], help=f"shares of train labels made wrong {known}")
+    add("--fractions", type=float, nargs="+", default=[0.05, 0.1, 0.3], help=f"shares to keep {known}")
+    add("--methods", nargs="+", choices=METHODS, default=["random", "CLD", "CLD, drawn"], metavar="METHOD")
+    add("--targets", nargs="+", choices=NETWORKS, default=["resnet18"], help=f"networks of the targets {known}")
+    add("--budgets", nargs="+", choices=["epochs", "steps"], default=["steps"], help=f"what is equal {known}")
+    add("--only", choices=["proxies", "targets"], help="leave out the others")
+    add("--jobs", type=int, default=1, help=f"worker processes; several get one thread each {known}")
+    add("--work", type=Path, default=Path("benchmark-runs"), help=f"folder of finished proxies {known}")
+    args = parser.parse_args(argv)
+    where = {"root": args.root.absolute(), "work": args.work.absolute(), "precision": args.precision}
+    proxies, targets = make_cells(args)
+    if args.only != "targets":
+        rows = run_cells(
+            RESULTS / "cifar100_resnet_proxies.csv", proxies, functools.partial(train_proxy, **where), jobs=args.jobs
+        )
+        print(json.dumps(rows, indent=1))
+    if args.only != "proxies":
+        run = functools.partial(train_target, **where)
+        run_cells(RESULTS / "cifar100_resnet.csv", targets, run, jobs=args.jobs)
+
+
+if __name__ == "__main__":
+    main()
