@@ -83,19 +83,12 @@ class RedrawingSampler(FullLengthSampler):
         self.set_epoch(epoch)
 
     @override
-    def _pass(self, number: int, generator: torch.Generator) -> Tensor:
+    def _drawn(self, number: int, length: int) -> Tensor:
         positions = self.draws.draw(number)
         if self.weights is None:
-            return positions[super()._pass(number, generator)]
-        return positions[
-            torch.multinomial(self.weights[positions], self.coreset_size, self.replacement, generator=generator)
-        ]
-
-    @override
-    def _part_of_pass(self, number: int, length: int, generator: torch.Generator) -> Tensor:
-        if self.weights is not None:
-            return self._pass(number, generator)[:length]
-        return self.draws.draw(number)[super()._part_of_pass(number, length, generator)]
+            return positions[super()._drawn(number, length)]
+        weights, generator = self.weights[positions], self._generator(number)
+        return positions[torch.multinomial(weights, length, self.replacement, generator=generator)]
 
 
 def redrawing_sampler(

@@ -70,34 +70,26 @@ class FullLengthSampler(DistributedSampler[int]):
     def __iter__(self) -> Iterator[int]:
         # A generator starts with its first position, by which time the epoch and the state are known.
         self._yielded, self._start = self._start, 0
-        share = self._share()[self._yielded :]
-        for start in range(0, len(share), _AT_A_TIME):
-            for position in share[start : start + _AT_A_TIME].tolist():
-                self._yielded += 1
-                yield position
+        # As many for each process; if that takes more than are drawn, it begins again.
+        share = torch.arange(self.rank, self.total_size, self.num_replicas)[self._yielded :] % self.epoch_size
+        places = share % self.coreset_size
+        passes, counts = torch.unique_consecutive(share // self.coreset_size, return_counts=True)
+        first = self.epoch * -(-self.epoch_size // self.coreset_size)
+        for number, some in zip(passes.tolist(), torch.split(places, counts.tolist()), strict=True):
+            length = min(self.coreset_size, self.epoch_size - number * self.coreset_size)  # the last may be cut short
+            drawn = self._drawn(first + number, length)[some]
+            for start in range(0, len(drawn), _AT_A_TIME):
+                for position in drawn[start : start + _AT_A_TIME].tolist():
+                    self._yielded += 1
+                    yield position
 
-    def _share(self) -> Tensor:
-        """The positions of this process in this epoch."""
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        passes, remainder = divmod(self.epoch_size, self.coreset_size)
-        first = self.epoch * (passes + (remainder > 0))
-        order = [self._pass(first + number, generator) for number in range(passes)]
-        if remainder:
-            order.append(self._part_of_pass(first + passes, remainder, generator))
-        drawn = torch.cat(order)
-        # As many for each process.
-        return drawn[torch.arange(self.rank, self.total_size, self.num_replicas) % self.epoch_size]
+    def _drawn(self, number: int, length: int) -> Tensor:
+        """So many positions of a pass, by its number in the whole run."""
+        drawn = torch.randperm(self.coreset_size, generator=self._generator(number))[:length]
+        return drawn if self.shuffle else drawn.sort().values
 
-    def _pass(self, number: int, generator: torch.Generator) -> Tensor:
-        """All positions of one pass; passes are numbered through the whole run."""
-        if self.shuffle:
-            return torch.randperm(self.coreset_size, generator=generator)
-        return torch.arange(self.coreset_size)
-
-    def _part_of_pass(self, number: int, length: int, generator: torch.Generator) -> Tensor:
-        """The positions of a pass that is cut short, which are drawn at random."""
-        part = torch.randperm(self.coreset_size, generator=generator)[:length]
-        return part if self.shuffle else part.sort().values
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + number)
 
     def state_dict(self) -> dict[str, int]:
         """How far the sampler is: its seed, the epoch, and how many positions it has yielded in that epoch."""
@@ -106,8 +98,8 @@ class FullLengthSampler(DistributedSampler[int]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continues from where `state` was taken. The end of an epoch is the start of the next one."""
         epochs, self._start = divmod(state["yielded"], self.num_samples)
-        # A state of the full set's sampler, which is torchdata's, only says how many it has yielded.
-        self.seed, self.epoch = state.get("seed", self.seed), state.get("epoch", self.epoch) + epochs
+        if "epoch" in state:  # one of the full set's sampler, which is torchdata's, only says how many it has yielded
+            self.seed, self.epoch = state["seed"], state["epoch"] + epochs
 
 
 def is_known_sampler(sampler: Any) -> bool:
