@@ -55,13 +55,13 @@ class CoresetDataModule(LightningDataModule):
         seed: For scores: seed of the rule "draw".
         redraw: For scores and rule="draw": whether every epoch has a coreset of its own. Epoch e (0, 1, ...) trains on
             `scores.select(..., rule="draw", seed=seed + e)`, on all ranks, and also in a run that is resumed. The draws
-            are equal in size and class balance. To compare runs, give them seeds that are further apart than there are
-            epochs. The loader reads the full train set at the positions of the draw, so `len(loader.dataset)` is the
-            full set's length; `len(loader)` counts the batches that are served. With `epoch_length="full"` each pass
-            over a coreset has a draw of its own: if an epoch takes p passes, its seeds are `seed + e * p` to
-            `seed + e * p + p - 1`, and of the last draw only a part is served. In a loop without a Trainer, call
-            `loader.sampler.set_epoch(e)` before each epoch. With several train loaders, those with scores are
-            redrawn.
+            are equal in size and class balance, and each takes as long as that call. To compare runs, give them seeds
+            that are further apart than there are epochs. The loader reads the full train set at the positions of the
+            draw, so `len(loader.dataset)` is the full set's length; `len(loader)` counts the batches that are served.
+            With `epoch_length="full"` each pass over a coreset has a draw of its own: if an epoch takes p passes, its
+            seeds are `seed + e * p` to `seed + e * p + p - 1`, and of the last draw only a part is served. In a loop
+            without a Trainer, call `loader.sampler.set_epoch(e)` before each epoch. With several train loaders, those
+            with scores are redrawn; one that Lightning begins again within an epoch serves the same draw again.
         epoch_length: "coreset" makes an epoch one pass over the coreset. "full" keeps epochs as long as the full
             set's, so that schedules and step budgets stay as they were: each epoch consists of whole passes over the
             coreset and, for the remainder, of a fresh draw. The draw is the same on all ranks, unless each rank draws

@@ -513,3 +513,6 @@ def test_a_sampler_goes_on_where_its_state_says():
     assert sorted(seen[:SIZE]) == draw(6)
     resumed.load_state_dict(started.state_dict())
     assert list(resumed) == list(drawing)
+    resumed.set_epoch(3)
+    resumed.load_state_dict({"yielded": 60})  # as the full set's sampler says it at the end of an epoch
+    assert resumed.epoch == 3
