@@ -14,9 +14,9 @@ from lightning_cld.functional.checks import as_classes, check_class_pair, kind_o
 from lightning_cld.functional.moments import (
     Classes,
     Moments,
+    judged_by,
     reliability_by_class,
     scores,
-    uncertainty,
     update,
 )
 from lightning_cld.scores import CLDScores
@@ -27,8 +27,8 @@ class CLDMetric(Metric):
     """Computes the CLD of every training sample without keeping the losses, for Fabric and your own training loops.
 
     Each `update` takes the losses of all samples at one checkpoint, always in the same order. The first checkpoint must
-    be the model before its first step. The metric keeps the newest loss, moments of the differences, the uncertainty
-    and the class: 24 bytes per training sample (26 with more than 32,767 classes), for any number of checkpoints.
+    be the model before its first step. The metric keeps the newest loss, moments of the differences, the confidence
+    and the class: 28 bytes per training sample (30 with more than 32,767 classes), for any number of checkpoints.
     `compute` returns the scores of `cld_scores` within 1e-5, at any time and as often as you like. `score` returns them
     as `CLDScores`, which choose coresets, list suspects and can be saved.
 
@@ -140,8 +140,8 @@ class CLDMetric(Metric):
         reliability of the references is known, but not whether the coreset has settled.
 
         Returns:
-            The scores, on the CPU, with the uncertainty of each sample for `select(rule="draw")`. The uncertainty is
-            None if the state was saved by an earlier version, which kept none.
+            The scores, on the CPU, with the plausibility of each label for `select(rule="draw")` and `suspects`. It is
+            None if the state was saved by an earlier version, which did not keep what it needs.
 
         Raises:
             ValueError: As `compute`.
@@ -157,9 +157,11 @@ class CLDMetric(Metric):
             "half_problem": "CLDMetric keeps no coreset of an earlier checkpoint",
             **({} if reliability is None else {"reference_reliability": reliability}),
         }
-        return CLDScores(
-            scores(moments, classes), known, range(int(moments.rows)), None, metadata, uncertainty(moments)
-        )
+        values = scores(moments, classes)
+        confidence, plausible, shares = judged_by(moments, classes, values) or (None, None, None)
+        if shares is not None:
+            metadata["implausible"] = shares
+        return CLDScores(values, known, range(int(moments.rows)), None, metadata, plausible, confidence)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Raises: one checkpoint alone has no score."""

@@ -28,6 +28,9 @@ OUTSIDE = -1
 
 _KIND = "cld-scores"
 
+_FOR_EACH = ("plausibility", "confidence")
+"""What a file may hold for each sample beside the score."""
+
 
 class CLDScores:
     """The CLD score of every training sample, with the classes, the identity of the dataset, and metadata.
@@ -44,12 +47,15 @@ class CLDScores:
             took; `identity`, what is known of the train set beside its length (some of "labels", "some labels",
             "positions", "files" and "samples"); and `reference_sizes`, the number of validation samples per class.
             There are also `reference_reliability` (`lightning_cld.functional.reference_reliability`, per class, None if
-            unknown), and `half_overlap`, the share of the best tenth that was the same after `half_epoch` epochs, or
-            `half_problem`, why that is not known.
-        uncertainty: Aleatoric uncertainty, `[N]`, for `select(rule="draw")`; None if unknown.
+            unknown), `half_overlap`, the share of the best tenth that was the same after `half_epoch` epochs, or
+            `half_problem`, why that is not known, and `implausible`, the share of implausible labels in all samples and
+            in each class.
+        plausibility: How plausible each label is, in [0, 1], `[N]`, for `select(rule="draw")` and `suspects`: the share
+            of the training samples like it that the validation samples of its class explain. None if unknown.
+        confidence: `lightning_cld.functional.early_confidence`, `[N]`, for the same; None if unknown.
 
     Raises:
-        TypeError: If `values`, `classes` or `uncertainty` have the wrong type.
+        TypeError: If `values`, `classes`, `plausibility` or `confidence` have the wrong type.
         ValueError: If shapes don't match, or a class is negative (except -1).
 
     Example:
@@ -69,7 +75,8 @@ class CLDScores:
         epochs: Sequence[int] = (),
         fingerprint: Fingerprint | None = None,
         metadata: Mapping[str, Any] | None = None,
-        uncertainty: NumbersLike | None = None,
+        plausibility: NumbersLike | None = None,
+        confidence: NumbersLike | None = None,
     ) -> None:
         self.values = as_numbers(values, "values").cpu().float()
         if self.values.ndim != 1 or len(self.values) == 0:
@@ -89,12 +96,19 @@ class CLDScores:
             )
         self.fingerprint = fingerprint
         self.metadata = dict(metadata or {})
-        self.uncertainty = None if uncertainty is None else as_numbers(uncertainty, "uncertainty").cpu().float()
-        if self.uncertainty is not None and self.uncertainty.shape != self.values.shape:
+        self.plausibility = self._for_each(plausibility, "plausibility")
+        self.confidence = self._for_each(confidence, "confidence")
+
+    def _for_each(self, values: NumbersLike | None, name: str) -> Tensor | None:
+        numbers = None if values is None else as_numbers(values, name).cpu().float()
+        if numbers is not None and numbers.shape != self.values.shape:
             raise ValueError(
-                f"uncertainty must have shape [{len(self.values)}], one value per score, got "
-                f"{list(self.uncertainty.shape)}."
+                f"{name} must have shape [{len(self.values)}], one value per score, got {list(numbers.shape)}."
             )
+        return numbers
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({"plausibility": None, "confidence": None} | state)  # a former version pickled neither
 
     def __len__(self) -> int:
         return len(self.values)
@@ -119,11 +133,10 @@ class CLDScores:
             fraction: The share of all samples to keep. Give one of `fraction`, `size` and `per_class`.
             size: The number of samples to keep.
             per_class: The number of samples to keep in each class.
-            rule: "top" takes the best-scored samples of each class, as the paper does. "draw" draws at random among the
-                samples above a threshold and prefers uncertain ones (`lightning_cld.functional.select_drawn`). On
-                Fashion-MNIST and digits, with clean labels and with 20 and 40 % wrong labels, "draw" was level with a
-                random choice per class or ahead; "top" was behind on clean labels when it kept a tenth or more. With
-                very many wrong labels "top" can be better (`examples/benchmarks/RESULTS.md`).
+            rule: "top" takes the best-scored samples of each class, as the paper does. "draw" draws at random. It
+                prefers samples with a plausible label, and typical ones if little is kept
+                (`lightning_cld.functional.select_drawn`). `examples/benchmarks/RESULTS.md` compares both with random
+                subsets.
             seed: Seed of the draw.
 
         Returns:
@@ -131,8 +144,8 @@ class CLDScores:
 
         Raises:
             TypeError: As `select_top`, or if `seed` is not a whole number.
-            ValueError: As `select_top`; or if the rule is unknown; or for "draw", if the scores hold no uncertainty; or
-                for "top", if the scores are CLD from `CLDCallback(record="step")`.
+            ValueError: As `select_top`; or if the rule is unknown; or for "draw", if the scores hold no plausibility;
+                or for "top", if the scores are CLD from `CLDCallback(record="step")`.
         """
         check_rule(rule, seed)
         pool = self.positions()
@@ -145,30 +158,33 @@ class CLDScores:
                     "Use rule=\"draw\", or log with record='sweep'."
                 )
             return pool[select_top(values, classes, fraction=fraction, size=size, per_class=per_class)]
-        if self.uncertainty is None:
+        if self.plausibility is None:
             raise ValueError(
-                'rule="draw" weights by the uncertainty of each sample, but these scores hold no uncertainty'
-                f"{self._why_no_uncertainty()}. Score logged losses with LossTrajectories.load(...).score(), or use "
-                'rule="top".'
+                'rule="draw" weights by how plausible each label is, but these scores hold no plausibility'
+                f'{self._why_none()}. Score logged losses with LossTrajectories.load(...).score(), or use rule="top".'
             )
-        uncertainty = self.uncertainty[pool]
-        drawn = select_drawn(values, uncertainty, classes, fraction=fraction, size=size, per_class=per_class, seed=seed)
-        return pool[drawn]
+        confidence = None if self.confidence is None else self.confidence[pool]
+        budget: dict[str, Any] = {"fraction": fraction, "size": size, "per_class": per_class}
+        return pool[select_drawn(values, self.plausibility[pool], confidence, classes, **budget, seed=seed)]
 
-    def _why_no_uncertainty(self) -> str:
+    def _why_none(self) -> str:
         if self.metadata.get("scored_by", "CLD") != "CLD":
             return f" (they are {self.metadata['scored_by']}, not CLD)"
         if self.metadata.get("history") == "running":
             return " (running moments of an earlier version held none, and a run that goes on from them has none)"
-        return ""
+        return "" if self.metadata.get("scored_by") is None else " (they were made by an earlier version)"
 
-    def suspects(self, max_score: float = 0.0) -> Tensor:
-        """Lists samples whose labels may be wrong: those with a score of at most `max_score`, the lowest first.
+    def suspects(self, max_score: float | None = None) -> Tensor:
+        """Lists samples whose labels may be wrong, the most suspicious first.
 
-        Below zero, the loss of a sample tends to rise when the loss of its class falls. Unscored samples are left out.
+        There are as many as the validation samples don't explain: the sum of `1 - plausibility`. They are those with
+        the lowest product of plausibility and confidence. None are listed without clear evidence. If the validation
+        split has wrong labels too, fewer are listed, or none. Unscored samples are left out.
 
         Args:
-            max_score: The highest score to list, in [-1, 1].
+            max_score: List the samples with at most this score instead, in [-1, 1], the lowest score first. Below zero,
+                the loss of a sample tends to rise when the loss of its class falls. None means 0 for scores that hold
+                no plausibility.
 
         Returns:
             Positions in the train dataset, int64.
@@ -181,9 +197,16 @@ class CLDScores:
             >>> CLDScores([0.9, -0.2, 0.4, -0.7]).suspects()
             tensor([3, 1])
         """
-        if not -1 <= max_score <= 1:
+        if max_score is not None and not -1 <= max_score <= 1:
             raise ValueError(f"max_score is a correlation and must lie in [-1, 1], got {max_score!r}.")
         pool = self.positions()
+        if max_score is None and self.plausibility is not None:
+            plausible = self.plausibility[pool].double()
+            doubted = torch.nonzero(plausible < 1).flatten()  # neither plausible nor NaN
+            sure = plausible if self.confidence is None else plausible * self.confidence[pool].double()
+            order = doubted[torch.argsort(sure[doubted], stable=True)]
+            return pool[order[: round(float((1 - plausible[doubted]).sum()))]]
+        max_score = max_score or 0.0
         listed = pool[self.values[pool] <= max_score]
         return listed[torch.argsort(self.values[listed], stable=True)]
 
@@ -221,7 +244,7 @@ class CLDScores:
                 header["epochs"],
                 Fingerprint.from_dict(header["fingerprint"]),
                 header["metadata"],
-                typed_array(arrays["uncertainty"], np.float32) if "uncertainty" in arrays else None,
+                *(typed_array(arrays[name], np.float32) if name in arrays else None for name in _FOR_EACH),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"CLDScores.load: {path} has been changed: {error}. Write it again.") from error
@@ -237,7 +260,6 @@ class CLDScores:
             checkpoints  4 (after 0, 1, 2, 3 epochs)
             unscored     0
             scores       min -0.250  10 % -0.100  25 % +0.125  median +0.500  75 % +0.750  90 % +0.900  max +1.000
-            negative     1 (33.3%): wrong labels may be among them, suspects() lists them
             trust        not known:
                          - settled? Not known: it takes 6 epochs or more
                          - references reliable? Not known: it takes the losses of two validation samples or more a class
@@ -373,8 +395,9 @@ def scores_contents(scores: CLDScores) -> Contents:
     arrays = {"values": scores.values.numpy()}
     if scores.classes is not None:
         arrays["classes"] = scores.classes.numpy()
-    if scores.uncertainty is not None:
-        arrays["uncertainty"] = scores.uncertainty.numpy()
+    for name in _FOR_EACH:
+        if getattr(scores, name) is not None:
+            arrays[name] = getattr(scores, name).numpy()
     header = {"epochs": scores.epochs, "fingerprint": scores.fingerprint.to_dict(), "metadata": scores.metadata}
     return Contents(_KIND, header, arrays)
 

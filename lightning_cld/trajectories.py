@@ -26,9 +26,12 @@ from lightning_cld.functional.checks import (
     kind_of,
 )
 from lightning_cld.functional.cld import scores_at
+from lightning_cld.functional.confidence import early_confidence
 from lightning_cld.functional.diagnostics import best_tenth, half_of, overlap, reliability_by_class
+from lightning_cld.functional.held_out import held_out_scores
+from lightning_cld.functional.plausibility import judged
+from lightning_cld.functional.selection import above_threshold
 from lightning_cld.functional.step_losses import at_epoch_ends
-from lightning_cld.functional.uncertainty import aleatoric_uncertainty
 from lightning_cld.scores import OUTSIDE, CLDScores, check_pool_classes, typed_array
 from lightning_cld.storage.files import Contents, read, write
 from lightning_cld.storage.places import Place, as_place, is_folder
@@ -290,15 +293,15 @@ class LossTrajectories:
             values = part._values_of(by)
         scored_by = "CLD" if by is None else _name_of(by)
         origin = provenance(self.val_classes, self.references, scored_by=scored_by, every_n_epochs=every_n_epochs)
-        # The rule "draw" filters by the sign of CLD. Other values have no such sign, so they get no uncertainty.
-        uncertainty = aleatoric_uncertainty(trained_losses(part)) if by is None else None
+        confidence, plausible, shares = part._judged(values, self.from_steps) if by is None else (None, None, {})
         metadata = {
             **self.metadata,
             **origin,
             "record": "step" if self.from_steps else "sweep",
             **({} if by is not None else part._diagnosed(values, half, at_half)),
+            **shares,
         }
-        return CLDScores(values, self.train_classes, logged, self.fingerprint, metadata, uncertainty)
+        return CLDScores(values, self.train_classes, logged, self.fingerprint, metadata, plausible, confidence)
 
     def _thinned(self, cutoff_epoch: int | None, every_n_epochs: int) -> LossTrajectories:
         """The checkpoints up to a cutoff whose epoch is a multiple of n, on the same memory if possible.
@@ -380,6 +383,18 @@ class LossTrajectories:
         for row, scores in zip(values, [final, *(scores for scores, _ in at_early)], strict=True):
             row[used] = scores.cpu()
         return values[0], values[1] if at_early else None
+
+    def _judged(self, values: Tensor, from_steps: bool) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """The early confidence, the plausibility of the labels, and what the metadata say of it."""
+        start = 1 if self.epochs[0] == 0 else 0
+        confidence, of_val = early_confidence(self.train_losses[start:], self.val_losses[start:])
+        if from_steps:  # in training mode and augmented, so validation losses can't be compared with them
+            return confidence.cpu(), above_threshold(values), {}
+        val_classes = torch.zeros(self.references, dtype=torch.int64) if self.val_classes is None else self.val_classes
+        held_out = held_out_scores(self.val_losses, val_classes)
+        both = None if self.train_classes is None else self.val_classes
+        plausible, shares = judged((values, held_out), (confidence, of_val), (self.train_classes, both))
+        return confidence.cpu(), plausible, {"implausible": shares}
 
     def _diagnosed(self, values: Tensor, half: int | None, at_half: Tensor | None) -> dict[str, Any]:
         """What the summary of the scores needs from the losses, as plain JSON values.

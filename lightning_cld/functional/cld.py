@@ -142,7 +142,7 @@ def scores_at(
         for start in range(0, len(again), width):
             columns = again[start : start + width]
             losses = train_losses[:count, columns.to(train_losses.device)].to(work_device)
-            values, differences = _correlate(losses, reference[: count - 1, groups[columns]])
+            values, differences = correlate(losses, reference[: count - 1, groups[columns]])
             scores[place, columns] = values.float()
             most_differences[place] = max(most_differences[place], int(differences.max()))
     return list(zip(scores.to(train_losses.device), most_differences, strict=True))
@@ -184,7 +184,7 @@ def reference_of_groups(val_losses: Tensor, groups: Tensor, count: int) -> Tenso
     return reference
 
 
-def _correlate(losses: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+def correlate(losses: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     """Pearson correlation of each column of `losses.diff()` with the same column of `reference`, both `[T-1, n]`.
 
     Returns:
@@ -202,7 +202,7 @@ def _correlate(losses: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
 def _correlate_complete(
     losses: Tensor, unit_reference: Tensor, groups: Tensor, early: Sequence[tuple[int, Tensor, Tensor]]
 ) -> list[tuple[Tensor, Tensor]]:
-    """A faster `_correlate` for losses that are all logged, finite and of an ordinary size.
+    """A faster `correlate` for losses that are all logged, finite and of an ordinary size.
 
     One pass over the rows computes all sums, with `sum (D - mean D)^2` as `sum D^2 - (sum D)^2 / n`. This fails if a
     loss is missing or not finite, if squares leave the range of float64, or if subtracting the mean leaves almost
@@ -216,7 +216,7 @@ def _correlate_complete(
 
     Returns:
         For each number of rows, the last of which is all: the correlations, float64 `[n]`, and which of them
-        `_correlate` must compute instead, bool `[n]`.
+        `correlate` must compute instead, bool `[n]`.
     """
     found: list[tuple[Tensor, Tensor]] = []
     first = losses[0].double()

@@ -18,24 +18,27 @@ after a thousand roundings the scores are still within 1e-5 of a float64 referen
 
 The norms never shrink, so neither error grows.
 
-The state also holds what `aleatoric_uncertainty` and `reference_reliability` need; `uncertainty.py` and `halves.py`
-update it. Either is an empty tensor where it is not kept: in states of earlier versions, and where only scores are
+The state also holds what plausibility and `reference_reliability` need; `confidence.py`, `held_out.py` and `halves.py`
+update it. These are empty tensors where they are not kept: in states of earlier versions, and where only scores are
 wanted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_cld.functional.checks import MIN_CHECKPOINTS, check_checkpoints, check_differences, divergence_message
 from lightning_cld.functional.cld import FLAT, class_reference
+from lightning_cld.functional.confidence import mean_loss, with_row
 from lightning_cld.functional.diagnostics import by_label
 from lightning_cld.functional.halves import no_halves, reliability, with_difference
-from lightning_cld.functional.uncertainty import with_row
+from lightning_cld.functional.held_out import no_moments, scores_from
+from lightning_cld.functional.held_out import with_difference as with_held_out
+from lightning_cld.functional.plausibility import judged
 
 _SLICE = 2**15
 """Samples processed at a time: about ten float64 temporaries of 256 KiB, which stay in the CPU cache."""
@@ -45,6 +48,7 @@ _ONE = 2**31 - 1
 
 
 _NOT_KEPT, _NO_ROWS = torch.empty(0, device="cpu"), torch.tensor(0, device="cpu")
+_HIGHEST = torch.tensor(torch.inf, dtype=torch.float64, device="cpu")
 """What a state of an earlier version lacks."""
 
 
@@ -76,7 +80,7 @@ class Classes(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """The state after the checkpoints so far: 22 bytes per training sample, 4 per validation sample, 512 per class.
+    """The state after the checkpoints so far: 26 bytes per training sample, 36 per validation sample, 512 per class.
 
     Attributes:
         last: The newest loss, float32 `[N]`. A loss that is not finite leaves `first` or `norm` not finite for good.
@@ -92,8 +96,11 @@ class Moments(NamedTuple):
         diverged: The first row in which a class's validation losses were not finite, int64 `[C]`; -1 if there is none.
         rows: The number of rows, int64 `[]`.
         hole: Whether the newest row is missing, so that the next row gives no difference, bool `[]`.
-        uncertainty: `aleatoric_uncertainty` so far, float32 `[N]`; `[0]` if it is not kept.
-        uncertainty_rows: The number of rows it was computed from, int64 `[]`: neither theta_0 nor missing ones.
+        confidence: The mean of `exp(-loss)` so far, float32 `[N + M]`, validation samples last; `[0]` if not kept.
+        confidence_rows: The number of rows it was computed from, int64 `[]`: neither theta_0 nor missing ones.
+        early: The confidence at the row with the lowest mean validation loss so far, float32 `[N + M]`.
+        lowest: That mean, float64 `[]`.
+        held_out: Moments of the validation samples' own differences, float64 `[3, M]`; `[0]` if not kept.
         halves: Moments of the references of the validation samples' halves, float64 `[6, SPLITS, C]`; `[0]` if they are
             not kept.
     """
@@ -110,8 +117,11 @@ class Moments(NamedTuple):
     diverged: Tensor
     rows: Tensor
     hole: Tensor
-    uncertainty: Tensor = _NOT_KEPT
-    uncertainty_rows: Tensor = _NO_ROWS
+    confidence: Tensor = _NOT_KEPT
+    confidence_rows: Tensor = _NO_ROWS
+    early: Tensor = _NOT_KEPT
+    lowest: Tensor = _HIGHEST
+    held_out: Tensor = _NOT_KEPT
     halves: Tensor = _NOT_KEPT
 
     @classmethod
@@ -142,8 +152,11 @@ class Moments(NamedTuple):
             diverged=zeros(classes, torch.int64) - 1,
             rows=torch.tensor(0, device=device),
             hole=torch.tensor(True, device=device),
-            uncertainty=zeros(0 if scores_only else samples, torch.float32),
-            uncertainty_rows=torch.tensor(0, device=device),
+            confidence=zeros(0 if scores_only else samples + references, torch.float32),
+            confidence_rows=torch.tensor(0, device=device),
+            early=zeros(0 if scores_only else samples + references, torch.float32) + torch.nan,
+            lowest=torch.tensor(torch.inf, dtype=torch.float64, device=device),
+            held_out=zeros(0, torch.float64) if scores_only else no_moments(references, device),
             halves=zeros(0, torch.float64) if scores_only else no_halves(classes, device),
         )
 
@@ -173,7 +186,7 @@ def update(moments: Moments, train_row: Tensor, val_row: Tensor, classes: Classe
         train_row: Losses of the training samples, floating point `[N]`, taken as float32.
         val_row: Losses of the validation samples, floating point `[M]`, taken as float32.
         classes: The classes, on the device of the moments.
-        theta_0: Whether the losses are those before the first step, which the uncertainty leaves out.
+        theta_0: Whether the losses are those before the first step, which the confidence leaves out.
     """
     device = moments.last.device
     train_row, val_row = (row.detach().to(device, torch.float32) for row in (train_row, val_row))
@@ -183,10 +196,14 @@ def update(moments: Moments, train_row: Tensor, val_row: Tensor, classes: Classe
         moments = moments._replace(halves=halves)
     if train_row.isnan().all():
         return skip(moments)._replace(val_last=val_row.clone())
-    if moments.uncertainty.numel() and not theta_0:
+    if moments.confidence.numel() and not theta_0:
+        confidence = with_row(moments.confidence, moments.confidence_rows, torch.cat([train_row, val_row]))
+        lowest = mean_loss(val_row)
         moments = moments._replace(
-            uncertainty=with_row(moments.uncertainty, moments.uncertainty_rows, train_row),
-            uncertainty_rows=moments.uncertainty_rows + 1,
+            confidence=confidence,
+            confidence_rows=moments.confidence_rows + 1,
+            early=confidence.where((lowest < moments.lowest) | (moments.confidence_rows == 0), moments.early),
+            lowest=torch.minimum(lowest, moments.lowest),
         )
 
     difference = class_reference(torch.stack([moments.val_last, val_row]), classes.val_classes, classes.labels)[0]
@@ -195,7 +212,18 @@ def update(moments: Moments, train_row: Tensor, val_row: Tensor, classes: Classe
     offset = (difference - moments.reference_sum / moments.differences.clamp(min=1)).where(counted, 0.0)
     reference_norm = (moments.reference_norm.square() + weight * offset.square()).sqrt()
 
+    held_out = moments.held_out
+    if held_out.numel():
+        of_val, wanted = _val_groups(classes)
+        held_out = with_held_out(
+            held_out,
+            val_row.double() - moments.val_last.double(),
+            offset[of_val],
+            moments.differences[of_val],
+            counted[of_val] & wanted,
+        )
     updated = moments._replace(
+        held_out=held_out,
         last=train_row.clone(),  # the caller may overwrite its tensor
         first=torch.empty_like(moments.first),
         norm=torch.empty_like(moments.norm),
@@ -269,12 +297,33 @@ def scores(moments: Moments, classes: Classes, checkpoints: Sequence[str] | None
     return values
 
 
-def uncertainty(moments: Moments) -> Tensor | None:
-    """`aleatoric_uncertainty` of the checkpoints so far, within 1e-5, float32 `[N]`; None if it was not kept.
+def judged_by(moments: Moments, classes: Classes, values: Tensor) -> tuple[Tensor, Tensor, dict[str, Any]] | None:
+    """The early confidence and the plausibility of the training samples, and the shares of implausible labels.
 
-    A sample with a loss that was NaN in a row that others have is NaN, because it is unscored as well.
+    None if the moments for them were not kept. A sample with a loss that was NaN in a row that others have is NaN,
+    because it is unscored as well.
+
+    Args:
+        moments: The moments so far.
+        classes: The classes.
+        values: The scores.
     """
-    return moments.uncertainty if moments.uncertainty.numel() else None
+    if not moments.early.numel():
+        return None
+    of_val, wanted = _val_groups(classes)
+    sizes = torch.bincount(of_val[wanted], minlength=len(classes.labels)).double()
+    held_out = scores_from(moments.held_out, moments.reference_norm[of_val], sizes[of_val]).where(wanted, torch.nan)
+    train, val = moments.early[: len(moments.last)], moments.early[len(moments.last) :]
+    groups = classes.groups.long()
+    of_train = classes.labels[groups.clamp(min=0)].where(groups >= 0, groups)
+    plausible, shares = judged((values, held_out), (train, val), (of_train, classes.val_classes))
+    return train.cpu(), plausible, shares
+
+
+def _val_groups(classes: Classes) -> tuple[Tensor, Tensor]:
+    """The index of each validation sample's class in `labels`, and whether it is one of them."""
+    groups = torch.searchsorted(classes.labels, classes.val_classes.contiguous()).clamp(max=len(classes.labels) - 1)
+    return groups, classes.labels[groups] == classes.val_classes
 
 
 def reliability_by_class(moments: Moments, classes: Classes) -> dict[str, float | None] | None:

@@ -15,7 +15,10 @@ from lightning_cld.functional.checks import as_classes, check_classes, check_cou
 from lightning_cld.functional.partition import best_of_each
 
 RULES = ("top", "draw")
-"""How a coreset is chosen: "top" takes the best-scored samples, "draw" draws among samples above a threshold."""
+"""How a coreset is chosen: "top" takes the best-scored samples, "draw" draws samples by weight."""
+
+_LEAST = 1e-6
+"""Confidence is kept so far from 0 and 1: a sample that was never in doubt may be drawn too."""
 
 
 def select_top(
@@ -86,7 +89,8 @@ def select_top(
 
 def select_drawn(
     scores: Tensor,
-    uncertainty: Tensor,
+    plausibility: Tensor,
+    confidence: Tensor | None = None,
     classes: IntegersLike | None = None,
     *,
     fraction: float | None = None,
@@ -94,25 +98,26 @@ def select_drawn(
     per_class: int | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Draws samples of each class at random among those above a threshold: CLD as a filter, not as a ranking.
+    """Draws samples of each class at random, implausible labels seldom and, if little is kept, typical samples rather.
 
-    Samples of a class are drawn one after another, without replacement. The probability of a sample is proportional to
-    its weight `score * uncertainty ** (share ** (1/4))`, where `share` is the kept share of the class. If much is kept,
-    this prefers uncertain samples; if little is kept, typical ones. If the budget exceeds the samples above the
-    threshold, all of these are taken, and then the best-scored of the rest.
+    Samples of a class are drawn one after another, without replacement. With `f` the kept share of the class and `c`
+    the confidence of a sample, its probability is proportional to the weight
 
-    One threshold, `max(0, otsu * min(1, 10 * negative))`, holds for all classes. `negative` is the share of negative
-    scores, and `otsu` is Otsu's threshold between low and high scores. Clean labels give few negative scores. Many of
-    them are a sign of mislabeled samples, and then many low positive scores belong to mislabeled samples too.
+        plausibility^2 * c^(2 (1 - sqrt(f))^2) * (c (1 - c))^f
 
-    The rule is this library's own, not the paper's; `examples/benchmarks/RESULTS.md` has the measurements it was chosen
-    by. Easy samples are worth more the fewer samples are kept: B. Sorscher et al., "Beyond Neural Scaling Laws: Beating
-    Power Law Scaling via Data Pruning", NeurIPS 2022. Otsu's threshold: N. Otsu, "A Threshold Selection Method from
-    Gray-Level Histograms", IEEE Transactions on Systems, Man, and Cybernetics, 1979.
+    If little is kept, this prefers typical samples, and if much is kept, those that the model found neither easy nor
+    hopeless. Without confidence the last two factors are 1, and where all labels are plausible as well the choice is
+    random. If a class has fewer samples of positive weight than it is to keep, these are taken, and then the
+    best-scored of the rest.
+
+    The rule is this library's own, not the paper's; `examples/benchmarks/RESULTS.md` says which data it was chosen by.
+    Easy samples are worth more the fewer samples are kept: B. Sorscher et al., "Beyond Neural Scaling Laws: Beating
+    Power Law Scaling via Data Pruning", NeurIPS 2022.
 
     Args:
-        scores: A score for each sample, floating point, `[N]`.
-        uncertainty: Aleatoric uncertainty of each sample, floating point, `[N]`; NaN counts as 0.
+        scores: A score for each sample, floating point, `[N]`. NaN marks a sample that is never chosen.
+        plausibility: The plausibility of each sample's label, in [0, 1], floating point, `[N]`; NaN counts as 0.
+        confidence: The confidence of each sample, floating point, `[N]`, brought to [0, 1]; NaN counts as 0.
         classes: As for `select_top`.
         fraction: As for `select_top`.
         size: As for `select_top`.
@@ -125,44 +130,68 @@ def select_drawn(
 
     Raises:
         TypeError: As for `select_top`, or if `seed` is not a whole number.
-        ValueError: As for `select_top`, or if `uncertainty` and `scores` differ in shape.
+        ValueError: As for `select_top`, or if shapes differ.
 
     Example:
         >>> import torch
         >>> from lightning_cld.functional.selection import select_drawn
-        >>> select_drawn(torch.tensor([0.9, 0.8, 0.7, 0.1, -0.3]), torch.tensor([0.1, 0.0, 0.1, 0.2, 0.2]), size=2)
-        tensor([0, 2])
+        >>> select_drawn(torch.tensor([0.9, 0.8, 0.7, 0.1, -0.3]), torch.tensor([1.0, 0.0, 1.0, 0.0, 0.0]), size=3)
+        tensor([0, 1, 2])
     """
     check_rule("draw", seed)
     top = select_top(scores, classes, fraction=fraction, size=size, per_class=per_class).cpu()  # checks the arguments
-    if not isinstance(uncertainty, Tensor) or not uncertainty.is_floating_point():
-        raise TypeError(f"uncertainty must be a floating point tensor, got {kind_of(uncertainty)}.")
-    if uncertainty.shape != scores.shape:
-        raise ValueError(
-            f"uncertainty must have the shape of scores, {list(scores.shape)}, got {list(uncertainty.shape)}."
-        )
-    values = scores.cpu().double()
+    for name, given in (("plausibility", plausibility), ("confidence", confidence)):
+        if name == "confidence" and given is None:
+            continue
+        if not isinstance(given, Tensor) or not given.is_floating_point():
+            raise TypeError(f"{name} must be a floating point tensor, got {kind_of(given)}.")
+        if given.shape != scores.shape:
+            raise ValueError(f"{name} must have the shape of scores, {list(scores.shape)}, got {list(given.shape)}.")
+    values = scores.cpu()
     if classes is None:
         classes = torch.zeros(len(values), dtype=torch.int64)
     of_sample = check_classes(classes, len(values), "classes").cpu()
     labels, groups = distinct(of_sample)
     sizes = torch.bincount(groups, minlength=len(labels))
-    share = torch.bincount(groups[top], minlength=len(sizes)).double() / sizes
-    weights = values * uncertainty.cpu().double() ** (share**0.25)[groups]
+    share = (torch.bincount(groups[top], minlength=len(sizes)).double() / sizes)[groups]
+    weights = plausibility.cpu().double().nan_to_num(0.0).square()
+    if confidence is not None:
+        sure = confidence.cpu().double().nan_to_num(0.0).clamp(_LEAST, 1 - _LEAST)
+        weights = weights * sure ** (2 * (1 - share.sqrt()).square() + share) * (1 - sure) ** share
     generator = torch.Generator().manual_seed(operator.index(seed))
     draw = torch.rand(len(values), generator=generator, dtype=torch.float64)
     # Taking the largest values of log(weight) plus Gumbel noise draws by weight without replacement (Yellott, J. Math.
     # Psychol. 1977). These values stay far above -1000, where the other samples follow in the order of their scores.
     keys = weights.log() - (-draw.log()).log()
     after_drawn = -1000.0 - torch.argsort(torch.argsort(-values, stable=True)).double()
-    drawable = (values > _threshold(values[~values.isnan()])) & (weights > 0)
-    priorities = torch.where(drawable, keys, after_drawn).where(~values.isnan(), torch.nan)
+    priorities = torch.where(weights > 0, keys, after_drawn).where(~values.isnan(), torch.nan)
     drawn = select_top(priorities, of_sample, fraction=fraction, size=size, per_class=per_class)
     return drawn.to(scores.device)
 
 
+def above_threshold(scores: Tensor) -> Tensor:
+    """Which scores are above a threshold between low and high ones, float32, `[N]`: 1 or 0, and NaN for NaN.
+
+    It stands in for plausibility where the losses of train and validation samples can't be compared, as those of
+    training steps. The threshold is `max(0, otsu * min(1, 10 * negative))`. `negative` is the share of negative scores:
+    few with right labels, many with wrong ones. `otsu` is the threshold of N. Otsu, "A Threshold Selection Method from
+    Gray-Level Histograms", IEEE Transactions on Systems, Man, and Cybernetics, 1979.
+
+    Args:
+        scores: CLD of each sample, floating point, `[N]`.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld.functional.selection import above_threshold
+        >>> above_threshold(torch.tensor([0.9, 0.8, 0.7, 0.1, -0.3]))
+        tensor([1., 1., 1., 0., 0.])
+    """
+    known = scores.double()
+    return (known > _threshold(known[~known.isnan()])).float().where(~known.isnan(), torch.nan)
+
+
 def _threshold(scores: Tensor) -> float:
-    """The threshold of `select_drawn`, which a score must exceed to be drawn."""
+    """The threshold of `above_threshold`."""
     negative = float((scores < 0).double().mean())
     if negative == 0:
         return 0.0

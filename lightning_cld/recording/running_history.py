@@ -13,10 +13,10 @@ from lightning_cld.functional.diagnostics import best_tenth, half_of, overlap
 from lightning_cld.functional.moments import (
     Classes,
     Moments,
+    judged_by,
     reliability_by_class,
     scores,
     skip,
-    uncertainty,
     update,
 )
 from lightning_cld.scores import CLDScores
@@ -38,7 +38,7 @@ class KeptTenth(NamedTuple):
 
 
 class RunningHistory:
-    """Keeps moments of the losses instead of the losses: 24 bytes per training sample, class included.
+    """Keeps moments of the losses instead of the losses: 28 bytes per training sample, class included.
 
     It records rows and gives scores like `LossTrajectories`, but always from all checkpoints. It offers no earlier
     cutoff, no thinned timeline, and nothing else that needs the losses. It can keep the best tenth of one checkpoint,
@@ -95,7 +95,7 @@ class RunningHistory:
     ) -> RunningHistory:
         """Makes a history from rows of losses, like `LossTrajectories`; the classes must be valid.
 
-        With `scores_only` it can't tell the uncertainty of samples and the reliability of references, and is faster.
+        With `scores_only` it can't tell how plausible labels and how reliable references are, and is faster.
         """
         one_class = train_classes is None or val_classes is None
         if train_classes is None or val_classes is None:
@@ -195,10 +195,10 @@ class RunningHistory:
         return scores(self._moments, self._classes, named)
 
     def score(self, cutoff_epoch: int | None = None) -> CLDScores:
-        """Scores from all checkpoints, on the CPU, with the uncertainty and the metadata of `LossTrajectories.score`.
+        """Scores from all checkpoints, on the CPU, with all that `LossTrajectories.score` gives.
 
-        After a checkpoint of an earlier version, which kept less, the uncertainty and the reliability of the references
-        are missing. `half_overlap` is missing if the best tenth at half of the epochs was not kept.
+        After a checkpoint of an earlier version, which kept less, the plausibility of labels or the reliability of the
+        references are missing. `half_overlap` is missing if the best tenth at half of the epochs was not kept.
 
         Args:
             cutoff_epoch: Epoch that the last checkpoint must have reached; None accepts any.
@@ -211,13 +211,16 @@ class RunningHistory:
                 f"cutoff_epoch={cutoff_epoch} was not reached: the last checkpoint is after {self.epochs[-1]} epochs."
             )
         values, classes = self.values(), self.train_classes
+        judged = judged_by(self._moments, self._classes, values)
+        confidence, plausible, shares = judged or (None, None, None)
         metadata = {
             **self.metadata,
             **provenance(self.val_classes, self.references),
             "record": "sweep",
             **self._diagnosed(values, classes),
+            **({} if shares is None else {"implausible": shares}),
         }
-        return CLDScores(values, classes, self.logged_epochs, self.fingerprint, metadata, uncertainty(self._moments))
+        return CLDScores(values, classes, self.logged_epochs, self.fingerprint, metadata, plausible, confidence)
 
     def _diagnosed(self, values: Tensor, classes: Tensor | None) -> dict[str, Any]:
         """What the summary of the scores needs, as plain JSON values, under the names of `LossTrajectories`."""
@@ -262,7 +265,7 @@ class RunningHistory:
         """The inverse of `state_dict`."""
         fingerprint, kept = state["fingerprint"], state.get("kept_tenth")  # not in checkpoints of earlier versions
         history = cls(
-            Moments(**state["moments"]),
+            Moments(**{name: state["moments"][name] for name in Moments._fields if name in state["moments"]}),
             Classes(**state["classes"]),
             state["epochs"],
             one_class=state["one_class"],

@@ -57,12 +57,10 @@ def account(scores: CLDScores) -> list[tuple[str, str]]:
         quantiles = np.quantile(scored.double().numpy(), [0, 0.1, 0.25, 0.5, 0.75, 0.9, 1])
         names = ("min", "10 %", "25 %", "median", "75 %", "90 %", "max")
         lines.append(("scores", "  ".join(f"{n} {q:+.3f}" for n, q in zip(names, quantiles, strict=True))))
-        negative = int((scored < 0).sum())
-        suspects = ": wrong labels may be among them, suspects() lists them" if negative else ""
-        lines.append(("negative", f"{negative:,} ({negative / len(scored):.1%}){suspects}"))
     if metadata.get("scored_by", "CLD") != "CLD":  # the rest applies to CLD only
         return [*lines, *_references(metadata)[0]]
 
+    lines += _labels(metadata)
     parts = [_references(metadata), _alignment(values, classes, epochs)]
     if metadata.get("record") != "step":  # the best tenth of step losses is never chosen
         parts.insert(0, _settled(metadata))
@@ -98,6 +96,23 @@ def _unscored(values: Tensor, classes: Tensor | None) -> tuple[list[tuple[str, s
         "losses are not finite, never change or were not logged"
     )
     return [("unscored", text)], [_Finding(False, "", remedy)]
+
+
+def _labels(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The share of labels that look wrong, in all and in the classes with the most."""
+    known = metadata.get("implausible")
+    if not isinstance(known, Mapping) or not known.get("share"):
+        return []
+    share, low, high = known["share"]
+    if share == 0:
+        return [("labels", f"no clear sign of wrong ones; there may be up to {high:.0%}")]
+    text = f"about {share:.0%} look wrong ({low:.0%} to {high:.0%}), suspects() lists them"
+    classes = {c: found for c, found in known["classes"].items() if found and found[0] > 0}
+    worst = sorted(classes, key=lambda c: -classes[c][0])[:3]
+    if len(known["classes"]) > 1:
+        shown = ", ".join(f"{c} ({classes[c][0]:.0%}, {classes[c][1]:.0%} to {classes[c][2]:.0%})" for c in worst)
+        text += f"; most in class {shown}"
+    return [("labels", text)]
 
 
 def _settled(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], _Finding]:

@@ -1,0 +1,90 @@
+"""How sure the model was of each sample's label before it began to memorise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_cld.functional.checks import check_losses
+
+_SLICE = 2**15
+"""Samples processed at a time, so that temporaries stay in the CPU cache."""
+
+
+def early_confidence(train_losses: Tensor, val_losses: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of `exp(-loss)` over the checkpoints up to the one with the lowest mean validation loss.
+
+    If losses are cross-entropy, `exp(-loss)` is the probability of the label, and its mean over checkpoints is the
+    confidence of S. Swayamdipta et al., "Dataset Cartography", EMNLP 2020. After the lowest validation loss a model
+    memorises wrong labels too (D. Arpit et al., "A Closer Look at Memorization in Deep Networks", ICML 2017), so later
+    losses of training samples can't be compared with those of validation samples.
+
+    Args:
+        train_losses: Losses of the training samples at the checkpoints after theta_0, floating point, `[T, N]`.
+        val_losses: Losses of the validation samples at the same checkpoints, floating point, `[T, M]`.
+
+    Returns:
+        The confidence of the training samples, float32 `[N]`, and of the validation samples, float32 `[M]`, on the
+        device of their losses. In [0, 1] if no loss is negative. NaN (not logged) is left out. NaN marks samples
+        without a logged loss or with an infinite one.
+
+    Raises:
+        TypeError: If the losses are not floating point tensors.
+        ValueError: If the shape is not `[T, N]` with at least one column.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld.functional import early_confidence
+        >>> val = -torch.tensor([[0.5], [0.9], [0.8]]).log()
+        >>> train = -torch.tensor([[0.5, 0.2], [0.9, 0.1], [1.0, 1.0]]).log()
+        >>> early_confidence(train, val)[0]  # of the first two rows
+        tensor([0.7000, 0.1500])
+    """
+    check_losses(train_losses, "train_losses")
+    check_losses(val_losses, "val_losses")
+    means = torch.stack([mean_loss(row) for row in val_losses])
+    rows = int(means.argmin()) + 1
+    return _mean(train_losses[:rows]), _mean(val_losses[:rows])
+
+
+def mean_loss(val_row: Tensor) -> Tensor:
+    """The mean of a row of validation losses, float64 `[]`; infinite where nothing was logged."""
+    return val_row.double().nanmean().nan_to_num(torch.inf, torch.inf)
+
+
+def with_row(mean: Tensor, rows: Tensor, row: Tensor) -> Tensor:
+    """The mean of `exp(-loss)` after one row of losses more, in a new tensor.
+
+    The mean is computed in float64 and kept in float32. It lies in [0, 1], where rounding moves it by at most 2^-25.
+    After `n` rows that makes at most `n * 2^-26`: below 2e-5 for 1,300 rows even if all roundings went one way.
+
+    Args:
+        mean: The mean of the rows so far, float32, `[N]`.
+        rows: The number of rows so far, integer, `[]`.
+        row: The losses of the new row, float32, `[N]`.
+
+    Returns:
+        Float32, `[N]`; NaN, for good, where the loss of any row was NaN or infinite.
+
+    Example:
+        >>> import torch
+        >>> from lightning_cld.functional.confidence import with_row
+        >>> first = with_row(torch.zeros(1), torch.tensor(0), -torch.tensor([0.5]).log())
+        >>> with_row(first, torch.tensor(1), -torch.tensor([0.9]).log())
+        tensor([0.7000])
+    """
+    updated = torch.empty_like(mean)
+    for start in range(0, len(mean), _SLICE):
+        part = slice(start, start + _SLICE)
+        chances = (-row[part].double()).exp().where(row[part].isfinite(), torch.nan)
+        updated[part] = (mean[part].double() * rows + chances) / (rows + 1)
+    return updated
+
+
+def _mean(losses: Tensor) -> Tensor:
+    values = torch.empty(losses.shape[1], dtype=torch.float32, device=losses.device)
+    for start in range(0, losses.shape[1], _SLICE):
+        part = slice(start, start + _SLICE)
+        chances = (-losses[:, part].float()).exp()
+        values[part] = chances.nanmean(dim=0).where(~losses[:, part].isinf().any(dim=0), torch.nan)
+    return values
