@@ -164,8 +164,17 @@ class CLDScores:
                 f'{self._why_none()}. Score logged losses with LossTrajectories.load(...).score(), or use rule="top".'
             )
         confidence = None if self.confidence is None else self.confidence[pool]
-        budget: dict[str, Any] = {"fraction": fraction, "size": size, "per_class": per_class}
-        return pool[select_drawn(values, self.plausibility[pool], confidence, classes, **budget, seed=seed)]
+        drawn = select_drawn(
+            values,
+            self.plausibility[pool],
+            classes,
+            confidence=confidence,
+            fraction=fraction,
+            size=size,
+            per_class=per_class,
+            seed=seed,
+        )
+        return pool[drawn]
 
     def _why_none(self) -> str:
         if self.metadata.get("scored_by", "CLD") != "CLD":

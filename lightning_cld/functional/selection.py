@@ -90,9 +90,9 @@ def select_top(
 def select_drawn(
     scores: Tensor,
     plausibility: Tensor,
-    confidence: Tensor | None = None,
     classes: IntegersLike | None = None,
     *,
+    confidence: Tensor | None = None,
     fraction: float | None = None,
     size: int | None = None,
     per_class: int | None = None,
@@ -117,8 +117,8 @@ def select_drawn(
     Args:
         scores: A score for each sample, floating point, `[N]`. NaN marks a sample that is never chosen.
         plausibility: The plausibility of each sample's label, in [0, 1], floating point, `[N]`; NaN counts as 0.
-        confidence: The confidence of each sample, floating point, `[N]`, brought to [0, 1]; NaN counts as 0.
         classes: As for `select_top`.
+        confidence: The confidence of each sample, floating point, `[N]`, brought to [0, 1]; NaN counts as 0.
         fraction: As for `select_top`.
         size: As for `select_top`.
         per_class: As for `select_top`.

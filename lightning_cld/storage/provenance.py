@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from platform import python_version
 from typing import Any
@@ -28,12 +29,13 @@ def provenance(
         "scored_by": scored_by,
         "scored_every_n_epochs": every_n_epochs,
         "reference_sizes": {str(c): n for c, n in zip(labels.tolist(), counts.tolist(), strict=True)},
-        "versions": _versions(),
+        "versions": dict(_known_versions()),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 
 
-def _versions() -> dict[str, str]:
+@cache
+def _known_versions() -> dict[str, str]:
     versions = {"python": python_version()}
     for name in ("lightning-cld", "lightning", "torch", "numpy"):
         try:
