@@ -333,11 +333,12 @@ class CLDScores:
         return place
 
     def to_csv(self, path: str | Path, dataset: Dataset[Any] | None = None) -> Place:
-        """Writes a CSV table for a spreadsheet or a labelling tool. It has one row per sample, the lowest score first.
+        """Writes a CSV table for a spreadsheet or a labelling tool, with one row per sample.
 
-        The columns are `position` (in the train dataset), `class`, `score`, `suspect` ("true" if `suspects` lists the
-        sample, else "false"), and `file` if the dataset lists its files. Unscored samples come last, with empty `score`
-        and `suspect`. Samples with equal scores are ordered by position. Positions outside of the train loader's
+        What `suspects` lists comes first, in that order, and then the lowest score first. The columns are `position`
+        (in the train dataset), `class`, `score`, `suspect` ("true" if `suspects` lists the sample, else "false"), and
+        `file` if the dataset lists its files. Unscored samples come last, with empty `score` and `suspect`. Samples
+        with equal scores are ordered by position. Positions outside of the train loader's
         sampler are left out. `class` is empty if there is only one class. `suspect` is empty if the scores are not CLD.
 
         Args:

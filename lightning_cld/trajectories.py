@@ -388,7 +388,8 @@ class LossTrajectories:
         """The early confidence, the plausibility of the labels, and what the metadata say of it."""
         start = 1 if self.epochs[0] == 0 else 0
         confidence, of_val = early_confidence(self.train_losses[start:], self.val_losses[start:])
-        if from_steps:  # in training mode and augmented, so validation losses can't be compared with them
+        # In training mode, or of augmented samples, losses can't be compared with those of validation samples.
+        if from_steps or self.metadata.get("augmented"):
             return confidence.cpu(), above_threshold(values), {}
         val_classes = torch.zeros(self.references, dtype=torch.int64) if self.val_classes is None else self.val_classes
         held_out = held_out_scores(self.val_losses, val_classes)

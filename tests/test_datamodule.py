@@ -1212,7 +1212,7 @@ def test_validating_needs_no_train_set(tmp_path):
 def test_the_rule_and_its_seed_reach_the_selection():
     inner = L.LightningDataModule.from_datasets(train_dataset=blobs(60, seed=1), batch_size=8)
     known = scores_of(blobs(60, seed=1))
-    known.uncertainty = torch.rand(60, generator=torch.Generator().manual_seed(2))
+    known.plausibility = torch.rand(60, generator=torch.Generator().manual_seed(2))
     chosen = [CoresetDataModule(inner, known, size=20, rule="draw", seed=seed).indices for seed in (1, 2)]
     assert chosen == [known.select(size=20, rule="draw", seed=seed).tolist() for seed in (1, 2)]
     assert chosen[0] != chosen[1]

@@ -20,13 +20,22 @@ VALUES = torch.tensor([0.9, -0.2, NAN, 0.6, 0.7, 0.1])
 CLASSES = torch.tensor([0, 0, 0, 3, OUTSIDE, 3])
 
 
+FOUND = {
+    "implausible": {
+        "share": [0.2, 0.18, 0.23],
+        "classes": {"0": [0.1, 0.08, 0.2], "3": [0.31, 0.25, 0.4], "5": None, "7": [0.0, 0.0, 0.1]},
+    }
+}
+
+
 def scores(**changes):
     arguments = {
         "values": VALUES,
         "classes": CLASSES,
         "epochs": [0, 1, 3, 5],
         "fingerprint": Fingerprint(6, "labels", "probe"),
-        "uncertainty": None if "values" in changes else [0.1, 0.2, NAN, 0.0, NAN, 0.25],
+        "plausibility": None if "values" in changes else [0.1, 0.2, NAN, 0.0, NAN, 1.0],
+        "confidence": None if "values" in changes else [0.5, 0.9, NAN, 0.0, NAN, 0.25],
         "metadata": {"seed": 7, "name": "Prüfung", "nested": {"list": [1, 2.5, None, True]}},
     }
     return CLDScores(**{**arguments, **changes})
@@ -35,14 +44,12 @@ def scores(**changes):
 def same(a, b):
     classes = (a.classes is None and b.classes is None) or torch.equal(a.classes, b.classes)
     values = torch.equal(a.values.nan_to_num(9), b.values.nan_to_num(9)) and a.values.dtype == b.values.dtype
-    uncertainty = (a.uncertainty is None and b.uncertainty is None) or torch.equal(
-        a.uncertainty.nan_to_num(9), b.uncertainty.nan_to_num(9)
+    beside = all(
+        (one is None and other is None) or torch.equal(one.nan_to_num(9), other.nan_to_num(9))
+        for one, other in ((a.plausibility, b.plausibility), (a.confidence, b.confidence))
     )
     return (
-        values
-        and classes
-        and uncertainty
-        and (a.epochs, a.fingerprint, a.metadata) == (b.epochs, b.fingerprint, b.metadata)
+        values and classes and beside and (a.epochs, a.fingerprint, a.metadata) == (b.epochs, b.fingerprint, b.metadata)
     )
 
 
@@ -157,7 +164,16 @@ def line(name, **changes):
         ("checkpoints", {"epochs": ()}, "unknown"),
         ("unscored", {}, "1 (a loss was not finite, not logged or never changed)"),
         ("unscored", {"values": VALUES.nan_to_num(0.3)}, "0"),
-        ("negative", {}, "1 (25.0%)"),
+        (
+            "labels",
+            {"metadata": FOUND},
+            "about 20% look wrong (18% to 23%), suspects() lists them; most in class 3 (31%",
+        ),
+        (
+            "labels",
+            {"metadata": {"implausible": {"share": [0, 0, 0.07]}}},
+            "no clear sign of wrong ones; there may be up",
+        ),
         ("references", {"metadata": {"reference_sizes": {"0": 9, "3": 10, "7": 2}}}, "0 (9), 7 (2): classes with"),
         ("references", {"metadata": {"reference_sizes": {"0": 11, "3": 10}}}, "at least 10 validation samples"),
     ],
@@ -220,7 +236,6 @@ def test_a_summary_of_sound_scores_says_so():
         "checkpoints": "31 (after 0, 1, 2, 3, ... 30 epochs)",
         "unscored": "0",
         "scores": told(sound())["scores"],
-        "negative": "7 (17.5%): wrong labels may be among them, suspects() lists them",
         "settled": "90% of the best tenth was already in it after 15 epochs",
         "references": "at least 20 validation samples per class",
         "reliability": "references of two validation halves correlate by at least 0.95",
@@ -692,7 +707,17 @@ def test_a_write_replaces_the_old_file_and_leaves_nothing_else(path):
 # Suspects
 
 
-def test_suspects_are_listed_lowest_first_without_the_unscored():
+def test_as_many_suspects_are_listed_as_validation_does_not_explain():
+    plausibility = [1.0, 0.2, NAN, 0.4, 0.0, 0.5, 0.0]
+    scores = CLDScores([0.9] * 7, [0, 0, 0, 0, 0, 0, OUTSIDE], plausibility=plausibility)
+    assert scores.suspects().tolist() == [4, 1, 3]  # 0.8 + 0.6 + 1 + 0.5 is about 3
+    scores = CLDScores([0.9] * 7, scores.classes, plausibility=plausibility, confidence=[1, 0.9, 1, 0.2, 0.1, 0.1, 0])
+    assert scores.suspects().tolist() == [4, 5, 3]  # the lowest products
+    assert CLDScores([0.9, -0.9], plausibility=[1.0, 1.0]).suspects().tolist() == []
+    assert CLDScores([0.9, -0.9], plausibility=[1.0, 1.0]).suspects(0.0).tolist() == [1]
+
+
+def test_without_plausibility_suspects_are_listed_lowest_first_without_the_unscored():
     scores = CLDScores([0.9, -0.2, NAN, 0.0, -0.7, 0.1, -0.9], [0, 0, 0, 0, 0, 0, OUTSIDE])
     assert scores.suspects().tolist() == [4, 1, 3]
     assert scores.suspects(0.1).tolist() == [4, 1, 3, 5]
@@ -709,9 +734,10 @@ def test_suspects_refuse_what_is_no_correlation(limit):
 # The rule "draw"
 
 
-def test_a_draw_is_among_the_positive_by_score_and_uncertainty():
-    scores = CLDScores([0.9, 0.6, -0.5, 0.8], uncertainty=[0.1, 0.05, 0.25, 0.0])
-    one, other = 0.9 * 0.1 ** (0.25**0.25), 0.6 * 0.05 ** (0.25**0.25)  # one of four samples is kept
+def test_a_draw_weights_by_plausibility_and_confidence():
+    scores = CLDScores([0.9, 0.6, -0.5, 0.8], plausibility=[1.0, 0.5, 0.0, 0.0], confidence=[0.4, 0.8, 0.5, 0.5])
+    # One of four samples is kept: c^(2 (1 - sqrt(1/4))^2) (c (1 - c))^(1/4).
+    one, other = 0.4**0.5 * 0.24**0.25, 0.25 * 0.8**0.5 * 0.16**0.25
     expected, draws = one / (one + other), 1000
     first = sum(scores.select(size=1, rule="draw", seed=seed).item() == 0 for seed in range(draws))
     assert abs(first / draws - expected) < 5 * (expected * (1 - expected) / draws) ** 0.5
@@ -722,15 +748,15 @@ def test_a_draw_is_among_the_positive_by_score_and_uncertainty():
 def test_a_draw_has_the_budgets_of_the_top_and_stays_in_the_sampler():
     generator = torch.Generator().manual_seed(0)
     classes = torch.randint(3, (300,), generator=generator).masked_fill(torch.arange(300) % 7 == 0, OUTSIDE)
-    values, uncertainty = torch.rand(300, generator=generator), torch.rand(300, generator=generator)
-    scores = CLDScores(values, classes, uncertainty=uncertainty)
+    values, plausibility = torch.rand(300, generator=generator), torch.rand(300, generator=generator)
+    scores = CLDScores(values, classes, plausibility=plausibility)
     top, drawn = scores.select(fraction=0.2), scores.select(fraction=0.2, rule="draw")
     assert torch.equal(classes[top].bincount(), classes[drawn].bincount())
     assert not torch.equal(top, drawn)
 
 
-def test_a_draw_needs_the_uncertainty():
-    with pytest.raises(ValueError, match=r'rule="draw" weights by the uncertainty.*Score logged losses'):
+def test_a_draw_needs_the_plausibility():
+    with pytest.raises(ValueError, match=r'rule="draw" weights by how plausible each label is.*Score logged losses'):
         CLDScores([0.1, 0.2]).select(size=1, rule="draw")
 
 
@@ -744,9 +770,10 @@ def test_a_draw_needs_the_uncertainty():
 )
 def test_bad_rules_raise(arguments, error, message):
     with pytest.raises(error, match=message):
-        CLDScores([0.1, 0.2], uncertainty=[0.1, 0.1]).select(size=1, **arguments)
+        CLDScores([0.1, 0.2], plausibility=[0.1, 0.1]).select(size=1, **arguments)
 
 
-def test_uncertainty_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"uncertainty must have shape \[2\], one value per score, got \[3\]"):
-        CLDScores([0.1, 0.2], uncertainty=[0.1, 0.1, 0.1])
+@pytest.mark.parametrize("name", ["plausibility", "confidence"])
+def test_what_is_for_each_sample_must_have_its_shape(name):
+    with pytest.raises(ValueError, match=rf"{name} must have shape \[2\], one value per score, got \[3\]"):
+        CLDScores([0.1, 0.2], **{name: [0.1, 0.1, 0.1]})

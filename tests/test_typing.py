@@ -59,7 +59,7 @@ def use(data: L.LightningDataModule, model: L.LightningModule, losses: Tensor) -
     assert_type(proportional_holdout(losses, 0.1, seed=0), tuple[Tensor, Tensor])
     assert_type(proportional_holdout(["cat", "dog"], 0.1), tuple[Tensor, Tensor])
     array = np.zeros(4, dtype=np.uint8)
-    CLDScores(np.ma.masked_less(array.astype(float), 0), array, uncertainty=[0.1, 0.2])
+    CLDScores(np.ma.masked_less(array.astype(float), 0), array, plausibility=[0.1, 0.2])
     LossTrajectories([losses, losses], [array, array], array, [0, 1])
     CLDMetric(array, [0, 1])
     select_top(losses, array, size=2)

@@ -193,7 +193,7 @@ def above_threshold(scores: Tensor) -> Tensor:
 def _threshold(scores: Tensor) -> float:
     """The threshold of `above_threshold`."""
     negative = float((scores < 0).double().mean())
-    if negative == 0:
+    if not negative > 0:
         return 0.0
     ordered = scores.sort().values
     counts = torch.arange(1, len(ordered), dtype=torch.float64)

@@ -75,6 +75,9 @@ def log_scores(
     metrics = {"scores/unscored": 1 - len(scored) / len(pool)}
     if len(scored):
         metrics["scores/negative"] = float((scored < 0).mean())
+        found = scores.metadata.get("implausible")
+        if found and found["share"]:
+            metrics["scores/implausible"] = found["share"][0]
         for name, quantile in zip(_QUANTILES, np.quantile(scored, list(_QUANTILES.values())), strict=True):
             metrics[f"scores/{name}"] = float(quantile)
     for logger in _loggers(trainer):

@@ -178,6 +178,7 @@ class Recorder:
             ).to(self.buffer_device or module.device)
             self._reserve()
             self.history.metadata["identity"] = fingerprint.known()
+            self.history.metadata["augmented"] = self.sources.augmented
             self.history.metadata[_VAL_FINGERPRINT] = self.sources.val_fingerprint.to_dict()
         else:
             for name, classes, known in (

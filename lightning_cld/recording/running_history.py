@@ -19,6 +19,7 @@ from lightning_cld.functional.moments import (
     skip,
     update,
 )
+from lightning_cld.functional.selection import above_threshold
 from lightning_cld.scores import CLDScores
 from lightning_cld.storage.provenance import provenance
 
@@ -213,6 +214,8 @@ class RunningHistory:
         values, classes = self.values(), self.train_classes
         judged = judged_by(self._moments, self._classes, values)
         confidence, plausible, shares = judged or (None, None, None)
+        if plausible is not None and self.metadata.get("augmented"):  # not to be compared with validation samples
+            plausible, shares = above_threshold(values.cpu()), None
         metadata = {
             **self.metadata,
             **provenance(self.val_classes, self.references),

@@ -44,6 +44,7 @@ class Sources(NamedTuple):
         fingerprint: The identity of the train set that the Trainer holds.
         val_fingerprint: The identity of the validation set.
         own_val: Whether that is the set that the run itself validates on.
+        augmented: Whether samples of the train set look different from read to read.
     """
 
     train: Sweep
@@ -51,6 +52,7 @@ class Sources(NamedTuple):
     fingerprint: Fingerprint
     val_fingerprint: Fingerprint
     own_val: bool
+    augmented: bool
 
 
 def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, batch_size: int | None) -> Sources:
@@ -90,8 +92,10 @@ def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, b
     reference_look = look_at(reference, "val")
     train = _sweep(view, sampled_positions(given), look, batch_size, "train")
     val = _sweep(reference, sampled_positions(reference), reference_look, batch_size, "val")
-    _warn_of_surprises(given, view, reference, changes=look.changes != "unknown" and not train.fixed)
-    return Sources(train, val, fingerprint, reference_look.fingerprint.of_classes(None), own_val=own_val)
+    augmented = look.changes != "unknown" and not train.fixed
+    _warn_of_surprises(given, view, reference, augmented=augmented)
+    val_fingerprint = reference_look.fingerprint.of_classes(None)
+    return Sources(train, val, fingerprint, val_fingerprint, own_val=own_val, augmented=augmented)
 
 
 def _sweep(loader: DataLoader[Any], positions: Tensor, look: Look, batch_size: int | None, kind: str) -> Sweep:
@@ -173,7 +177,7 @@ def _trainer_val_dataloader(trainer: Trainer) -> Any:
 
 
 def _warn_of_surprises(
-    given: DataLoader[Any], view: DataLoader[Any], reference: DataLoader[Any], *, changes: bool
+    given: DataLoader[Any], view: DataLoader[Any], reference: DataLoader[Any], *, augmented: bool
 ) -> None:
     sampler = unknown_sampler(given)
     if sampler is not None:
@@ -193,9 +197,10 @@ def _warn_of_surprises(
             f"{type(view).__name__} iterates in a way of its own. CLD reads its dataset through a plain DataLoader, "
             "which leaves that out."
         )
-    if changes:
+    if augmented:
         rank_zero_warn(
             "The train set shows the same sample differently when read twice (random augmentation?). CLD sweeps it as "
             "it is: from the same seed each time, as far as it draws from the global generators of torch, numpy and "
-            f"python. Better give the un-augmented view: {_VIEW}."
+            "python. Its losses can't be compared with those of the validation set then, so no share of wrong labels "
+            f"is told. Better give the un-augmented view: {_VIEW}."
         )

@@ -106,22 +106,25 @@ def make_page(scores: CLDScores, dataset: Dataset[Any] | None, trajectories: Los
     return _PAGE.format(title=escape(title), body="\n".join(parts), best=BEST, worst=WORST)
 
 
+_WHY = {
+    False: "So many training samples behave in a way that the validation samples of their class don't.",
+    True: "The loss of these samples tends to rise when the loss of their class falls.",
+}
+"""Why samples are suspects, by whether plausibility is missing."""
+
+
 # The sections
 
 
 def _suspects(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
-    """The lowest-scored samples of all classes."""
+    """The samples whose labels look wrong, of all classes."""
     if scores.metadata.get("scored_by", "CLD") != "CLD":
-        return _p("Suspects are listed for CLD scores only: their sign hints at mislabeled samples.")
+        return _p("Suspects are listed for CLD scores only.")
     suspects = scores.suspects()
     if len(suspects) == 0:
-        return _p("No sample has a score of zero or less.")
+        return _p("No label looks clearly wrong.")
     first = suspects[:_SUSPECTS]
-    note = _p(
-        f"{len(suspects):,} samples have a score of zero or less. Some may be mislabeled. Below zero, the loss of a "
-        "sample tends to rise when the loss of its class falls; around zero, the two are unrelated. The lowest "
-        f"{len(first)}:"
-    )
+    note = _p(f"{len(suspects):,} labels look wrong. {_WHY[scores.plausibility is None]} The first {len(first)}:")
     if dataset is not None:
         return note + _thumbnails(scores, dataset, first, named=scores.classes is not None)
     classes = torch.zeros(len(scores), dtype=torch.int64) if scores.classes is None else scores.classes

@@ -20,12 +20,14 @@ def make_table(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
     if dataset is not None:
         check_dataset(scores, dataset)
         names = file_names(dataset)
+    listed = scores.suspects()
     pool = scores.positions()
     pool = pool[torch.argsort(scores.values[pool].nan_to_num(nan=torch.inf), stable=True)]
+    pool = torch.cat([listed, pool[~torch.isin(pool, listed)]])
     positions = pool.tolist()
     unscored = scores.values[pool].isnan().tolist()
     has_suspects = scores.metadata.get("scored_by", "CLD") == "CLD"
-    suspects = set(scores.suspects().tolist())
+    suspects = set(listed.tolist())
 
     columns: dict[str, list[Any]] = {
         "position": positions,

@@ -56,8 +56,8 @@ def made_up_scores(classes=None) -> CLDScores:
     """Scores of which a draw can take all but the last ten, which are unscored."""
     generator = torch.Generator().manual_seed(1)
     values = torch.rand(SAMPLES, generator=generator).where(torch.arange(SAMPLES) < 50, torch.nan)
-    uncertainty = torch.rand(SAMPLES, generator=generator)
-    return CLDScores(values, Points().targets if classes is None else classes, uncertainty=uncertainty)
+    plausibility = torch.rand(SAMPLES, generator=generator)
+    return CLDScores(values, Points().targets if classes is None else classes, plausibility=plausibility)
 
 
 SCORES = made_up_scores()

@@ -314,8 +314,8 @@ def test_rows_may_be_masked_one_by_one():
 
 def test_masked_scores_are_unscored():
     values = np.ma.masked_less([0.5, -9.0, 0.25], -1)
-    scores = CLDScores(values, uncertainty=values / 4)
-    assert scores.values.isnan().tolist() == scores.uncertainty.isnan().tolist() == [False, True, False]
+    scores = CLDScores(values, plausibility=values / 4)
+    assert scores.values.isnan().tolist() == scores.plausibility.isnan().tolist() == [False, True, False]
     assert scores.select(size=2).tolist() == [0, 2]
 
 

@@ -12,7 +12,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lightning_cld.functional.selection import proportional_holdout, select_drawn, select_top
+from lightning_cld.functional.selection import above_threshold, proportional_holdout, select_drawn, select_top
 
 NAN, INF = float("nan"), float("inf")
 LABELS = [0, 3, 17, 700, 701]
@@ -327,7 +327,7 @@ def test_bad_holdouts_raise(classes, fraction, error, message):
         proportional_holdout(classes, fraction)
 
 
-# The rule "draw": a weighted draw above a threshold
+# The rule "draw": a weighted draw
 
 
 def inclusion(weights, size):
@@ -341,31 +341,56 @@ def inclusion(weights, size):
     return chances
 
 
+def weight(plausibility, confidence, share):
+    """The weight of a sample by its formula."""
+    typical, doubtful = 2 * (1 - share**0.5) ** 2, share
+    return plausibility**2 * confidence**typical * (confidence * (1 - confidence)) ** doubtful
+
+
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_samples_are_drawn_by_score_times_a_root_of_their_uncertainty(size):
-    scores, uncertainty = [0.5, 0.9, 0.1, 0.7, 0.3], [0.2, 0.05, 0.25, 0.01, 0.1]
-    weights = [s * u ** ((size / 5) ** 0.25) for s, u in zip(scores, uncertainty, strict=True)]
+@pytest.mark.parametrize("sure", [True, False])
+def test_samples_are_drawn_by_weight(size, sure):
+    plausibility, confidence = [0.5, 0.9, 0.3, 1.0, 0.6], [0.2, 0.95, 0.25, 0.6, 0.1]
+    weights = [weight(p, c, size / 5) if sure else p**2 for p, c in zip(plausibility, confidence, strict=True)]
     counts, draws = np.zeros(5), 1500
+    known = torch.tensor(confidence) if sure else None
     for seed in range(draws):
-        counts[select_drawn(torch.tensor(scores), torch.tensor(uncertainty), size=size, seed=seed)] += 1
+        drawn = select_drawn(torch.rand(5), torch.tensor(plausibility), confidence=known, size=size, seed=seed)
+        counts[drawn] += 1
     expected = inclusion(weights, size)
     error = np.sqrt(expected * (1 - expected) / draws)
     assert (np.abs(counts / draws - expected) < 5 * error).all()
 
 
-def test_each_class_has_the_exponent_of_its_own_share():
-    # Class 0 keeps one of two samples, class 1 one of eight. The negative scores of class 1 are never drawn.
-    scores = torch.tensor([1.0, 1.0] + [1.0, 1.0] + [-0.5] * 6)
-    uncertainty = torch.tensor([0.2, 0.02] * 5)
+def test_each_class_has_the_exponents_of_its_own_share():
+    # Class 0 keeps one of two samples, class 1 one of eight, of which the last six are implausible.
+    plausibility = torch.tensor([1.0, 1.0] + [1.0, 1.0] + [0.0] * 6)
+    confidence = torch.tensor([0.9, 0.3] * 5)
     classes = torch.tensor([0, 0] + [1] * 8)
     draws = 1500
     counts = np.zeros(10)
     for seed in range(draws):
-        counts[select_drawn(scores, uncertainty, classes, per_class=1, seed=seed)] += 1
+        drawn = select_drawn(torch.ones(10), plausibility, classes, confidence=confidence, per_class=1, seed=seed)
+        counts[drawn] += 1
     for first, share in ((0, 1 / 2), (2, 1 / 8)):
-        odds = 10 ** (share**0.25)
+        odds = weight(1, 0.9, share) / weight(1, 0.3, share)
         expected = odds / (1 + odds)
         assert abs(counts[first] / draws - expected) < 5 * (expected * (1 - expected) / draws) ** 0.5
+
+
+def test_where_all_labels_are_plausible_a_draw_is_random():
+    counts, draws = np.zeros(20), 1000
+    for seed in range(draws):
+        counts[select_drawn(torch.linspace(-1, 1, 20), torch.ones(20), size=5, seed=seed)] += 1
+    assert (np.abs(counts / draws - 1 / 4) < 5 * (1 / 4 * 3 / 4 / draws) ** 0.5).all()
+
+
+@pytest.mark.parametrize("confidence", [[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0], [-3.0, 7.0, 0.5, 1.0], [NAN] * 4])
+def test_confidence_keeps_no_plausible_sample_out(confidence):
+    plausibility = torch.tensor([1.0, 1.0, 1.0, 0.0])
+    for seed in range(20):
+        drawn = select_drawn(torch.rand(4), plausibility, confidence=torch.tensor(confidence), size=3, seed=seed)
+        assert drawn.tolist() == [0, 1, 2]
 
 
 def threshold_of(scores):
@@ -383,16 +408,16 @@ def threshold_of(scores):
     return max(0.0, best[0] * min(1.0, 10 * negative))
 
 
-@pytest.mark.parametrize(("negative", "drawn"), [(0, True), (1, True), (3, False), (20, False)])
-def test_the_more_scores_are_negative_the_higher_is_the_threshold(negative, drawn):
-    # Otsu's threshold is 0.4, between the low and the high scores. With 1 of 50 negative it becomes 0.08, with 3 of
-    # 52 it becomes 0.23.
-    scores = torch.tensor([0.9, 0.8] * 20 + [0.4] + [0.1, 0.2] * 4 + [-0.3] * negative)
-    uncertainty = torch.where(scores < 0.5, 0.2, 1e-9)  # low scores above the threshold are drawn first
-    low = {i for i in range(49) if scores[i] < 0.25}
-    chosen = set(select_drawn(scores, uncertainty, size=30, seed=1).tolist())
-    assert (low <= chosen) is drawn
-    assert (not low & chosen) is not drawn
+@quick
+@given(st.lists(st.one_of(st.floats(-1, 1, width=32), st.just(NAN)), min_size=1, max_size=40))
+def test_a_threshold_follows_from_the_scores(values):
+    scores = torch.tensor(values)
+    known = scores[~scores.isnan()].double().numpy()
+    threshold = threshold_of(known) if len(known) else 0.0
+    assume(threshold is not None)
+    above = above_threshold(scores)
+    assert above.isnan().tolist() == scores.isnan().tolist()
+    assert above.nan_to_num(9).tolist() == [9 if math.isnan(v) else float(v > threshold) for v in scores.tolist()]
 
 
 @quick
@@ -400,7 +425,7 @@ def test_the_more_scores_are_negative_the_higher_is_the_threshold(negative, draw
     st.lists(
         st.tuples(
             st.one_of(st.floats(-1, 1, width=32), st.just(NAN)),
-            st.one_of(st.floats(0, 0.25, width=32), st.just(NAN)),
+            st.one_of(st.sampled_from([0.0, 1.0]), st.floats(2**-10, 1, width=32), st.just(NAN)),
             st.sampled_from(LABELS[:3]),
         ),
         min_size=1,
@@ -410,21 +435,19 @@ def test_the_more_scores_are_negative_the_higher_is_the_threshold(negative, draw
     st.integers(0, 5),
 )
 def test_of_each_class_the_drawn_come_first_and_then_the_best(samples, fraction, seed):
-    scores, uncertainty, classes = (torch.tensor(column) for column in zip(*samples, strict=True))
+    scores, plausibility, classes = (torch.tensor(column) for column in zip(*samples, strict=True))
     size = max(1, int(fraction * int((~scores.isnan()).sum())))
     try:
         top = select_top(scores, classes, size=size)
     except ValueError:  # a class has too few scored samples, under any rule
         with pytest.raises(ValueError, match="scored samples than there are"):
-            select_drawn(scores, uncertainty, classes, size=size, seed=seed)
+            select_drawn(scores, plausibility, classes, size=size, seed=seed)
         return
-    threshold = threshold_of(scores[~scores.isnan()].double().numpy())
-    assume(threshold is not None)
-    chosen = set(select_drawn(scores, uncertainty, classes, size=size, seed=seed).tolist())
+    chosen = set(select_drawn(scores, plausibility, classes, size=size, seed=seed).tolist())
     assert Counter(classes[list(chosen)].tolist()) == Counter(classes[top].tolist())
     for label in set(classes.tolist()):
         members = [i for i in range(len(samples)) if classes[i] == label]
-        eligible = {i for i in members if scores[i] > threshold and uncertainty[i] > 0}
+        eligible = {i for i in members if not math.isnan(scores[i]) and plausibility[i] > 0}
         kept = chosen & set(members)
         if len(kept) <= len(eligible):
             assert kept <= eligible
@@ -435,9 +458,9 @@ def test_of_each_class_the_drawn_come_first_and_then_the_best(samples, fraction,
 
 
 def test_a_draw_follows_its_seed_and_touches_no_other():
-    scores, uncertainty = torch.rand(200), torch.rand(200)
+    scores, plausibility = torch.rand(200), torch.rand(200)
     state = torch.get_rng_state()
-    first, again, other = (select_drawn(scores, uncertainty, size=50, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (select_drawn(scores, plausibility, size=50, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)
@@ -446,8 +469,14 @@ def test_a_draw_follows_its_seed_and_touches_no_other():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"uncertainty": torch.ones(4)}, ValueError, r"must have the shape of scores, \[3\], got \[4\]"),
-        ({"uncertainty": [0.1, 0.2, 0.3]}, TypeError, "uncertainty must be a floating point tensor, got list"),
+        ({"plausibility": torch.ones(4)}, ValueError, r"must have the shape of scores, \[3\], got \[4\]"),
+        ({"plausibility": [0.1, 0.2, 0.3]}, TypeError, "plausibility must be a floating point tensor, got list"),
+        ({"confidence": torch.ones(4)}, ValueError, r"confidence must have the shape of scores, \[3\], got \[4\]"),
+        (
+            {"confidence": torch.ones(3).long()},
+            TypeError,
+            "confidence must be a floating point tensor, got torch.int64",
+        ),
         ({"scores": [0.1, 0.2, 0.3]}, TypeError, "scores must be a floating point tensor, got list"),
         ({"seed": 0.5}, TypeError, "seed must be a whole number, got 0.5"),
         ({"seed": True}, TypeError, "seed must be a whole number, got True"),
@@ -456,6 +485,6 @@ def test_a_draw_follows_its_seed_and_touches_no_other():
     ids=str,
 )
 def test_bad_arguments_of_a_draw_raise(changes, error, message):
-    arguments = {"scores": torch.rand(3), "uncertainty": torch.rand(3), "size": 1, **changes}
+    arguments = {"scores": torch.rand(3), "plausibility": torch.rand(3), "size": 1, **changes}
     with pytest.raises(error, match=message):
-        select_drawn(arguments.pop("scores"), arguments.pop("uncertainty"), **arguments)
+        select_drawn(arguments.pop("scores"), arguments.pop("plausibility"), **arguments)

@@ -253,7 +253,7 @@ def test_a_coreset_is_given_as_positions_or_path(parsed, coreset):
 
 
 def test_a_coreset_is_drawn_anew_where_the_configuration_says_so(parsed):
-    scores = CLDScores(torch.rand(6), [0, 1, 0, 1, 0, 1], uncertainty=torch.rand(6))
+    scores = CLDScores(torch.rand(6), [0, 1, 0, 1, 0, 1], plausibility=torch.rand(6))
     scores.save("scores.npz")
     Path("coreset.yaml").write_text(
         yaml.safe_dump(
@@ -361,7 +361,7 @@ def test_the_configurations_in_the_guide(parsed):
     assert "my_project.Cifar" in target
     Path("target.yaml").write_text(target.replace("my_project.Cifar", "test_cli.Rows"))
     cld.scores_path.parent.mkdir(parents=True)
-    CLDScores(torch.rand(60), torch.arange(60) % 2, uncertainty=torch.rand(60)).save(cld.scores_path)
+    CLDScores(torch.rand(60), torch.arange(60) % 2, plausibility=torch.rand(60)).save(cld.scores_path)
     assert len(parsed("--config=target.yaml").datamodule.indices) == 6
 
 

@@ -761,8 +761,8 @@ class NotesEpochs(Steady):
 def redrawn_scores(data):
     """Scores of the train set of `Blobs`, with what a draw takes."""
     labels = torch.tensor([int(label) for _, label in data.train_set])
-    values, uncertainty = torch.rand(2, len(labels), generator=torch.Generator().manual_seed(2))
-    return CLDScores(values, labels, uncertainty=uncertainty)
+    values, plausibility = torch.rand(2, len(labels), generator=torch.Generator().manual_seed(2))
+    return CLDScores(values, labels, plausibility=plausibility)
 
 
 def one_redrawn_life(root, saver, started):

@@ -31,7 +31,7 @@ from lightning_cld.recording.settling import Settling
 
 GUIDE = Path(__file__).parents[2] / "examples" / "guides" / "looking.md"
 PER_CHECKPOINT = {"cld/epoch", "cld/train_loss", "cld/val_loss", "cld/seconds"}
-PER_SCORES = {f"cld/scores/{name}" for name in ("unscored", "negative", *loggers._QUANTILES)}
+PER_SCORES = {f"cld/scores/{name}" for name in ("unscored", "negative", "implausible", *loggers._QUANTILES)}
 EPOCHS = 8
 HISTORY = LossTrajectories(torch.rand(4, 2), torch.rand(4, 2))
 
@@ -164,6 +164,7 @@ def test_the_scores_are_logged_when_they_are_made(tmp_path):
         assert scores[f"cld/scores/{name}"] == pytest.approx(np.percentile(values, share))
     assert scores["cld/scores/negative"] == pytest.approx((values < 0).sum() / len(values))
     assert 0 < scores["cld/scores/negative"] < 1
+    assert scores["cld/scores/implausible"] == cld.scores.metadata["implausible"]["share"][0]
     assert scores["cld/scores/unscored"] == 0
 
 
