@@ -4,19 +4,18 @@
     python examples/benchmarks/peers.py --datasets digits fashion-mnist landsat letter --root DIR --tables TABLES
 
 TABLES holds landsat.npz and letter.npz, with the arrays pool_inputs, pool_classes, test_inputs and test_classes; any
-other table does as well. Without DataCull, name the `--methods` that are not its own. Finished cells are rows of a CSV
-and are not run again, so a killed run continues with the same command.
+other table does as well. Without DataCull, name the `--methods` that are not its own. The targets of a proxy train side
+by side. Finished cells are rows of a CSV and are not run again, so a killed run continues with the same command.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import shlex
 import sys
-import time
 from collections.abc import Iterable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import torch
 from _grid import Row, markdown, mean_and_spread, run_cells
 from _peer_datacull import DATACULL, package
 from _peer_rivals import RANDOM, RANDOM_ANEW, RIVALS
-from _peer_runs import Places, accuracy_of, fit, make_data, new_network, preset_of, read_proxy, train_proxy
+from _peer_runs import Models, Places, fit, make_data, preset_of, read_proxy, train_proxy
 from _runs import RESULTS
 
 ENTRIES = {**RIVALS, **DATACULL}
@@ -32,25 +31,35 @@ CHOSE = ("digits", "fashion-mnist")
 """The data sets by which the rule "CLD, drawn" was chosen."""
 
 
-def run_cell(cell: dict[str, Any], places: Places) -> dict[str, Any]:
-    """Trains and tests one target."""
+@functools.lru_cache(maxsize=2)
+def train_all(proxy: tuple[tuple[str, Any], ...], steps: int, choices: tuple[tuple[str, float], ...], places: Places):
+    """Trains and tests the targets of one proxy, a method and a fraction each, side by side."""
     torch.set_num_threads(1)  # for networks as small as these a second thread costs more than it saves
-    entry, proxy, seed = ENTRIES[cell["method"]], read_proxy(cell, places), cell["seed"]
-    started = time.process_time()
-    rival = entry.make(proxy, cell["fraction"], cell["steps"], seed)
+    known = read_proxy(dict(proxy), places)
+    data, seed = known.data, dict(proxy)["seed"]
+    rivals = [ENTRIES[method].make(known, fraction, steps, seed) for method, fraction in choices]
     # Not the proxy's seed: a coreset should work for other initial weights too.
-    network = new_network(proxy.data, 3000 + seed)
-    served = fit(network, proxy.data, rival, cell["steps"], 7000 + seed)
-    seconds = time.process_time() - started
-    samples, counts = len(proxy.data.wrong), served.counts
-    return {
-        "kept": round(sum(served.passes) / len(served.passes) / samples, 4),
-        "seen": round(float((counts > 0).double().mean()), 4),
-        "wrong": round(float(counts[proxy.data.wrong].sum() / counts.sum()), 4),
-        "accuracy": round(accuracy_of(network, proxy.data.test), 2),
-        "seconds": round(seconds, 1),
-        "from_losses": round(entry.agreement(proxy), 4) if entry.agreement else "",
-    }
+    models = Models(data, 3000 + seed, len(rivals))
+    served = fit(models, data, rivals, steps, 7000 + seed)
+    results = {}
+    for choice, passes, counts, accuracy in zip(
+        choices, served.passes, served.counts, models.accuracies(data.test), strict=True
+    ):
+        agreement = ENTRIES[choice[0]].agreement
+        results[choice] = {
+            "kept": round(sum(passes) / len(passes) / len(counts), 4),
+            "seen": round(float((counts > 0).double().mean()), 4),
+            "wrong": round(float(counts[data.wrong].sum() / counts.sum()), 4),
+            "accuracy": round(accuracy, 2),
+            "from_losses": round(agreement(known), 4) if agreement else "",
+        }
+    return results
+
+
+def run_cell(cell: dict[str, Any], choices: tuple[tuple[str, float], ...], places: Places) -> dict[str, Any]:
+    """The result of one target. The first of a proxy trains them all."""
+    proxy = tuple((name, cell[name]) for name in ("dataset", "epochs", "noise", "seed"))
+    return train_all(proxy, cell["steps"], choices, places)[cell["method"], cell["fraction"]]
 
 
 def _train_proxy(cell: dict[str, Any], places: Places) -> dict[str, Any]:
@@ -64,13 +73,20 @@ def make_cells(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dic
         {"dataset": dataset, "epochs": args.epochs or preset_of(dataset).epochs, "noise": noise, "seed": seed}
         for seed, dataset, noise in itertools.product(range(args.seeds), args.datasets, args.noise)
     ]
-    targets = []
-    for proxy in proxies:
-        steps = args.steps or preset_of(proxy["dataset"]).steps
-        for method in args.methods:
-            for fraction in args.fractions if ENTRIES[method].sized else [1.0]:
-                targets.append({**proxy, "steps": steps, "fraction": fraction, "method": method})
+    targets = [
+        {**proxy, "steps": args.steps or preset_of(proxy["dataset"]).steps, "fraction": fraction, "method": method}
+        for proxy in proxies
+        for method, fraction in choices_of(args)
+    ]
     return proxies, targets
+
+
+def choices_of(args: argparse.Namespace) -> tuple[tuple[str, float], ...]:
+    return tuple(
+        (method, fraction)
+        for method in args.methods
+        for fraction in (args.fractions if ENTRIES[method].sized else [1.0])
+    )
 
 
 # Tables
@@ -180,7 +196,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--methods", nargs="+", choices=ENTRIES, default=list(ENTRIES), metavar="METHOD", help=f"(default: all) {names}"
     )
-    add("--jobs", type=int, default=1, help=f"worker processes {known}")
     add("--csv", type=Path, default=RESULTS / "peers.csv", help=f"finished cells, which are not run again {known}")
     add("--work", type=Path, default=Path("benchmark-runs/peers"), help=f"folder of finished proxies {known}")
     return parser.parse_args(argv)
@@ -195,8 +210,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     proxies, targets = make_cells(args)
     for dataset in args.datasets:
         make_data(dataset, 0.0, 0, places)  # before any work: the data must be there
-    run_cells(args.work / "proxies.csv", proxies, partial(_train_proxy, places=places), jobs=args.jobs)
-    rows = run_cells(args.csv, targets, partial(run_cell, places=places), jobs=args.jobs)
+    run_cells(args.work / "proxies.csv", proxies, functools.partial(_train_proxy, places=places), jobs=1)
+    work = functools.partial(run_cell, choices=choices_of(args), places=places)
+    rows = run_cells(args.csv, targets, work, jobs=1)
     for dataset in args.datasets:
         print(f"\n{dataset}\n\n{table(rows, dataset)}")
     print(f"\n{overview(rows)}")
