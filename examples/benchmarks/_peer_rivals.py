@@ -162,7 +162,8 @@ class InfoBatch(Fixed):
         self._weights.fill_(1)
         if step >= self._until:
             return self.positions
-        easy = torch.nonzero(self._losses < self._losses.mean()).flatten()
+        known = self._losses[self._losses.isfinite()]  # when a pass is drawn, a few of the one before are still to come
+        easy = torch.nonzero(self._losses < known.mean()).flatten()
         easy = easy[torch.randperm(len(easy), generator=self._generator)]
         count = round((1 - self.ratio) * len(easy))
         self._weights[easy[:count]] = 1 / (1 - self.ratio)

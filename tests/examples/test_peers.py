@@ -231,6 +231,8 @@ def test_infobatch_leaves_out_half_of_the_easy_and_doubles_the_rest_until_the_la
     rival = _peer_rivals.InfoBatch(1000, steps=80, seed=0)
     assert len(rival.draw(0)) == 1000  # nothing is known yet
     losses = torch.cat([torch.full((600,), 0.1), torch.full((400,), 2.0)])
+    rival.observe(torch.arange(980), losses[:980])
+    assert set(range(600, 1000)) <= set(rival.draw(9).tolist())  # 20 are still to come, and none of them is easy
     rival.observe(torch.arange(1000), losses)
     served = rival.draw(10)
     assert len(served) == len(served.unique()) == 700
