@@ -137,11 +137,11 @@ def table(rows: Iterable[Row], dataset: str) -> str:
 def overview(rows: Iterable[Row]) -> str:
     """Each method beside the two random ones: mean differences, and in how many places it is behind, level and ahead.
 
-    A place is a data set, a share of wrong labels and a fraction. Level are means that differ by no more than the
-    larger of their spreads.
+    A place is a data set, a share of wrong labels and a fraction, with two seeds or more. Level are means that differ
+    by no more than the larger of their spreads.
     """
     shown = {
-        method: {place: mean_and_spread(values) for place, values in by_place.items()}
+        method: {place: mean_and_spread(values) for place, values in by_place.items() if len(values) > 1}
         for method, by_place in _by_place(rows).items()
     }
     body = []
@@ -162,8 +162,10 @@ def overview(rows: Iterable[Row]) -> str:
             line += [f"{sum(part) / len(part):+.1f}" if part else "" for part in (apart[True], apart[False])]
             line.append(" / ".join(map(str, counts)))
         body.append(line)
-    sides = [f"{what} {rival}" for rival in (RANDOM, RANDOM_ANEW) for what in ("chose: -", "judge: -", "places:")]
-    return markdown(["method", "needs", *sides], body)
+    heads = ["method", "needs"]
+    for rival in (RANDOM, RANDOM_ANEW):
+        heads += [f"minus {rival}: sets that chose", "sets that judge", "behind / level / ahead"]
+    return markdown(heads, body)
 
 
 def stand_ins(rows: Iterable[Row]) -> str:

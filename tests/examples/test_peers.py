@@ -270,7 +270,12 @@ ROWS = [
     *(row("CLD", value, seed=str(seed)) for seed, value in enumerate((86, 86))),
     *(row("AUM", 82, seed=seed) for seed in "01"),
     *(row("everything", value, fraction="1.0", seed=str(seed)) for seed, value in enumerate((90, 90))),
-    *(row(method, value, dataset="letter") for method, value in (("random", 50), ("random, anew", 60), ("CLD", 40))),
+    *(
+        row(method, value, dataset="letter", seed=seed)
+        for method, value in (("random", 50), ("random, anew", 60), ("CLD", 40))
+        for seed in "01"
+    ),
+    *(row(method, 70, dataset="landsat") for method in ("random", "random, anew", "CLD")),  # one seed has no spread
 ]
 
 
