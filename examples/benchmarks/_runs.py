@@ -25,7 +25,7 @@ from torchmetrics.functional import spearman_corrcoef
 from lightning_cld import CLDCallback, CoresetDataModule, LossTrajectories, proportional_holdout
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the examples are scripts, not a package
-from _common import NETWORKS, PRESETS, Classifier, Images, Splits, flip_labels, load, quiet, quiet_trainer
+from _common import NETWORKS, PRESETS, Classifier, Images, Preset, Splits, flip_labels, load, quiet, quiet_trainer
 from _steps import SteppingClassifier, indexed
 
 RESULTS = Path(__file__).parent / "results"
@@ -70,8 +70,12 @@ def make_splits(case: Case, root: Path) -> tuple[Splits, Tensor]:
 
     Train and validation labels can be made wrong. Test labels stay as they are.
     """
-    pool, test = _load(case.dataset, root)
-    preset, seed = PRESETS[case.dataset], case.seed
+    return divide(case, PRESETS[case.dataset], *_load(case.dataset, root))
+
+
+def divide(case: Case, preset: Preset, pool: Images, test: Images) -> tuple[Splits, Tensor]:
+    """The same for data that are given."""
+    seed = case.seed
     kept = _imbalanced(pool.targets, case.imbalance, seed)
     holdout = preset.holdout if case.holdout is None else case.holdout
     train, val = (kept[part] for part in proportional_holdout(pool.targets[kept], holdout, seed=seed))

@@ -17,6 +17,7 @@ import early
 import label_noise
 import overhead
 import path
+import peers
 import quality
 import scale
 import transfer
@@ -61,6 +62,10 @@ def _overhead(part: str) -> str:
     return overhead.table(_rows("overhead"), part)
 
 
+def _peers(dataset: str) -> str:
+    return peers.table(_rows("peers"), dataset)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "rules": lambda: accuracy.compact_table(_rows("fashion_mnist"), RULES),
     "rules, in short": lambda: accuracy.compact_table(_of_sizes("fashion_mnist", "0.1", "0.3"), RULES),
@@ -94,6 +99,9 @@ TABLES: dict[str, Callable[[], str]] = {
             ("digits", 0.2),
         )
     },
+    "peers": lambda: peers.overview(_rows("peers")),
+    "peers, from losses": lambda: peers.stand_ins(_rows("peers")),
+    **{f"peers, {dataset}": partial(_peers, dataset) for dataset in (*peers.CHOSE, "landsat", "letter")},
     "epochs": lambda: accuracy.compact_table(_rows("fashion_mnist_epochs"), (*RULES, "CLD, first third")),
 }
 
