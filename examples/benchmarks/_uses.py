@@ -1,6 +1,6 @@
 """What the benchmarks of the uses of subsets share: a plain training loop, and what it is trained on.
 
-Their networks are so small that a step takes a third of the time that a Trainer needs around it.
+Their networks are so small that a Trainer would spend most of a step around them.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -323,3 +324,9 @@ def test_longer_training_takes_as_many_steps_for_every_size(setup):
     assert (few["samples"], everything["samples"]) == (11, 1146)
     assert everything["wrong"] == pytest.approx(0.2, abs=0.001)
     assert few["accuracy"] < everything["accuracy"]
+
+
+def test_every_published_order_is_one_of_twenty_configurations():
+    rows = _grid.read_rows(_runs.RESULTS / "tuning.csv")
+    counts = Counter((row["dataset"], row["noise"], row["seed"], row["trained_on"]) for row in rows)
+    assert set(counts.values()) == {20}
