@@ -145,10 +145,11 @@ def check_comparing(names: dict[str, Any]) -> None:
 
 def check_tuning(names: dict[str, Any]) -> None:
     assert len(names["small"].indices) == len(names["tenth"]) == 9
-    assert len(names["best_three"]) == 3
-    assert names["best"] in names["best_three"]
-    losses = [names["validate"](each, names["cifar"]) for each in names["best_three"]]
+    validate, cifar = names["validate"], names["cifar"]
+    assert names["best_three"] == sorted(names["configurations"], key=lambda each: validate(each, cifar, 3))[:3]
+    losses = [validate(each, cifar, 30) for each in names["best_three"]]
     assert names["best"] == names["best_three"][int(np.argmin(losses))]
+    assert names["best_on_tenth"] in names["configurations"]
 
 
 def check_looking(names: dict[str, Any]) -> None:
