@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +19,7 @@ from typing_extensions import override
 from lightning_cld.data.hyperparameters import restore_hyperparameters
 from lightning_cld.data.identity import compare, look_at
 from lightning_cld.data.narrowing import loaders_by_key, narrow_loader, narrowable, put_back
+from lightning_cld.data.redrawing import Draws
 from lightning_cld.functional.checks import is_integer
 from lightning_cld.functional.selection import check_budget
 from lightning_cld.scores import CLDScores
@@ -51,6 +53,15 @@ class CoresetDataModule(LightningDataModule):
         per_class: Budget for scores: the number of samples to keep of every class.
         rule: For scores: "top" or "draw"; see `CLDScores.select`.
         seed: For scores: seed of the rule "draw".
+        redraw: For scores and rule="draw": whether every epoch has a coreset of its own. Epoch e (0, 1, ...) trains on
+            `scores.select(..., rule="draw", seed=seed + e)`, on all ranks, and also in a run that is resumed. The draws
+            are equal in size and class balance, and each takes as long as that call. To compare runs, give them seeds
+            that are further apart than there are epochs. The loader reads the full train set at the positions of the
+            draw, so `len(loader.dataset)` is the full set's length; `len(loader)` counts the batches that are served.
+            With `epoch_length="full"` each pass over a coreset has a draw of its own: if an epoch takes p passes, its
+            seeds are `seed + e * p` to `seed + e * p + p - 1`, and of the last draw only a part is served. In a loop
+            without a Trainer, call `loader.sampler.set_epoch(e)` before each epoch. With several train loaders, those
+            with scores are redrawn; one that Lightning begins again within an epoch serves the same draw again.
         epoch_length: "coreset" makes an epoch one pass over the coreset. "full" keeps epochs as long as the full
             set's, so that schedules and step budgets stay as they were: each epoch consists of whole passes over the
             coreset and, for the remainder, of a fresh draw. The draw is the same on all ranks, unless each rank draws
@@ -59,16 +70,16 @@ class CoresetDataModule(LightningDataModule):
             should read `trainer.estimated_stepping_batches`, which counts the batches that are served.
 
     Attributes:
-        indices: The positions of the coreset in the train dataset. With several train loaders: a dictionary of them by
-            key, with None for a loader that stays whole.
+        indices: The positions of the coreset in the train dataset; with `redraw=True` those of the first draw. With
+            several train loaders: a dictionary of them by key, with None for a loader that stays whole.
         scores: The scores, or None if positions were given. With several train loaders: a dictionary of them by key.
 
     Raises:
         FileNotFoundError: If the scores file is not there.
         TypeError: If an argument has the wrong type, or not exactly one budget is given for scores, or any for
-            positions.
-        ValueError: If the budget can't be met, positions are negative or repeated, or LightningCLI has mixed up the
-            hyperparameters of both datamodules.
+            positions; or if positions shall be drawn anew.
+        ValueError: If the budget can't be met, positions are negative or repeated, the rule "top" shall be drawn anew,
+            or LightningCLI has mixed up the hyperparameters of both datamodules.
 
     Example:
         >>> import torch
@@ -97,6 +108,8 @@ class CoresetDataModule(LightningDataModule):
     # With several train loaders these are dictionaries. Their types don't say so: nearly everybody has one loader.
     scores: CLDScores | None
     indices: list[int]
+    _redrawn: dict[str, Any] | None = None
+    """Arguments of `CLDScores.select` for a draw in each pass. One that was pickled by an earlier version has none."""
 
     def __init__(
         self,
@@ -108,6 +121,7 @@ class CoresetDataModule(LightningDataModule):
         per_class: int | None = None,
         rule: Literal["top", "draw"] = "top",
         seed: int = 0,
+        redraw: bool = False,
         epoch_length: Literal["coreset", "full"] = "coreset",
     ) -> None:
         # Lightning's own constructor is not called: the attributes that it sets are the inner datamodule's.
@@ -124,12 +138,13 @@ class CoresetDataModule(LightningDataModule):
         restore_hyperparameters(datamodule)
         self.epoch_length = epoch_length
         budget = {"fraction": fraction, "size": size, "per_class": per_class}
+        self._redrawn = {**budget, "seed": seed} if redraw else None
         if isinstance(coreset, Mapping):
-            chosen = _choose_each(coreset, budget, rule, seed)
+            chosen = _choose_each(coreset, budget, rule, seed, redraw)
             self.scores = {key: part[0] for key, part in chosen.items()}  # type: ignore[assignment]  # see their types
             self.indices = {key: part[1] for key, part in chosen.items()}  # type: ignore[assignment]  # see their types
         else:
-            self.scores, self.indices = _choose(_loaded(coreset), budget, rule, seed)
+            self.scores, self.indices = _choose(_loaded(coreset), budget, rule, seed, redraw)
         self._doubted = False
         self.datamodule = datamodule  # comes last: from here on, what is set may be the inner datamodule's
 
@@ -199,7 +214,13 @@ class CoresetDataModule(LightningDataModule):
             raise ValueError(f"Position {max(indices)} is outside of the train set of {length:,} samples.")
         else:
             look_at(inside, "train")  # raises if positions mean nothing
-        return narrow_loader(loader, indices, full_length=self.epoch_length == "full", trainer=self.trainer)
+        draws = None
+        if scores is not None and self._redrawn is not None:
+            positions = scores.positions()
+            pool = positions[~scores.values[positions].isnan()]
+            draws = Draws(partial(_drawn, scores, **self._redrawn), len(indices), pool)
+        full_length = self.epoch_length == "full"
+        return narrow_loader(loader, indices, full_length=full_length, trainer=self.trainer, draws=draws)
 
 
 def _is_own(coreset: CoresetDataModule, name: str) -> bool:
@@ -216,13 +237,28 @@ def _is_own(coreset: CoresetDataModule, name: str) -> bool:
     )
 
 
+def _drawn(scores: CLDScores, number: int, *, seed: int, **budget: Any) -> Tensor:
+    """The coreset of a pass of a run, by the number of the pass."""
+    return scores.select(**budget, rule="draw", seed=seed + number)
+
+
 def _choose(
-    coreset: CLDScores | Sequence[int] | Tensor, budget: dict[str, Any], rule: Any, seed: int
+    coreset: CLDScores | Sequence[int] | Tensor, budget: dict[str, Any], rule: Any, seed: int, redraw: bool
 ) -> tuple[CLDScores | None, list[int]]:
     """The scores, if `coreset` is scores, and the positions."""
     if isinstance(coreset, CLDScores):
         check_budget(**budget)
+        if redraw and rule == "top":
+            raise ValueError(
+                'redraw=True draws a coreset for each epoch, but rule="top" chooses the same one each time. Use '
+                'rule="draw", or leave redraw out.'
+            )
         return coreset, coreset.select(**budget, rule=rule, seed=seed).tolist()
+    if redraw:
+        raise TypeError(
+            'redraw=True draws a coreset for each epoch, which takes scores and rule="draw". Positions are the same '
+            "coreset each time: leave redraw out, or give the scores."
+        )
     given = {name: value for name, value in budget.items() if value is not None}
     if given or rule != "top":
         given = given or {"rule": rule}
@@ -231,7 +267,7 @@ def _choose(
 
 
 def _choose_each(
-    coresets: Mapping[Hashable, Coreset | None], budget: dict[str, Any], rule: Any, seed: int
+    coresets: Mapping[Hashable, Coreset | None], budget: dict[str, Any], rule: Any, seed: int, redraw: bool
 ) -> dict[Hashable, tuple[CLDScores | None, list[int] | None]]:
     """What `_choose` gives for each key, and None twice for a loader that stays whole."""
     loaded = {key: _loaded(coreset) for key, coreset in coresets.items() if coreset is not None}
@@ -244,7 +280,7 @@ def _choose_each(
             if is_scored and not isinstance(coreset, CLDScores):  # the budget is for the scores of other loaders
                 chosen[key] = None, _check_indices(coreset)
             else:
-                chosen[key] = _choose(coreset, budget, rule, seed)
+                chosen[key] = _choose(coreset, budget, rule, seed, redraw)
     return chosen
 
 

@@ -24,6 +24,7 @@ from torch.utils.data import (
 from lightning_cld.data.device_loaders import DeviceBatches, differs, loader_inside
 from lightning_cld.data.fingerprint import probe_positions
 from lightning_cld.data.nesting import all_datasets, whole_numbers
+from lightning_cld.data.redrawing import RedrawingSampler
 from lightning_cld.data.samplers import is_known_sampler
 from lightning_cld.guards import preserved_rng
 
@@ -156,8 +157,8 @@ def reads_in_its_own_way(loader: DataLoader[Any]) -> bool:
 def sampled_positions(loader: DataLoader[Any]) -> Tensor:
     """Positions of the dataset that the loader's sampler can draw, sorted, int64.
 
-    These are all positions, but for a `SubsetRandomSampler` or a sequence of positions, whose others may be validation
-    samples, and for a `WeightedRandomSampler`, which never draws those of weight zero.
+    These are all positions, but for a `SubsetRandomSampler`, a `RedrawingSampler` or a sequence of positions, whose
+    others may be validation samples, and for a `WeightedRandomSampler`, which never draws those of weight zero.
 
     Raises:
         TypeError: If a sequence of positions holds something else.
@@ -225,6 +226,8 @@ def _listed(sampler: Any) -> Any:
     """All that a sampler draws from, where it says so; else None."""
     if isinstance(sampler, SubsetRandomSampler):
         sampler = sampler.indices
+    if isinstance(sampler, RedrawingSampler):
+        sampler = sampler.draws.pool
     return sampler if isinstance(sampler, _POSITIONS) else None
 
 

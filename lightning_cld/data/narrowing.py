@@ -9,11 +9,12 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Subset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, Subset
 
 from lightning_cld.data.device_loaders import around, loader_inside
-from lightning_cld.data.loaders import loader_settings
-from lightning_cld.data.samplers import full_length_sampler, is_known_sampler, narrow_sampler, processes
+from lightning_cld.data.loaders import loader_settings, reads_in_its_own_way
+from lightning_cld.data.redrawing import Draws, epoch_ahead, redrawing_sampler
+from lightning_cld.data.samplers import is_known_sampler, narrow_sampler, processes
 from lightning_cld.guards import preserved_rng
 
 _REMEDY = "build that loader yourself over torch.utils.data.Subset(dataset, indices)"
@@ -56,31 +57,46 @@ def narrowable(loader: Any) -> DataLoader[Any]:
     return inside
 
 
-def narrow_loader(loader: Any, indices: list[int], *, full_length: bool, trainer: Trainer | None) -> Any:
+def narrow_loader(
+    loader: Any, indices: list[int], *, full_length: bool, trainer: Trainer | None, draws: Draws | None = None
+) -> Any:
     """The same loader over the samples at `indices`.
 
     Args:
         loader: The full train set's loader, checked by `narrowable`.
         indices: Positions of the coreset in its dataset.
         full_length: Whether an epoch is to be as long as the full set's.
-        trainer: The Trainer to serve, for its number of processes; None for one process.
+        trainer: The Trainer to serve, for its number of processes and its epoch; None for one process.
+        draws: A coreset for each pass in place of `indices`. The loader then reads the full dataset at their positions.
 
     Raises:
         TypeError: If the sampler or the loader's class can't be carried over.
-        ValueError: If nothing would be drawn, or the sampler leaves out positions of the coreset.
+        ValueError: If nothing would be drawn, or the sampler leaves out positions of the coreset; or if each pass
+            shall have a coreset and the loader or the Trainer begins passes in a way of its own.
     """
     inside = loader_inside(loader)
+    if draws is not None:
+        _check_passes(inside, trainer)
     # A BatchSampler of torch makes the same batches as these two arguments do. If it were given as batch_sampler,
     # Lightning would lose its batch size in a distributed run.
     batches = inside if inside.batch_size is not None else inside.batch_sampler
-    subset = _subset_of(inside.dataset, indices)
-    trainer = trainer if _is_split(loader, trainer) else None
-    sampler = _narrowed_sampler(inside, batches.sampler, subset, full_length=full_length, trainer=trainer)
-    world = 1 if isinstance(sampler, DistributedSampler) else processes(trainer)["num_replicas"]
-    draws = -(-len(subset if sampler is None else sampler) // world)
-    if batches.drop_last and not full_length and draws < batches.batch_size:
+    # Workers keep the dataset that they were started with, so where coresets change the positions do.
+    dataset: Any = _subset_of(inside.dataset, indices) if draws is None else inside.dataset
+    splitting = trainer if _is_split(loader, trainer) else None
+    sampler = _known_sampler(inside, batches.sampler)
+    if draws is not None:
+        sampler = redrawing_sampler(
+            sampler, draws, len(dataset), full_length=full_length, epoch=epoch_ahead(trainer), trainer=splitting
+        )
+    elif sampler is batches.sampler or full_length:
+        sampler = narrow_sampler(sampler, dataset, full_length=full_length, trainer=splitting)
+    else:
+        sampler = None  # shuffle=True makes it
+    world = 1 if isinstance(sampler, DistributedSampler) else processes(splitting)["num_replicas"]
+    drawn = -(-len(dataset if sampler is None else sampler) // world)
+    if batches.drop_last and not full_length and drawn < batches.batch_size:
         raise ValueError(
-            f"An epoch draws {draws} of the coreset's {len(indices)} samples on each device. With drop_last=True that "
+            f"An epoch draws {drawn} of the coreset's {len(indices)} samples on each device. With drop_last=True that "
             f"gives no batch of {batches.batch_size}. Keep more samples, lower the batch size, or use "
             'epoch_length="full".'
         )
@@ -96,30 +112,53 @@ def narrow_loader(loader: Any, indices: list[int], *, full_length: bool, trainer
         if getattr(inside, name, usual) != usual:
             settings[name] = getattr(inside, name)
     try:
-        made = type(inside)(subset, **settings, **_added_arguments(inside))
+        made = type(inside)(dataset, **settings, **_added_arguments(inside))
     except TypeError as error:
         raise TypeError(
             f"{type(inside).__name__} can't be made again over the coreset: {error}. Let its constructor pass on "
             f"DataLoader's arguments and keep its own as attributes of the same names, or {_REMEDY}."
         ) from error
-    return made if inside is loader else around(loader, made)
+    served = made if inside is loader else around(loader, made)
+    if draws is not None and not _is_told_epochs(served, sampler):
+        raise TypeError(
+            f"redraw=True draws a coreset for each epoch, which Lightning tells to loader.sampler, but a "
+            f"{type(served).__name__} does not give the sampler of the DataLoader within. Give it that property."
+        )
+    return served
 
 
-def _narrowed_sampler(
-    loader: DataLoader[Any], sampler: Any, subset: Subset[Any], *, full_length: bool, trainer: Trainer | None
-) -> Any:
-    """A sampler that draws from the coreset as `sampler` does from the full set; None if shuffle=True makes it."""
+def _known_sampler(loader: DataLoader[Any], sampler: Any) -> Any:
+    """A loader's sampler, or a `RandomSampler` in place of one that the loader's class makes for shuffle=True."""
     if is_known_sampler(sampler):
-        return narrow_sampler(sampler, subset, full_length=full_length, trainer=trainer)
+        return sampler
     if not _shuffles_itself(loader, sampler):
         raise TypeError(
             f"The train dataloader has a {type(sampler).__name__}, and it is unknown what that would draw from a "
             f"coreset. Use shuffle=True or a WeightedRandomSampler in the datamodule, or {_REMEDY}."
         )
-    if not full_length:
-        return None
-    full = len(subset.dataset)  # type: ignore[arg-type]  # map-style, as checked
-    return full_length_sampler(len(subset), full, shuffle=True, generator=loader.generator, trainer=trainer)
+    return RandomSampler(loader.dataset, generator=loader.generator)  # type: ignore[arg-type]  # only its length counts
+
+
+def _check_passes(loader: DataLoader[Any], trainer: Trainer | None) -> None:
+    """Raises unless each epoch begins to read the loader's sampler when it begins itself."""
+    if reads_in_its_own_way(loader):
+        raise TypeError(
+            f"{type(loader).__name__} is iterated in a way of its own, so it is unknown when it begins to read an "
+            "epoch, for which redraw=True draws a coreset. Use torch's DataLoader, with persistent_workers=True if "
+            "starting workers is slow, or leave redraw out."
+        )
+    overfit = getattr(trainer, "overfit_batches", 0)
+    if overfit:
+        raise ValueError(
+            f"Trainer(overfit_batches={overfit}) trains on the same samples in every epoch, and "
+            "redraw=True on others in each. Leave one of them out."
+        )
+
+
+def _is_told_epochs(loader: Any, sampler: Any) -> bool:
+    """Whether Lightning, which looks in two places, finds the sampler to tell it the epoch."""
+    places = (loader, getattr(loader, "batch_sampler", None))
+    return any(getattr(place, "sampler", None) is sampler for place in places)
 
 
 # Several train loaders

@@ -20,6 +20,9 @@ from typing_extensions import override
 
 from lightning_cld.data.nesting import whole_numbers
 
+_AT_A_TIME = 2**16
+"""So many positions are made Python numbers at a time, which take more memory than tensors."""
+
 
 class FullLengthSampler(DistributedSampler[int]):
     """Draws positions of a coreset until an epoch is as long as the full set's.
@@ -36,6 +39,7 @@ class FullLengthSampler(DistributedSampler[int]):
         num_replicas: Number of processes.
         rank: The number of this one.
         seed: Seed of the draws, the same in all processes.
+        drop_last: Whether positions that can't be shared out evenly are left out; else some are drawn twice.
 
     Example:
         >>> from lightning_cld.data.samplers import FullLengthSampler
@@ -53,9 +57,10 @@ class FullLengthSampler(DistributedSampler[int]):
         num_replicas: int = 1,
         rank: int = 0,
         seed: int = 0,
+        drop_last: bool = False,
     ) -> None:
         # The parent only asks for the length of what it samples from.
-        super().__init__(range(epoch_size), num_replicas, rank, shuffle, seed)  # type: ignore[arg-type]  # see above
+        super().__init__(range(epoch_size), num_replicas, rank, shuffle, seed, drop_last)  # type: ignore[arg-type]  # see above
         self.coreset_size = coreset_size
         self.epoch_size = epoch_size
         self._yielded = 0
@@ -65,23 +70,26 @@ class FullLengthSampler(DistributedSampler[int]):
     def __iter__(self) -> Iterator[int]:
         # A generator starts with its first position, by which time the epoch and the state are known.
         self._yielded, self._start = self._start, 0
-        for position in self._share()[self._yielded :]:
-            self._yielded += 1
-            yield position
+        # As many for each process; if that takes more than are drawn, it begins again.
+        share = torch.arange(self.rank, self.total_size, self.num_replicas)[self._yielded :] % self.epoch_size
+        places = share % self.coreset_size
+        passes, counts = torch.unique_consecutive(share // self.coreset_size, return_counts=True)
+        first = self.epoch * -(-self.epoch_size // self.coreset_size)
+        for number, some in zip(passes.tolist(), torch.split(places, counts.tolist()), strict=True):
+            length = min(self.coreset_size, self.epoch_size - number * self.coreset_size)  # the last may be cut short
+            drawn = self._drawn(first + number, length)[some]
+            for start in range(0, len(drawn), _AT_A_TIME):
+                for position in drawn[start : start + _AT_A_TIME].tolist():
+                    self._yielded += 1
+                    yield position
 
-    def _share(self) -> list[int]:
-        """The positions of this process in this epoch."""
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        passes, remainder = divmod(self.epoch_size, self.coreset_size)
-        order = [
-            torch.randperm(self.coreset_size, generator=generator) if self.shuffle else torch.arange(self.coreset_size)
-            for _ in range(passes)
-        ]
-        rest = torch.randperm(self.coreset_size, generator=generator)[:remainder]
-        drawn = torch.cat([*order, rest if self.shuffle else rest.sort().values])
-        padded = drawn[torch.arange(self.total_size) % self.epoch_size]  # as many for each process
-        share: list[int] = padded[self.rank :: self.num_replicas].tolist()
-        return share
+    def _drawn(self, number: int, length: int) -> Tensor:
+        """So many positions of a pass, by its number in the whole run."""
+        drawn = torch.randperm(self.coreset_size, generator=self._generator(number))[:length]
+        return drawn if self.shuffle else drawn.sort().values
+
+    def _generator(self, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed + number)
 
     def state_dict(self) -> dict[str, int]:
         """How far the sampler is: its seed, the epoch, and how many positions it has yielded in that epoch."""
@@ -90,21 +98,21 @@ class FullLengthSampler(DistributedSampler[int]):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continues from where `state` was taken. The end of an epoch is the start of the next one."""
         epochs, self._start = divmod(state["yielded"], self.num_samples)
-        # A state of the full set's sampler, which is torchdata's, only says how many it has yielded.
-        self.seed, self.epoch = state.get("seed", self.seed), state.get("epoch", self.epoch) + epochs
+        if "epoch" in state:  # one of the full set's sampler, which is torchdata's, only says how many it has yielded
+            self.seed, self.epoch = state["seed"], state["epoch"] + epochs
 
 
 def is_known_sampler(sampler: Any) -> bool:
     """Whether it is known what a sampler would draw from a coreset, because it is one of torch or torchdata."""
     return (
         type(sampler) in (SequentialSampler, SubsetRandomSampler)
-        or _draws_by_weight(sampler)
+        or draws_by_weight(sampler)
         or _draws_at_random(sampler)
-        or _is_distributed(sampler)
+        or is_distributed(sampler)
     )
 
 
-def _draws_by_weight(sampler: Any) -> bool:
+def draws_by_weight(sampler: Any) -> bool:
     """Whether it is torch's `WeightedRandomSampler`, or one that only finds the weights, as PyG's for classes does."""
     return isinstance(sampler, WeightedRandomSampler) and type(sampler).__iter__ is WeightedRandomSampler.__iter__
 
@@ -128,7 +136,7 @@ def narrow_sampler(sampler: Any, subset: Subset[Any], *, full_length: bool, trai
     def scaled(draws: int) -> int:
         return draws if full_length else max(1, round(draws * kept / full))
 
-    if _draws_by_weight(sampler):
+    if draws_by_weight(sampler):
         weights = torch.as_tensor(sampler.weights, dtype=torch.double)[_numbers_in(subset.indices)]
         if not weights.sum() > 0:
             raise ValueError("The WeightedRandomSampler's weights are zero for every sample of the coreset.")
@@ -145,24 +153,23 @@ def narrow_sampler(sampler: Any, subset: Subset[Any], *, full_length: bool, trai
     if _draws_at_random(sampler) and (sampler.replacement or sampler.num_samples != full or resumes):
         return kind(source, sampler.replacement, scaled(sampler.num_samples), sampler.generator)
     if kind is SubsetRandomSampler:
+        outside = not_drawn(sampler, _numbers_in(subset.indices), full)
         full = len(sampler.indices)
-        drawn = _numbers_in(sampler.indices)
-        kept_out = torch.ones(len(subset.dataset), dtype=torch.bool)  # type: ignore[arg-type]  # map-style, as checked
-        kept_out[drawn[(drawn >= -len(kept_out)) & (drawn < len(kept_out))]] = False
-        chosen = _numbers_in(subset.indices)
-        outside = chosen[kept_out[chosen]].sort().values.tolist()
         if outside:
             raise ValueError(
                 f"The train loader's SubsetRandomSampler does not draw {len(outside)} positions of the coreset "
                 f"({outside[:5]}); they may be validation samples."
             )
 
-    shuffle = sampler.shuffle if _is_distributed(sampler) else kind is not SequentialSampler
-    if _is_distributed(sampler):
-        layout = {"num_replicas": sampler.num_replicas, "rank": sampler.rank}
-        if full_length:
-            return FullLengthSampler(kept, full, shuffle=shuffle, seed=sampler.seed, **layout)
-        return kind(subset, shuffle=shuffle, seed=sampler.seed, drop_last=sampler.drop_last, **layout)
+    shuffle = sampler.shuffle if is_distributed(sampler) else kind is not SequentialSampler
+    if is_distributed(sampler):
+        names = ("num_replicas", "rank", "seed", "drop_last")
+        layout: dict[str, Any] = {name: getattr(sampler, name) for name in names}
+        return (
+            FullLengthSampler(kept, full, shuffle=shuffle, **layout)
+            if full_length
+            else kind(subset, shuffle=shuffle, **layout)
+        )
     generator = getattr(sampler, "generator", None)
     if full_length:
         return full_length_sampler(kept, full, shuffle=shuffle, generator=generator, trainer=trainer)
@@ -175,10 +182,24 @@ def full_length_sampler(
     kept: int, full: int, *, shuffle: bool, generator: torch.Generator | None, trainer: Trainer | None
 ) -> FullLengthSampler:
     """A `FullLengthSampler` that takes its seed from where the full set's sampler would take its own."""
+    seed = shared_seed(generator, trainer)
+    layout: dict[str, Any] = processes(trainer)
+    return FullLengthSampler(kept, full, shuffle=shuffle, seed=seed, **layout)
+
+
+def shared_seed(generator: torch.Generator | None, trainer: Trainer | None) -> int:
+    """A seed from a generator, or from the global one; if there is a Trainer, the first process's for all."""
     seed = int(torch.empty((), dtype=torch.int64).random_(2**31, generator=generator))
-    if trainer is not None:  # all processes share one draw
-        seed = trainer.strategy.broadcast(seed)
-    return FullLengthSampler(kept, full, shuffle=shuffle, seed=seed, **processes(trainer))
+    return seed if trainer is None else int(trainer.strategy.broadcast(seed))
+
+
+def not_drawn(sampler: SubsetRandomSampler, positions: Tensor, full: int) -> list[int]:
+    """Those of some positions that the sampler never draws from a dataset of `full` samples, sorted."""
+    drawn = _numbers_in(sampler.indices)
+    kept_out = torch.ones(full, dtype=torch.bool)
+    kept_out[drawn[(drawn >= -full) & (drawn < full)]] = False
+    left_out: list[int] = positions[kept_out[positions]].sort().values.tolist()
+    return left_out
 
 
 def processes(trainer: Trainer | None) -> dict[str, int]:
@@ -197,7 +218,8 @@ def _draws_at_random(sampler: Any) -> bool:
     return type(sampler) is RandomSampler or _is_of_torchdata(sampler, "RandomSampler")
 
 
-def _is_distributed(sampler: Any) -> bool:
+def is_distributed(sampler: Any) -> bool:
+    """Whether a sampler is a `DistributedSampler`, or the one of torchdata."""
     return type(sampler) is DistributedSampler or _is_of_torchdata(sampler, "StatefulDistributedSampler")
 
 

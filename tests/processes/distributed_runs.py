@@ -525,6 +525,12 @@ class Runs:
         self.fit("long", CoresetDataModule(data, cld.scores_path, size=KEPT, epoch_length="full"))
         own = CoresetDataModule(OwnSampler(FULL, 11), cld.scores_path, fraction=0.5)
         self.fit("half-own-sampler", own, use_distributed_sampler=False)
+        anew = {"size": KEPT, "rule": "draw", "redraw": True}
+        self.fit("anew", CoresetDataModule(data, cld.scores_path, **anew))
+        self.fit("anew-long", CoresetDataModule(data, cld.scores_path, epoch_length="full", **anew))
+        own = CoresetDataModule(OwnSampler(FULL, 11), cld.scores_path, **anew)
+        self.fit("anew-own-sampler", own, use_distributed_sampler=False)
+        self.fit("anew-apart", CoresetDataModule(data, cld.scores_path, **anew), use_distributed_sampler=False)
 
     def loaders(self) -> None:
         """Trains on coresets of loaders whose samples Lightning splits between the processes, or does not."""

@@ -252,6 +252,33 @@ def test_a_coreset_is_given_as_positions_or_path(parsed, coreset):
     assert made.datamodule.indices == ([0, 4] if budget else [3, 0])
 
 
+def test_a_coreset_is_drawn_anew_where_the_configuration_says_so(parsed):
+    scores = CLDScores(torch.rand(6), [0, 1, 0, 1, 0, 1], uncertainty=torch.rand(6))
+    scores.save("scores.npz")
+    Path("coreset.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "data": {
+                    "class_path": "lightning_cld.CoresetDataModule",
+                    "init_args": {
+                        "datamodule": {"class_path": "test_cli.Rows"},
+                        "coreset": "scores.npz",
+                        "per_class": 1,
+                        "rule": "draw",
+                        "redraw": True,
+                    },
+                }
+            }
+        )
+    )
+    made = parsed("--config=coreset.yaml")
+    assert yaml.safe_load(made.parser.dump(made.config))["data"]["init_args"]["redraw"] is True
+    sampler = made.datamodule.train_dataloader().sampler
+    for epoch in range(5):
+        sampler.set_epoch(epoch)
+        assert sorted(sampler) == scores.select(per_class=1, rule="draw", seed=epoch).tolist()
+
+
 class TwoSets(L.LightningDataModule):
     def train_dataloader(self):
         return {"labelled": Rows().train_dataloader(), "other": Rows().train_dataloader()}
@@ -294,6 +321,7 @@ WATCH = ["--trainer.callbacks=lightning_cld.CLDCallback"]
         ([*WATCH, "--trainer.callbacks.step=test_cli.nowhere"], "nowhere"),
         ([*INNER, "--data.rule=best"], '"rule":.*best'),
         ([*INNER, "--data.epoch_length=short"], '"epoch_length":.*short'),
+        ([*INNER, "--data.redraw=often"], '"redraw":.*often'),
         ([*INNER, "--data.fraction=much"], "much"),
         ([*CORESET, "--data.datamodule=test_cli.Linear"], "not correspond to a subclass of LightningDataModule"),
     ],
@@ -308,6 +336,7 @@ def test_a_wrong_type_is_refused_when_parsed(parsed, capsys, arguments, message)
     ("arguments", "message"),
     [
         ([*INNER, "--data.size=9"], "Positions are the coreset itself"),
+        ([*INNER, "--data.redraw=true"], "Positions are the same coreset each time"),
         ([*INNER, "--data.coreset=nowhere.npz", "--data.size=2"], "no file nowhere.npz.*CLDCallback"),
         (
             [*WATCH, "--trainer.callbacks.loss_fn=torch.nn.CrossEntropyLoss"],

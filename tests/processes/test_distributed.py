@@ -448,6 +448,34 @@ def test_full_length_epochs_draw_the_same_on_all_ranks_and_afresh_each_epoch(ran
     assert len(drawn_again) == len(epochs) == 3
 
 
+def drawn(ranks, number: int) -> list[int]:
+    """The coreset that pass `number` of a run is to be served."""
+    scores = CLDScores.load(ranks.root / "full-set" / "cld-scores.npz")
+    return scores.select(size=KEPT, rule="draw", seed=number).tolist()
+
+
+@pytest.mark.parametrize("name", ["anew", "anew-own-sampler"])
+def test_a_coreset_drawn_anew_is_served_once_an_epoch_over_the_ranks(ranks, name):
+    for epoch, served in enumerate(served_by_all(ranks.ends(name))):
+        assert sorted(served) == drawn(ranks, epoch)
+        assert sum(served.values()) == -(-KEPT // ranks.devices) * ranks.devices  # as many on each rank
+
+
+def test_each_rank_that_draws_for_itself_draws_the_same_anew(ranks):
+    for end in ranks.ends("anew-apart"):
+        assert [sorted(epoch) for epoch in end["served"]] == [drawn(ranks, epoch) for epoch in range(3)]
+
+
+def test_each_pass_of_a_full_length_epoch_over_the_ranks_is_drawn_anew(ranks):
+    passes, rest = divmod(FULL, KEPT)
+    for epoch, served in enumerate(served_by_all(ranks.ends("anew-long"))):
+        *whole, last = (Counter(drawn(ranks, (passes + 1) * epoch + number)) for number in range(passes + 1))
+        left = served - sum(whole, Counter())
+        assert served - left == sum(whole, Counter())
+        assert left.total() == rest
+        assert left <= last
+
+
 @pytest.mark.parametrize("name", ["apart", "device"])
 def test_where_lightning_splits_nothing_each_rank_draws_the_whole(ranks, name):
     for mine, other in zip(ranks.ends(f"{name}-long"), ranks.ends(f"{name}-full-set"), strict=True):

@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from toys import Blobs, Classifier, blobs, fit, plain_losses
 
-from lightning_cld import CLDCallback, CLDScores, LossTrajectories
+from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, IndexedDataset, LossTrajectories
 from lightning_cld.data.fingerprint import probe_positions
 from lightning_cld.storage.rows import Rows
 
@@ -745,6 +745,48 @@ def one_life(root, saver, started):
     cld.scores.save(root / "done-scores.npz")
 
 
+class NotesEpochs(Steady):
+    """Writes down the positions that it trains on, a line a batch, behind the epoch."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = path
+
+    def training_step(self, batch, batch_idx):
+        with self.path.open("a") as file:
+            print(self.current_epoch, *batch[2].tolist(), file=file)
+        return super().training_step(batch, batch_idx)
+
+
+def redrawn_scores(data):
+    """Scores of the train set of `Blobs`, with what a draw takes."""
+    labels = torch.tensor([int(label) for _, label in data.train_set])
+    values, uncertainty = torch.rand(2, len(labels), generator=torch.Generator().manual_seed(2))
+    return CLDScores(values, labels, uncertainty=uncertainty)
+
+
+def one_redrawn_life(root, saver, started):
+    """One process of a run on a coreset that is drawn anew each epoch."""
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    data = Blobs()
+    scores, data.train_set = redrawn_scores(data), IndexedDataset(data.train_set)
+    coreset = CoresetDataModule(data, scores, size=48, rule="draw", redraw=True)
+    keeps = ModelCheckpoint(root, save_last=True, enable_version_counter=False, **saver)
+    last, life = root / "last.ckpt", sum(1 for _ in root.glob("life-*.txt"))
+    run(
+        root,
+        None,
+        Announces(started),
+        keeps,
+        module=NotesEpochs(root / f"life-{life:03}.txt"),
+        datamodule=coreset,
+        max_epochs=EPOCHS,
+        ckpt_path=last if loads(last) else None,
+    )
+    (root / "done").touch()
+
+
 def replaces_for_ever(root, size, started):
     """Writes one scores file again and again."""
     for turn in range(10**9):
@@ -814,6 +856,26 @@ def test_a_run_killed_again_and_again_ends_with_the_scores_of_the_uninterrupted_
     if same:
         killed, uninterrupted = (CLDScores.load(path / "done-scores.npz") for path in (root, whole))
         assert torch.equal(killed.values, uninterrupted.values)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, which is safe with torch on Linux only")
+@pytest.mark.parametrize("saver", [EPOCH_END, {"every_n_train_steps": 2}], ids=str)
+def test_a_run_killed_again_and_again_trains_each_epoch_on_its_draw(tmp_path, processes, saver):
+    chance, longest, kills = random.Random(str(saver)), SHORT, 0
+    while not (tmp_path / "done").exists():
+        kills += killed_after(start(processes, one_redrawn_life, tmp_path, saver), chance.uniform(0, longest))
+        longest *= 1.3
+        assert kills < 40, "the run makes no progress"
+    assert kills >= 2
+    scores = redrawn_scores(Blobs())
+    draws = [set(scores.select(size=48, rule="draw", seed=epoch).tolist()) for epoch in range(EPOCHS)]
+    seen = set()
+    for life in tmp_path.glob("life-*.txt"):
+        for line in life.read_text().splitlines():
+            epoch, *positions = map(int, line.split())
+            assert set(positions) <= draws[epoch]
+            seen.add(epoch)
+    assert seen == set(range(EPOCHS))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, which is safe with torch on Linux only")
