@@ -143,6 +143,15 @@ def check_comparing(names: dict[str, Any]) -> None:
     assert {len(data.indices) for data in names["choices"].values()} == {len(names["coreset"].indices)} == {9}
 
 
+def check_tuning(names: dict[str, Any]) -> None:
+    assert len(names["small"].indices) == len(names["tenth"]) == 9
+    validate, cifar = names["validate"], names["cifar"]
+    assert names["best_three"] == sorted(names["configurations"], key=lambda each: validate(each, cifar, 3))[:3]
+    losses = [validate(each, cifar, 30) for each in names["best_three"]]
+    assert names["best"] == names["best_three"][int(np.argmin(losses))]
+    assert names["best_on_tenth"] in names["configurations"]
+
+
 def check_looking(names: dict[str, Any]) -> None:
     assert Path("report.html").exists()
     assert len(Path("scores.csv").read_text().splitlines()) == 1 + len(names["scores"])
@@ -164,6 +173,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "other_tasks": check_other_tasks,
     "costs": check_costs,
     "comparing": check_comparing,
+    "tuning": check_tuning,
     "looking": check_looking,
     "distributed_and_resuming": check_distributed_and_resuming,
     "saved_checkpoints": check_saved_checkpoints,

@@ -66,7 +66,7 @@ def _drop_share(share: float) -> Priorities:
         ranks = torch.empty(len(scores), dtype=torch.float64)
         for label in torch.unique(scores.classes).tolist():
             members = torch.nonzero(scores.classes == label).flatten()
-            ranks[members] = scores.values[members].argsort().argsort() / len(members)
+            ranks[members] = scores.values[members].argsort().argsort().double() / len(members)
         return torch.where(ranks >= share, draw, ranks - 1)
 
     return priorities

@@ -25,8 +25,9 @@ from torchmetrics.functional import spearman_corrcoef
 from lightning_cld import CLDCallback, CoresetDataModule, LossTrajectories, proportional_holdout
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the examples are scripts, not a package
-from _common import NETWORKS, PRESETS, Classifier, Images, Preset, Splits, flip_labels, load, quiet, quiet_trainer
+from _common import NETWORKS, Classifier, Images, Preset, Splits, flip_labels, load, quiet, quiet_trainer
 from _steps import SteppingClassifier, indexed
+from _tables import PRESETS, is_table, load_table
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -44,6 +45,7 @@ class Case:
     imbalance: float  # size of the first class divided by size of the last
     seed: int
     holdout: float | None = None  # share for the validation split; None uses the preset
+    pool: int | None = None  # samples of the pool that are used, as many of each class as its share; None uses all
 
     @classmethod
     def of(cls, cell: dict[str, Any]) -> Case:
@@ -61,7 +63,7 @@ class Settings:
 
 @functools.lru_cache(maxsize=1)
 def _load(name: str, root: Path) -> tuple[Images, Images]:
-    return load(name, root)
+    return load_table(root / f"{name}.npz") if is_table(name) else load(name, root)
 
 
 @functools.lru_cache(maxsize=2)
@@ -77,6 +79,9 @@ def divide(case: Case, preset: Preset, pool: Images, test: Images) -> tuple[Spli
     """The same for data that are given."""
     seed = case.seed
     kept = _imbalanced(pool.targets, case.imbalance, seed)
+    if case.pool is not None:
+        _, part = proportional_holdout(pool.targets[kept], case.pool / len(kept), seed=6000 + seed)
+        kept = kept[part]
     holdout = preset.holdout if case.holdout is None else case.holdout
     train, val = (kept[part] for part in proportional_holdout(pool.targets[kept], holdout, seed=seed))
     train_labels = flip_labels(pool.targets[train], case.noise, 1000 + seed, case.noise_kind)
@@ -226,7 +231,7 @@ def add_common_arguments(parser: argparse.ArgumentParser, csv: str) -> None:
     add = parser.add_argument
     known = "(default: %(default)s)"
     add("--dataset", choices=PRESETS, default="fashion-mnist", help=f"digits need no files {known}")
-    add("--root", type=Path, default=Path("data"), help=f"folder of torchvision's datasets or of images {known}")
+    add("--root", type=Path, default=Path("data"), help=f"folder of torchvision's datasets, images or tables {known}")
     add("--network", choices=NETWORKS, help="network of the proxy and the targets (default: by dataset)")
     add("--epochs", type=int, help="epochs of the proxy (default: by dataset)")
     add("--steps", type=int, help="steps of every target, unless epochs are equal (default: by dataset)")

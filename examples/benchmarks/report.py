@@ -11,9 +11,12 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import accuracy
+import cleaning
 import early
+import keeping
 import label_noise
 import overhead
 import path
@@ -21,6 +24,7 @@ import peers
 import quality
 import scale
 import transfer
+import tuning
 import validation
 from _figures import draw_accuracy, draw_compute
 from _grid import Row, read_rows
@@ -34,6 +38,7 @@ _BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end of table -->
 RULES = ("random", "CLD", "CLD, drawn")
 TRIED = ("CLD, drawn above zero", "CLD, drawn, but without CLD", "drop negative", "drop Otsu")
 PARTS = ("CLD", "CLD, first half", "CLD, first third", "CLD, every 2nd", "CLD, every 3rd")
+USES = ("letter", "landsat", "digits")
 OTHERS = [method for method in METHODS if method not in (*TRIED, *PARTS[1:])]
 
 
@@ -56,6 +61,10 @@ def _quality(dataset: str, noise: float) -> Callable[[], str]:
         return quality.table(row for row in rows if row["dataset"] == dataset and float(row["noise"]) == noise)
 
     return table
+
+
+def _of_dataset(script: ModuleType, dataset: str) -> Callable[[], str]:
+    return lambda: script.table(_rows(script.__name__), dataset)
 
 
 def _overhead(part: str) -> str:
@@ -102,6 +111,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "peers": lambda: peers.overview(_rows("peers")),
     "peers, from losses": lambda: peers.stand_ins(_rows("peers")),
     **{f"peers, {dataset}": partial(_peers, dataset) for dataset in (*peers.CHOSE, "landsat", "letter")},
+    **{f"tuning, {dataset}": _of_dataset(tuning, dataset) for dataset in (*USES, "fashion-mnist")},
+    **{f"cleaning, {dataset}": _of_dataset(cleaning, dataset) for dataset in USES},
+    **{f"keeping, {dataset}": _of_dataset(keeping, dataset) for dataset in USES},
     "epochs": lambda: accuracy.compact_table(_rows("fashion_mnist_epochs"), (*RULES, "CLD, first third")),
 }
 
