@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_cld import CLDScores, LossTrajectories, baselines
+from lightning_cld.functional import aleatoric_uncertainty
+from lightning_cld.functional.selection import above_threshold
 
 Choice = Callable[[LossTrajectories, float, int], Tensor]
 """Takes the losses, the fraction to keep and a seed; returns positions in the train set."""
@@ -86,7 +88,7 @@ def _drop_otsu(losses: LossTrajectories, scores: CLDScores, draw: Tensor) -> Ten
 
 
 def _by_weight(weigh: Callable[[LossTrajectories, CLDScores], Tensor]) -> Priorities:
-    """A weighted draw among the positive scores, like the rule "draw" but with other weights."""
+    """A weighted draw among the positive scores."""
 
     def priorities(losses: LossTrajectories, scores: CLDScores, draw: Tensor) -> Tensor:
         weights = weigh(losses, scores).double()
@@ -96,21 +98,34 @@ def _by_weight(weigh: Callable[[LossTrajectories, CLDScores], Tensor]) -> Priori
     return priorities
 
 
-def _above_zero(losses: LossTrajectories, fraction: float, seed: int) -> Tensor:
-    """The rule "draw" with its threshold at zero, for any share of negative scores."""
-    scores = losses.score()
-    positive = scores.values > 0
-    # Without negative scores the rule's threshold is zero. Samples without weight come after the drawn ones, in order.
-    values = torch.where(positive, scores.values, 1e-6 * (1 + scores.values))
-    known = CLDScores(values, scores.classes, uncertainty=scores.uncertainty.where(positive, 0.0))
-    return known.select(fraction=fraction, rule="draw", seed=2000 + seed)
+def _former_draw(*, threshold: bool = True, by_cld: bool = True) -> Choice:
+    """The rule "draw" as it was until 2026-11-28, in whole or without a part.
+
+    Among the scores above a threshold it drew with weights `CLD * uncertainty ** (share ** (1/4))`. The best-scored of
+    the others followed.
+    """
+
+    def choose(losses: LossTrajectories, fraction: float, seed: int) -> Tensor:
+        scores = losses.score()
+        values = scores.values.double() if by_cld else torch.ones(len(scores), dtype=torch.float64)
+        above = above_threshold(values) > 0 if threshold else values > 0
+        share = _kept_share(scores, fraction)
+        weights = values * aleatoric_uncertainty(losses.train_losses[1:]).double() ** share**0.25
+        draw = torch.rand(len(scores), generator=torch.Generator().manual_seed(2000 + seed), dtype=torch.float64)
+        keys = weights.log() - (-draw.log()).log()
+        after = -1000 - torch.argsort(torch.argsort(-values, stable=True)).double()
+        priorities = torch.where(above & (weights > 0), keys, after)
+        return CLDScores(priorities, scores.classes).select(fraction=fraction)
+
+    return choose
 
 
-def _without_cld(losses: LossTrajectories, fraction: float, seed: int) -> Tensor:
-    """The rule "draw" with all scores at 1, which shows what uncertainty alone is worth."""
-    scores = losses.score()
-    known = CLDScores(torch.ones(len(scores)), scores.classes, uncertainty=scores.uncertainty)
-    return known.select(fraction=fraction, rule="draw", seed=2000 + seed)
+def _kept_share(scores: CLDScores, fraction: float) -> Tensor:
+    """The kept share of each sample's class."""
+    if scores.classes is None:
+        return torch.tensor(fraction, dtype=torch.float64)
+    kept = torch.bincount(scores.classes[scores.select(fraction=fraction)], minlength=int(scores.classes.max()) + 1)
+    return (kept.double() / torch.bincount(scores.classes))[scores.classes]
 
 
 METHODS: dict[str, Method] = {
@@ -135,11 +150,14 @@ METHODS: dict[str, Method] = {
     "drop 10 %": Method(_rule(_drop_share(0.1))),
     "drop 30 %": Method(_rule(_drop_share(0.3))),
     "drop Otsu": Method(_rule(_drop_otsu)),
-    "CLD, drawn above zero": Method(_above_zero),
-    "CLD, drawn, but without CLD": Method(_without_cld),
+    "former draw": Method(_former_draw()),
+    "former draw above zero": Method(_former_draw(threshold=False)),
+    "former draw, but without CLD": Method(_former_draw(by_cld=False)),
     "draw by CLD": Method(_rule(_by_weight(lambda losses, scores: scores.values))),
-    "draw by uncertainty": Method(_rule(_by_weight(lambda losses, scores: scores.uncertainty))),
-    "draw by uncertainty x CLD": Method(_rule(_by_weight(lambda losses, scores: scores.uncertainty * scores.values))),
+    "draw by uncertainty": Method(_rule(_by_weight(lambda losses, scores: baselines.uncertainty(losses)))),
+    "draw by uncertainty x CLD": Method(
+        _rule(_by_weight(lambda losses, scores: baselines.uncertainty(losses) * scores.values))
+    ),
     "draw by variability x CLD": Method(
         _rule(_by_weight(lambda losses, scores: baselines.variability(losses) * scores.values))
     ),

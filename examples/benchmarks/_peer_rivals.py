@@ -192,6 +192,8 @@ RIVALS: dict[str, Entry] = {
     "CLD": Entry(_fixed("CLD")),
     "CLD, drawn": Entry(_fixed("CLD, drawn")),
     "CLD, drawn, anew": Entry(_anew("CLD, drawn")),
+    "former draw": Entry(_fixed("former draw")),
+    "former draw, anew": Entry(_anew("former draw")),
     "EL2N": Entry(_ranked(error_norms), "probabilities", agreement=_agreement(error_norms, _errors)),
     "forgetting": Entry(
         _ranked(lambda proxy: forgetting_events(_is_right(proxy))),

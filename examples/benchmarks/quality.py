@@ -72,7 +72,7 @@ def score(mode: str, case: Case, settings: Settings) -> CLDScores:
 
 def choose(scores: CLDScores, rule: str, fraction: float, seed: int) -> torch.Tensor:
     """The coreset by any rule. Scores of the step mode refuse the rule "top", which is measured here all the same."""
-    free = CLDScores(scores.values, scores.classes, uncertainty=scores.uncertainty)
+    free = CLDScores(scores.values, scores.classes, plausibility=scores.plausibility, confidence=scores.confidence)
     return free.select(fraction=fraction, rule=rule, seed=seed)
 
 

@@ -35,8 +35,8 @@ PAGES = (Path(__file__).with_name("RESULTS.md"), Path(__file__).parents[2] / "RE
 _BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
-RULES = ("random", "CLD", "CLD, drawn")
-TRIED = ("CLD, drawn above zero", "CLD, drawn, but without CLD", "drop negative", "drop Otsu")
+RULES = ("random", "CLD", "former draw")
+TRIED = ("former draw above zero", "former draw, but without CLD", "drop negative", "drop Otsu")
 PARTS = ("CLD", "CLD, first half", "CLD, first third", "CLD, every 2nd", "CLD, every 3rd")
 USES = ("letter", "landsat", "digits")
 OTHERS = [method for method in METHODS if method not in (*TRIED, *PARTS[1:])]
@@ -79,7 +79,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rules": lambda: accuracy.compact_table(_rows("fashion_mnist"), RULES),
     "rules, in short": lambda: accuracy.compact_table(_of_sizes("fashion_mnist", "0.1", "0.3"), RULES),
     "label noise": lambda: label_noise.table(_rows("label_noise")),
-    "robustness": lambda: accuracy.compact_table(_rows("robustness"), (*RULES, "CLD, drawn above zero")),
+    "robustness": lambda: accuracy.compact_table(_rows("robustness"), (*RULES, "former draw above zero")),
     "fresh seeds": lambda: accuracy.compact_table(_rows("digits_fresh"), RULES),
     "early": lambda: early.table(_rows("early")),
     "early, cifar100": lambda: early.table(_rows("early_cifar100")),
@@ -96,7 +96,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"early accuracy, {float(n):.0%}": _accuracy("fashion_mnist", n, ("random", *PARTS)) for n in ("0.0", "0.2")},
     **{f"overhead, {part}": partial(_overhead, part) for part in ("run", "sweep", "fit")},
     "scale": lambda: scale.table(_rows("scale")),
-    "cifar100": _accuracy("cifar100", "0.0", (*RULES, "CLD, drawn above zero")),
+    "cifar100": _accuracy("cifar100", "0.0", (*RULES, "former draw above zero")),
     "cifar100, small": _accuracy("cifar100_small", "0.0", OTHERS),
     **{
         f"quality, {dataset}, {noise:.0%}": _quality(dataset, noise)

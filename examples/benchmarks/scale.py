@@ -55,9 +55,9 @@ class Case:
         return LossTrajectories(*make_losses(self.samples, self.checkpoints, self.classes))
 
     def scores(self) -> CLDScores:
-        values, uncertainty = (torch.rand(self.samples, generator=self.generator) for _ in range(2))
+        values, plausibility, confidence = (torch.rand(self.samples, generator=self.generator) for _ in range(3))
         epochs = list(range(self.checkpoints))
-        return CLDScores(2 * values - 1, self.of_sample(), epochs, uncertainty=uncertainty / 4)
+        return CLDScores(2 * values - 1, self.of_sample(), epochs, plausibility=plausibility, confidence=confidence)
 
     def of_sample(self) -> torch.Tensor:
         return torch.randint(self.classes, (self.samples,), generator=self.generator)

@@ -53,7 +53,10 @@ def table(rows: Iterable[Row]) -> str:
         choice = (row["method"], row["network"] == row["target"])
         groups.setdefault((row["target"], row["noise"], row["fraction"]), {}).setdefault(choice, []).append(row)
     choices = {"random": ("random", False)}
-    for rule in RULES:
+    measured = {method for group in groups.values() for method, _ in group}
+    for rule in (*RULES, "former draw"):
+        if rule not in measured:
+            continue
         choices |= {f"{rule}, small proxy": (rule, False), f"{rule}, own proxy": (rule, True)}
     body = []
     for (target, noise, fraction), group in groups.items():

@@ -51,7 +51,9 @@ SUBSETS = {  # a method of METHODS, and whether each epoch draws anew
     "random, anew": ("random", True),
     "CLD": ("CLD", False),
     "CLD, drawn": ("CLD, drawn", False),
-    "CLD, drawn anew": ("CLD, drawn", True),
+    "CLD, drawn, anew": ("CLD, drawn", True),
+    "former draw": ("former draw", False),
+    "former draw, anew": ("former draw", True),
 }
 WAYS = (EVERYTHING, SHORT, *SUBSETS)
 OTHER_SEED = "everything, another seed"
