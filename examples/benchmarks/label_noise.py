@@ -52,7 +52,7 @@ def run_cell(cell: dict[str, Any], settings: Settings) -> dict[str, Any]:
         auroc, precision = judge(detector(losses), wrong)
         result[f"{name}: AUROC"] = round(auroc, 4)
         result[f"{name}: precision"] = round(precision, 4)
-    suspects = losses.score().suspects()
+    suspects = losses.score().suspects(0.0)  # by the score alone, as the other detectors
     result["suspects: share"] = round(len(suspects) / len(wrong), 4)
     result["suspects: precision"] = round(float(wrong[suspects].float().mean()), 4)
     result["suspects: recall"] = round(float(wrong[suspects].sum() / wrong.sum()), 4)
@@ -75,7 +75,7 @@ def table(rows: Iterable[Row]) -> str:
             _shown([float(row[f"suspects: {what}"]) for row in group]) for what in ("share", "precision", "recall")
         ]
         body.append([*line, " / ".join(found)])
-    head = ["wrong labels", "validation", *DETECTORS, "suspects: share / precision / recall"]
+    head = ["wrong labels", "validation", *DETECTORS, "score of zero or less: share / precision / recall"]
     return markdown(head, body)
 
 
