@@ -51,10 +51,10 @@ class CoresetDataModule(LightningDataModule):
             each one gets this budget.
         size: Budget for scores: the number of samples to keep.
         per_class: Budget for scores: the number of samples to keep of every class.
-        rule: For scores: "top" or "draw"; see `CLDScores.select`.
-        seed: For scores: seed of the rule "draw".
-        redraw: For scores and rule="draw": whether every epoch has a coreset of its own. Epoch e (0, 1, ...) trains on
-            `scores.select(..., rule="draw", seed=seed + e)`, on all ranks, and also in a run that is resumed. The draws
+        rule: For scores: "top", "draw" or "random"; see `CLDScores.select`.
+        seed: For scores: seed of the rules "draw" and "random".
+        redraw: For scores and these rules: whether every epoch has a coreset of its own. Epoch e (0, 1, ...) trains on
+            `scores.select(..., rule=rule, seed=seed + e)`, on all ranks, and also in a run that is resumed. The draws
             are equal in size and class balance, and each takes as long as that call. To compare runs, give them seeds
             that are further apart than there are epochs. The loader reads the full train set at the positions of the
             draw, so `len(loader.dataset)` is the full set's length; `len(loader)` counts the batches that are served.
@@ -119,7 +119,7 @@ class CoresetDataModule(LightningDataModule):
         fraction: float | None = None,
         size: int | None = None,
         per_class: int | None = None,
-        rule: Literal["top", "draw"] = "top",
+        rule: Literal["top", "draw", "random"] = "top",
         seed: int = 0,
         redraw: bool = False,
         epoch_length: Literal["coreset", "full"] = "coreset",
@@ -138,7 +138,7 @@ class CoresetDataModule(LightningDataModule):
         restore_hyperparameters(datamodule)
         self.epoch_length = epoch_length
         budget = {"fraction": fraction, "size": size, "per_class": per_class}
-        self._redrawn = {**budget, "seed": seed} if redraw else None
+        self._redrawn = {**budget, "rule": rule, "seed": seed} if redraw else None
         if isinstance(coreset, Mapping):
             chosen = _choose_each(coreset, budget, rule, seed, redraw)
             self.scores = {key: part[0] for key, part in chosen.items()}  # type: ignore[assignment]  # see their types
@@ -217,7 +217,7 @@ class CoresetDataModule(LightningDataModule):
         draws = None
         if scores is not None and self._redrawn is not None:
             positions = scores.positions()
-            pool = positions[~scores.values[positions].isnan()]
+            pool = positions if self._redrawn["rule"] == "random" else positions[~scores.values[positions].isnan()]
             draws = Draws(partial(_drawn, scores, **self._redrawn), len(indices), pool)
         full_length = self.epoch_length == "full"
         return narrow_loader(loader, indices, full_length=full_length, trainer=self.trainer, draws=draws)
@@ -237,9 +237,9 @@ def _is_own(coreset: CoresetDataModule, name: str) -> bool:
     )
 
 
-def _drawn(scores: CLDScores, number: int, *, seed: int, **budget: Any) -> Tensor:
+def _drawn(scores: CLDScores, number: int, *, rule: Any, seed: int, **budget: Any) -> Tensor:
     """The coreset of a pass of a run, by the number of the pass."""
-    return scores.select(**budget, rule="draw", seed=seed + number)
+    return scores.select(**budget, rule=rule, seed=seed + number)
 
 
 def _choose(
@@ -251,13 +251,13 @@ def _choose(
         if redraw and rule == "top":
             raise ValueError(
                 'redraw=True draws a coreset for each epoch, but rule="top" chooses the same one each time. Use '
-                'rule="draw", or leave redraw out.'
+                'rule="draw" or rule="random", or leave redraw out.'
             )
         return coreset, coreset.select(**budget, rule=rule, seed=seed).tolist()
     if redraw:
         raise TypeError(
-            'redraw=True draws a coreset for each epoch, which takes scores and rule="draw". Positions are the same '
-            "coreset each time: leave redraw out, or give the scores."
+            'redraw=True draws a coreset for each epoch, which takes scores and rule="draw" or rule="random". Positions '
+            "are the same coreset each time: leave redraw out, or give the scores."
         )
     given = {name: value for name, value in budget.items() if value is not None}
     if given or rule != "top":

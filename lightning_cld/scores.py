@@ -122,7 +122,7 @@ class CLDScores:
         fraction: float | None = None,
         size: int | None = None,
         per_class: int | None = None,
-        rule: Literal["top", "draw"] = "top",
+        rule: Literal["top", "draw", "random"] = "top",
         seed: int = 0,
     ) -> Tensor:
         """Chooses the coreset. `select_top` explains the budgets.
@@ -135,8 +135,8 @@ class CLDScores:
             per_class: The number of samples to keep in each class.
             rule: "top" takes the best-scored samples of each class, as the paper does. "draw" draws at random. It
                 prefers samples with a plausible label, and typical ones if little is kept
-                (`lightning_cld.functional.select_drawn`). `examples/benchmarks/RESULTS.md` compares both with random
-                subsets.
+                (`lightning_cld.functional.select_drawn`). "random" draws all samples of a class alike, unscored ones
+                too: the baseline to compare with. `examples/benchmarks/RESULTS.md` does.
             seed: Seed of the draw.
 
         Returns:
@@ -150,6 +150,10 @@ class CLDScores:
         check_rule(rule, seed)
         pool = self.positions()
         values, classes = self.values[pool], None if self.classes is None else self.classes[pool]
+        if rule == "random":
+            alike = torch.ones(len(pool))
+            drawn = select_drawn(alike, alike, classes, fraction=fraction, size=size, per_class=per_class, seed=seed)
+            return pool[drawn]
         if rule == "top":
             if self.metadata.get("record") == "step" and self.metadata.get("scored_by") == "CLD":
                 raise ValueError(

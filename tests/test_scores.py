@@ -755,6 +755,17 @@ def test_a_draw_has_the_budgets_of_the_top_and_stays_in_the_sampler():
     assert not torch.equal(top, drawn)
 
 
+def test_a_random_choice_needs_no_scores_and_keeps_the_classes():
+    values = torch.linspace(-1, 1, 60).where(torch.arange(60) % 6 > 0, NAN)
+    scores = CLDScores(values, torch.tensor([0, 1, 1]).repeat(20), metadata={"record": "step", "scored_by": "CLD"})
+    counts, draws = np.zeros(60), 600
+    for seed in range(draws):
+        drawn = scores.select(fraction=0.2, rule="random", seed=seed)
+        assert torch.equal(scores.classes[drawn].bincount(), torch.tensor([4, 8]))
+        counts[drawn] += 1
+    assert (np.abs(counts / draws - 0.2) < 5 * (0.2 * 0.8 / draws) ** 0.5).all()
+
+
 def test_a_draw_needs_the_plausibility():
     with pytest.raises(ValueError, match=r'rule="draw" weights by how plausible each label is.*Score logged losses'):
         CLDScores([0.1, 0.2]).select(size=1, rule="draw")
@@ -763,7 +774,7 @@ def test_a_draw_needs_the_plausibility():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"rule": "best"}, ValueError, "rule must be one of 'top', 'draw', got 'best'"),
+        ({"rule": "best"}, ValueError, "rule must be one of 'top', 'draw', 'random', got 'best'"),
         ({"seed": "0"}, TypeError, "seed must be a whole number, got '0'"),
     ],
     ids=str,

@@ -1,4 +1,4 @@
-"""Choosing samples: budgets, the rules "top" and "draw", and the train/validation split."""
+"""Choosing samples: budgets, the rules "top", "draw" and "random", and the train/validation split."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lightning_cld.functional.arrays import IntegersLike, names_in
 from lightning_cld.functional.checks import as_classes, check_classes, check_count, distinct, kind_of, listed
 from lightning_cld.functional.partition import best_of_each
 
-RULES = ("top", "draw")
-"""How a coreset is chosen: "top" takes the best-scored samples, "draw" draws samples by weight."""
+RULES = ("top", "draw", "random")
+"""How a coreset is chosen: "top" takes the best-scored samples, "draw" draws by weight, "random" draws all alike."""
 
 _LEAST = 1e-6
 """Confidence is kept so far from 0 and 1: a sample that was never in doubt may be drawn too."""

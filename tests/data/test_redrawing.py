@@ -141,6 +141,13 @@ def test_lightning_trains_each_epoch_on_its_draw(tmp_path, settings):
     assert all((seen == sorted(seen)) == (not settings) for seen in epochs.values())
 
 
+def test_a_random_subset_is_drawn_anew_from_all_samples():
+    loader = redrawn(lambda data: DataLoader(data, 4, shuffle=True), rule="random").train_dataloader()
+    expected = [SCORES.select(size=SIZE, rule="random", seed=SEED + number).tolist() for number in range(8)]
+    assert [sorted(epoch) for epoch in epochs_of(loader, 8)] == expected
+    assert SCORES.values[torch.tensor(expected).flatten()].isnan().any()  # unscored ones too
+
+
 def test_each_pass_of_a_long_epoch_is_a_draw_of_its_own(tmp_path):
     data = redrawn(lambda train: DataLoader(train, 5, shuffle=True), size=25, epoch_length="full")
     epochs = trained(tmp_path, data)
