@@ -256,8 +256,8 @@ def _choose(
         return coreset, coreset.select(**budget, rule=rule, seed=seed).tolist()
     if redraw:
         raise TypeError(
-            'redraw=True draws a coreset for each epoch, which takes scores and rule="draw" or rule="random". Positions '
-            "are the same coreset each time: leave redraw out, or give the scores."
+            'redraw=True draws a coreset for each epoch, which takes scores and rule="draw" or rule="random". '
+            "Positions are the same coreset each time: leave redraw out, or give the scores."
         )
     given = {name: value for name, value in budget.items() if value is not None}
     if given or rule != "top":
