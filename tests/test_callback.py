@@ -344,14 +344,25 @@ def test_explicit_loaders_come_before_the_datamodules(tmp_path):
     assert cld.trajectories.val_losses.shape[1] == 25
 
 
-def test_augmented_train_set_is_swept_with_a_warning(tmp_path):
+@pytest.mark.parametrize("history", ["full", "running"])
+def test_augmented_train_set_is_swept_with_a_warning(tmp_path, history):
     class Augmented(WithViews):
         cld_train_dataloader = None
 
-    cld = CLDCallback()
-    with pytest.warns(UserWarning, match="cld_train_dataloader"):
+    cld = CLDCallback(history=history)
+    with pytest.warns(UserWarning, match="no share of wrong labels.*cld_train_dataloader"):
         fit(tmp_path, cld, datamodule=Augmented())
     assert not cld.scores.values.isnan().any()
+    # Losses of augmented samples are no match for those of validation samples, however right the labels are.
+    assert "labels" not in dict(cld.scores.account())
+    assert set(cld.scores.plausibility.tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("history", ["full", "running"])
+def test_a_plain_view_tells_the_share_of_wrong_labels(tmp_path, history):
+    cld = CLDCallback(history=history)
+    fit(tmp_path, cld, datamodule=WithViews())
+    assert dict(cld.scores.account())["labels"].startswith("no clear sign of wrong ones")
 
 
 def test_every_sweep_shows_an_augmented_sample_the_same_way(tmp_path):
