@@ -32,12 +32,22 @@ from _runs import RESULTS, Case, make_splits
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
-from lightning_cld import CLDCallback, CoresetDataModule, LossTrajectories
+from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, LossTrajectories
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the examples are scripts, not a package
-from _common import QUIET, Classifier, Images, quiet
+from _common import QUIET, Classifier, Images, Splits, quiet
 
 EVERYTHING = "everything"
+DRAWS = {
+    "random": ("random", False),
+    "random, anew": ("random", True),
+    "CLD, drawn": ("draw", False),
+    "CLD, drawn, anew": ("draw", True),
+}
+"""The rules that draw, and whether each pass has a draw of its own."""
+DEFAULT = [*DRAWS, "CLD", "CLD near zero", "lowest CLD"]
+PROXY = ("network", "width", "epochs", "noise", "seed")
+"""What a cell says of its proxy."""
 
 
 class Recipe(Classifier):
@@ -105,18 +115,29 @@ def losses_of(folder: Path) -> LossTrajectories:
     return LossTrajectories.load(folder / "cld-trajectories.npz")
 
 
+def _served(cell: dict[str, Any], splits: Splits, proxy: Path) -> CoresetDataModule:
+    """What a target is trained on."""
+    length = "coreset" if cell["budget"] == "epochs" else "full"
+    method, seed = cell["method"], 2000 + 1000 * cell["seed"]
+    if method == EVERYTHING:
+        return CoresetDataModule(splits, range(len(splits.train)), epoch_length=length)
+    if method in DRAWS:
+        rule, redraw = DRAWS[method]
+        scores = CLDScores.load(proxy / "cld-scores.npz")
+        how = {"rule": rule, "seed": seed, "redraw": redraw}
+        return CoresetDataModule(splits, scores, fraction=cell["fraction"], **how, epoch_length=length)
+    positions = METHODS[method].choose(losses_of(proxy), cell["fraction"], cell["seed"])
+    return CoresetDataModule(splits, positions, epoch_length=length)
+
+
 def train_target(cell: dict[str, Any], root: Path, work: Path, precision: str) -> dict[str, Any]:
     """Trains a target on a coreset of a proxy, and tests it after the last step."""
     splits, wrong = make_splits(_case(cell), root)
-    proxy = {name: cell[name] for name in ("network", "width", "epochs", "noise", "seed")}
-    if cell["method"] == EVERYTHING:
-        kept = torch.arange(len(splits.train))
-    else:
-        kept = METHODS[cell["method"]].choose(losses_of(folder_of(proxy, work)), cell["fraction"], cell["seed"])
+    data = _served(cell, splits, folder_of({name: cell[name] for name in PROXY}, work))
+    kept = torch.tensor(data.indices)
     how = (
         {"max_epochs": cell["epochs"]} if cell["budget"] == "epochs" else {"max_epochs": -1, "max_steps": cell["steps"]}
     )
-    data = CoresetDataModule(splits, kept, epoch_length="coreset" if cell["budget"] == "epochs" else "full")
     # Not the proxy's seed: a coreset should work for other initial weights too.
     model = Recipe(splits.train, cell["target"], cell["width"], seed=3000 + cell["seed"])
     trainer = fit(model, data, folder_of(cell, work), precision, **how)
@@ -155,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help=f"seeds {known}")
     add("--noise", type=float, nargs="+", default=[0.0, 0.4], help=f"shares of train labels made wrong {known}")
     add("--fractions", type=float, nargs="+", default=[0.05, 0.1, 0.3], help=f"shares to keep {known}")
-    add("--methods", nargs="+", choices=METHODS, default=["random", "CLD", "CLD, drawn"], metavar="METHOD")
+    add("--methods", nargs="+", choices=[*DRAWS, *METHODS], default=DEFAULT, metavar="METHOD")
     add("--targets", nargs="+", choices=NETWORKS, default=["resnet18"], help=f"networks of the targets {known}")
     add("--budgets", nargs="+", choices=["epochs", "steps"], default=["steps"], help=f"what is equal {known}")
     add("--only", choices=["proxies", "targets"], help="leave out the others")

@@ -127,7 +127,7 @@ def test_dictionaries(run):
     scores = CLDScores.load("runs/dict/cld-scores.npz")
     assert scores.classes.tolist() == [record["labels"] for record in data.train]
     assert len(scores.suspects()) == listed
-    assert int(data.wrong[scores.values <= 0].sum()) == caught
+    assert int(data.wrong[scores.suspects()].sum()) == caught
 
 
 def test_fabric(run):

@@ -300,7 +300,7 @@ def test_another_file_is_refused_by_name(tmp_path, fault):
 @pytest.mark.parametrize(
     ("script", "arguments", "rows"),
     [
-        (tuning, ["--configurations", "2", "--seeds", "2"], 2 * 7 * 2),
+        (tuning, ["--configurations", "2", "--seeds", "2"], 2 * 9 * 2),
         (cleaning, ["--seeds", "1", "--remove", "nothing", "suspects()", "the draw's rest, as many"], 3),
         (keeping, ["--seeds", "1", "--steps", "10", "--fractions", "0.05", "--methods", "random", "CLD"], 9),
     ],
