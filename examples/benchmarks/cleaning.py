@@ -45,9 +45,11 @@ FOLDS = 5
 NOTHING = "nothing"
 CLEANLAB = "cleanlab"
 WRONG = "the wrong ones, if known"
+FORMER = "former suspects(): score of zero or less"
 REMOVALS = (
     NOTHING,
     "suspects()",
+    FORMER,
     "the draw's rest, as many",
     "highest mean loss, as many",
     "random, as many",
@@ -82,6 +84,8 @@ def find(cell: dict[str, Any], settings: Settings) -> tuple[Tensor, float]:
         return torch.nonzero(left_out).flatten(), proxy.epochs_paid
     if what == "suspects()":
         return suspects, proxy.epochs_paid
+    if what == FORMER:
+        return scores.suspects(0.0), proxy.epochs_paid
     by = baselines.highest_mean_loss if what.startswith("highest mean loss") else baselines.lowest_cld
     return by(proxy.trajectories).argsort(descending=True, stable=True)[:count], proxy.epochs_paid
 

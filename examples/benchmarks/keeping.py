@@ -34,7 +34,7 @@ from _runs import (
 from _tables import PRESETS
 from _uses import accuracy, always, chosen, train
 
-DEFAULT_METHODS = ("random", "CLD", "CLD, drawn", "uncertainty", "drop 30 %")
+DEFAULT_METHODS = ("random", "CLD", "CLD, drawn", "former draw", "uncertainty", "drop 30 %")
 TIMES = (1, 4, 10)
 
 

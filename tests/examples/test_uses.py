@@ -186,14 +186,21 @@ def removed(what, setup):
 def test_what_is_removed_is_what_its_name_says(setup):
     _, wrong = _runs.make_splits(CASE, setup.root)
     losses = _runs.run_proxy(CASE, setup).trajectories
-    suspects = np.flatnonzero(losses.score().values.numpy() <= 0)
+    scores = losses.score()
+    plausible, sure = scores.plausibility.double().numpy(), scores.confidence.double().numpy()
+    suspects = np.argsort(np.where(plausible < 1, plausible * sure, np.inf), kind="stable")
+    suspects = suspects[: round((1 - plausible).sum())]
+    not_positive = set(np.flatnonzero(scores.values.numpy() <= 0).tolist())
     assert 0 < len(suspects) < len(wrong) / 2
+    assert not_positive
+    assert not_positive != set(suspects.tolist())
     by_loss, by_score = -baselines.lowest_mean_loss(losses).numpy(), losses.score().values.numpy()
     found = {what: removed(what, setup) for what in cleaning.REMOVALS if what != cleaning.CLEANLAB}
     sets = {what: set(positions.tolist()) for what, (positions, _) in found.items()}
     assert all(len(sets[what]) == len(positions) for what, (positions, _) in found.items())
     assert sets["nothing"] == set()
     assert sets["suspects()"] == set(suspects.tolist())
+    assert sets[cleaning.FORMER] == not_positive
     assert sets["the wrong ones, if known"] == set(np.flatnonzero(wrong.numpy()).tolist())
     for what in ("the draw's rest, as many", "highest mean loss, as many", "random, as many"):
         assert len(sets[what]) == len(suspects)
