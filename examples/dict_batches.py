@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         L.seed_everything(seed, verbose=False)
         L.Trainer(max_epochs=args.epochs, callbacks=[cld], **QUIET).fit(FineTuning(), datamodule=data)
 
-        # `suspects` lists samples whose label may be wrong: their loss tends to rise when that of their class falls.
+        # `suspects` lists samples whose label may be wrong: they do not behave as validation samples of their class do.
         suspected.append(data.wrong[cld.scores.suspects()])
         wrong.append(data.wrong)
 

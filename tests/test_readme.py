@@ -88,8 +88,7 @@ def check_readme(names: dict[str, Any]) -> None:
     assert len(names["small_set"]) == len(names["coreset"].indices) == 9
     assert names["scores"].epochs == list(range(0, 31, 2))
     assert Path("report.html").exists()
-    losses = names["trajectories"].train_losses[1:].double().mean(dim=0).numpy()
-    assert names["first_hundred"][:3].tolist() == np.argsort(-losses)[:3].tolist()
+    assert names["suspects"].tolist() == names["scores"].suspects().tolist()
 
 
 def check_your_data(names: dict[str, Any]) -> None:
@@ -138,7 +137,9 @@ def check_costs(names: dict[str, Any]) -> None:
 
 def check_comparing(names: dict[str, Any]) -> None:
     assert [(name, seed) for name, seed, _ in names["results"]] == [
-        (name, seed) for seed in range(3) for name in ("random", "CLD", "CLD, drawn")
+        (name, seed)
+        for seed in range(3)
+        for name in ("random", "random, anew each epoch", "CLD", "CLD, drawn", "CLD, drawn, anew each epoch")
     ]
     assert {len(data.indices) for data in names["choices"].values()} == {len(names["coreset"].indices)} == {9}
 
