@@ -49,11 +49,12 @@ def early_confidence(train_losses: Tensor, val_losses: Tensor) -> tuple[Tensor, 
             "train_losses and val_losses must both have a row for each checkpoint, got "
             f"{len(train_losses)} and {len(val_losses)} rows."
         )
+    train_losses, val_losses = train_losses.detach(), val_losses.detach()
     rows = [row for row, both in enumerate(zip(train_losses, val_losses, strict=True)) if not any(map(_missing, both))]
     if rows:
         means = [float(mean_loss(row)) for row in val_losses[rows].cpu()]  # some devices have no float64
         rows = rows[: means.index(min(means)) + 1]
-    return _mean(train_losses.detach(), rows), _mean(val_losses.detach(), rows)
+    return _mean(train_losses, rows), _mean(val_losses, rows)
 
 
 def mean_loss(val_row: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def with_difference(moments: Tensor, difference: Tensor, offset: Tensor, count: 
     """
     total, squares, products = moments
     own_offset = difference - total / count.clamp(min=1)
-    weight = count / (count + 1)
+    weight = count.double() / (count + 1)
     updated = torch.stack(
         [total + difference, squares + weight * own_offset.square(), products + weight * own_offset * offset]
     )

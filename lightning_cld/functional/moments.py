@@ -210,7 +210,7 @@ def update(moments: Moments, train_row: Tensor, val_row: Tensor, classes: Classe
 
     difference = class_reference(torch.stack([moments.val_last, val_row]), classes.val_classes, classes.labels)[0]
     counted = difference.isfinite() & ~moments.hole
-    weight = moments.differences / (moments.differences + 1)
+    weight = moments.differences.double() / (moments.differences + 1)
     offset = (difference - moments.reference_sum / moments.differences.clamp(min=1)).where(counted, 0.0)
     reference_norm = (moments.reference_norm.square() + weight * offset.square()).sqrt()
 

@@ -94,7 +94,9 @@ def plausibility(
     device = train_groups.device
     of_train, of_val = (torch.stack([_finite(values.to(device)) for values in part]) for part in (train, val))
     usable = (val_groups >= 0) & ~of_val.isnan().any(dim=0)
-    of_val, val_groups = of_val[:, usable], val_groups[usable]
+    order = torch.argsort(val_groups, stable=True)  # so that a resample keeps the class at each place
+    order = order[usable[order]]
+    of_val, val_groups = of_val[:, order], val_groups[order]
     enough = torch.bincount(val_groups, minlength=classes) >= ENOUGH
     values = torch.full((len(train_groups),), torch.nan, dtype=torch.float32, device=device)
     lacking = torch.zeros(1 + _RESAMPLES, classes, dtype=torch.float64, device=device)
@@ -175,8 +177,8 @@ class _Comparison:
         """
         both = []
         for keys, of_train in zip(self._val_keys, self._of_train, strict=True):
-            drawn, weights = (part if chosen is None else part[chosen] for part in (keys, self._weights))
-            found = torch.bincount(drawn, weights, minlength=of_train.numel()).view_as(of_train)
+            drawn = keys if chosen is None else keys[chosen]
+            found = torch.bincount(drawn, self._weights, minlength=of_train.numel()).view_as(of_train)
             ratios = _rising_ratios(found, of_train).clamp(max=1.0)
             both.append(ratios if chosen is not None else ratios.where(_is_clear(ratios, found, of_train), 1.0))
         return torch.minimum(both[0][:, :, None], both[1][:, None, :]).flatten(1)
@@ -274,14 +276,16 @@ def _is_clear(ratios: Tensor, of_val: Tensor, of_train: Tensor) -> Tensor:
 
 
 def _resamples(groups: Tensor, count: int) -> Iterator[Tensor]:
-    """Draws of as many samples of each group as there are, with replacement, int64 `[M]`, always the same ones."""
-    order = torch.argsort(groups, stable=True)
+    """Draws of as many samples of each group as there are, with replacement, int64 `[M]`, always the same ones.
+
+    `groups` is sorted.
+    """
     sizes = torch.bincount(groups, minlength=count)
-    size, start = (part[groups[order]] for part in (sizes, sizes.cumsum(0) - sizes))
+    size, start = (part[groups] for part in (sizes.double(), sizes.cumsum(0) - sizes))
     generator = torch.Generator().manual_seed(_SEED)
     for _ in range(_RESAMPLES):
-        draw = torch.rand(len(order), generator=generator, dtype=torch.float64).to(groups.device)
-        yield order[start + (draw * size).long()]
+        draw = torch.rand(len(groups), generator=generator, dtype=torch.float64).to(groups.device)
+        yield start + draw.mul_(size).long()
 
 
 def _interval(best: Tensor, resampled: Tensor) -> Tensor:
