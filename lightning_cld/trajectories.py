@@ -27,7 +27,7 @@ from lightning_cld.functional.checks import (
     labels_in,
 )
 from lightning_cld.functional.cld import scores_at
-from lightning_cld.functional.confidence import early_confidence
+from lightning_cld.functional.confidence import early_confidence, is_missing
 from lightning_cld.functional.diagnostics import best_tenth, half_of, overlap, reliability_by_class
 from lightning_cld.functional.held_out import held_out_scores
 from lightning_cld.functional.plausibility import judged
@@ -394,6 +394,10 @@ class LossTrajectories:
             wanted = torch.isin(val_classes, labels_in(self.train_classes[self.train_classes != OUTSIDE]))
             if not wanted.all():
                 val, val_classes = val[:, wanted.to(val.device)], val_classes[wanted]
+        holes = [row for row, losses in enumerate(self.train_losses) if is_missing(losses)]
+        if holes:  # of the training samples, so that validation is not compared by more rows
+            val = val.clone()
+            val[holes] = torch.nan
         start = 1 if self.epochs[0] == 0 else 0
         confidence, of_val = early_confidence(self.train_losses[start:], val[start:])
         if from_steps:  # in training mode and augmented, so validation losses can't be compared with them

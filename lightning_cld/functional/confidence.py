@@ -50,7 +50,9 @@ def early_confidence(train_losses: Tensor, val_losses: Tensor) -> tuple[Tensor, 
             f"{len(train_losses)} and {len(val_losses)} rows."
         )
     train_losses, val_losses = train_losses.detach(), val_losses.detach()
-    rows = [row for row, both in enumerate(zip(train_losses, val_losses, strict=True)) if not any(map(_missing, both))]
+    rows = [
+        row for row, both in enumerate(zip(train_losses, val_losses, strict=True)) if not any(map(is_missing, both))
+    ]
     if rows:
         means = [float(mean_loss(row)) for row in val_losses[rows].cpu()]  # some devices have no float64
         rows = rows[: means.index(min(means)) + 1]
@@ -92,7 +94,8 @@ def with_row(mean: Tensor, rows: Tensor, row: Tensor) -> Tensor:
     return updated
 
 
-def _missing(row: Tensor) -> bool:
+def is_missing(row: Tensor) -> bool:
+    """Whether no loss of a row was logged."""
     return bool(row[0].isnan()) and bool(row.isnan().all())
 
 

@@ -30,7 +30,7 @@ _STEPS = (16, 8, 4, 2, 1)
 """The steps of a search among 31 edges, which is room for those of the bins."""
 
 _SAMPLED = 2**18
-_SAMPLED_OF_GROUP = 2**10
+_SAMPLED_OF_GROUP = 2**8
 """The edges are those of so many training samples, and so many times the number of groups; what lies between them is
 counted in all."""
 
@@ -46,8 +46,8 @@ class Plausibility(NamedTuple):
 
     Attributes:
         values: The plausibility of each training sample's label, in [0, 1], float32 `[N]`; NaN where a statistic is.
-        shares: The share of each class that validation does not explain, in its three estimates: the best one, and the
-            ends of the interval that holds 95 % of those from resampled validation samples; float64 `[3, C]`.
+        shares: The share of each class that validation does not explain: an estimate, and the ends of an interval by
+            resampling the validation samples; float64 `[3, C]`.
         share: The same for all samples together, float64 `[3]`.
     """
 
@@ -131,7 +131,7 @@ class _Comparison:
     """The two statistics in bins, of the training and the validation samples of each group of classes.
 
     Attributes:
-        counts: The number of training samples of each class in each pair of bins, float64 `[C, _BINS ** 2]`.
+        counts: The number of training samples of each class in each pair of bins, float64 `[C, bins ** 2]`.
     """
 
     def __init__(
@@ -141,15 +141,16 @@ class _Comparison:
         self._count = int(group_of.max()) + 1
         val_groups = group_of[val_classes]
         bins = (torch.bincount(val_groups, minlength=self._count) // _PER_BIN).clamp(2, _BINS)
+        self._width = int(bins.max())
         edges = _edges(train, train_classes, group_of, bins)
         self._places = self._joint_bins(train, edges)
-        self._val_keys = [val_groups * _BINS + _bins(v, val_groups, e) for v, e in zip(val, edges, strict=True)]
+        self._val_keys = [val_groups * self._width + _bins(v, val_groups, e) for v, e in zip(val, edges, strict=True)]
 
         self.counts = self._counted()
         sizes = torch.bincount(val_classes, minlength=len(group_of))
         compared = self.counts.where(sizes[:, None] > 0, 0.0)  # without classes that have no validation samples
-        joint = self.counts.new_zeros(self._count, _BINS**2).index_add_(0, group_of, compared)
-        self._of_train = [joint.view(-1, _BINS, _BINS).sum(dim) for dim in (2, 1)]
+        joint = self.counts.new_zeros(self._count, self._width**2).index_add_(0, group_of, compared)
+        self._of_train = [joint.view(-1, self._width, self._width).sum(dim) for dim in (2, 1)]
         self._weights = _weights(compared.sum(1), sizes, group_of)[val_classes]
 
     def _joint_bins(self, train: Tensor, edges: Sequence[Tensor]) -> Tensor:
@@ -158,19 +159,19 @@ class _Comparison:
         for part in _slices(len(places)):
             groups = self._group_of[self._train_classes[part]]
             first, second = (_bins(values[part], groups, e) for values, e in zip(train, edges, strict=True))
-            places[part] = (first * _BINS + second).masked_fill(train[:, part].isnan().any(dim=0), -1)
+            places[part] = (first * self._width + second).masked_fill(train[:, part].isnan().any(dim=0), -1)
         return places
 
     def _counted(self) -> Tensor:
-        flat = torch.zeros(len(self._group_of) * _BINS**2, dtype=torch.float64, device=self._places.device)
+        flat = torch.zeros(len(self._group_of) * self._width**2, dtype=torch.float64, device=self._places.device)
         for part in _slices(len(self._places)):
             known = self._places[part] >= 0
-            keys = (self._train_classes[part] * _BINS**2 + self._places[part])[known]
+            keys = (self._train_classes[part] * self._width**2 + self._places[part])[known]
             flat.index_add_(0, keys, flat.new_ones(1).expand(len(keys)))
-        return flat.view(-1, _BINS**2)
+        return flat.view(-1, self._width**2)
 
     def ratios(self, chosen: Tensor | None = None) -> Tensor:
-        """The smaller ratio of both statistics for each pair of bins, float64 `[groups, _BINS ** 2]`.
+        """The smaller ratio of both statistics for each pair of bins, float64 `[groups, bins ** 2]`.
 
         Args:
             chosen: The validation samples of a resample. None takes all of them, and only differences that are clear.
@@ -193,8 +194,8 @@ class _Comparison:
         ratios = torch.nn.functional.pad(ratios.float(), (0, 1), value=torch.nan).flatten()  # NaN for the place -1
         for part in _slices(len(values)):
             classes = self._train_classes[part]
-            place = self._places[part] % (_BINS**2 + 1)
-            found = ratios[self._group_of[classes] * (_BINS**2 + 1) + place]
+            place = self._places[part] % (self._width**2 + 1)
+            found = ratios[self._group_of[classes] * (self._width**2 + 1) + place]
             values[part] = found.where(of[classes], values[part])
 
 
@@ -289,9 +290,14 @@ def _resamples(groups: Tensor, count: int) -> Iterator[Tensor]:
 
 
 def _interval(best: Tensor, resampled: Tensor) -> Tensor:
-    """The estimate and the ends of the interval that holds 95 % of those from resamples, `[3, ...]`."""
+    """The estimate and the ends of its interval, `[3, ...]`.
+
+    The ends are as far away as the farther end of the interval that holds 95 % of the estimates from resamples. These
+    differ from the estimate not only by chance: isotonic regression follows the noise of both draws.
+    """
     ends = torch.quantile(resampled, torch.tensor([0.025, 0.975], dtype=torch.float64, device=best.device), dim=0)
-    return torch.stack([best, torch.minimum(ends[0], best), torch.maximum(ends[1], best)])
+    reach = (ends - best).abs().amax(dim=0)
+    return torch.stack([best, (best - reach).clamp(min=0), (best + reach).clamp(max=1)])
 
 
 def judged(
@@ -314,7 +320,7 @@ def judged(
     statistics = [[part.cpu() for part in both] for both in (scores, confidence)]
     used = torch.nonzero(train >= 0).flatten() if (train < 0).any() else slice(None)
     labels, groups = distinct(train[used])
-    of_val = torch.searchsorted(labels, val).clamp(max=len(labels) - 1)
+    of_val = torch.searchsorted(labels, val.contiguous()).clamp(max=len(labels) - 1)
     of_val = of_val.where(labels[of_val] == val, -1)
     found = plausibility([s[0][used] for s in statistics], [s[1] for s in statistics], groups, of_val, len(labels))
     values = torch.full((len(train),), torch.nan, dtype=torch.float32)
