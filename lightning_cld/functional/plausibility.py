@@ -112,6 +112,8 @@ def plausibility(
         for number, chosen in enumerate([None, *_resamples(val_groups, classes)]):
             ratios = found if chosen is None else comparison.ratios(chosen)
             lacking[number, judged_here] = comparison.lacking(ratios, judged_here)
+    if not len(val_groups):
+        lacking[:] = torch.nan
     resampled = lacking[1:]
     of_each = _interval(lacking[0] / totals, resampled / totals)
     return Plausibility(values, of_each, _interval(lacking[0].sum() / totals.sum(), resampled.sum(1) / totals.sum()))
