@@ -67,11 +67,12 @@ class CLDCallback(Callback):
         val_dataloader: A loader over the validation samples to score against.
         batch_size: Number of samples evaluated at a time; None uses the loader's. Larger batches are faster.
         history: "full" keeps all losses, 4 bytes per sample and checkpoint. "running" keeps only what the scores and
-            their summary need: 24 bytes per training sample for any number of epochs (26 with more than 32,767
-            classes), and 0.4 bytes for the best tenth at half of the epochs. The scores, and their uncertainty for the
-            rule "draw", are the same within 1e-5. But there are no `trajectories`, no file of them, and no scores of an
-            earlier cutoff; and a sample that has no loss at a checkpoint which others have is unscored. A warning at
-            the start names "running" where the losses will take more than 1 GiB.
+            their summary need: 28 bytes per training sample for any number of epochs (30 with more than 32,767
+            classes), 44 per validation sample, and 0.4 bytes for the best tenth at half of the epochs. The scores are
+            the same within 1e-5, and so is what the rule "draw" goes by, but for samples at the edge of a bin. There
+            are no `trajectories`, no file of them, and no scores of an earlier cutoff; and a sample that has no
+            loss at a checkpoint which others have is unscored. A warning at the start names "running" where the losses
+            will take more than 1 GiB.
         record: "sweep" evaluates the train set at every checkpoint. "step" evaluates it only before the first step, and
             takes the losses of each epoch from its training steps. These must return {"loss": ...,
             "sample_losses": ..., "sample_index": ...}, the last two with shape `[B]`; see `IndexedDataset`. The

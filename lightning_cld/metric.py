@@ -22,6 +22,9 @@ from lightning_cld.functional.moments import (
 from lightning_cld.scores import CLDScores
 from lightning_cld.storage.provenance import provenance
 
+_FORMER = ("uncertainty", "uncertainty_rows")
+"""What earlier versions kept."""
+
 
 class CLDMetric(Metric):
     """Computes the CLD of every training sample without keeping the losses, for Fabric and your own training loops.
@@ -172,6 +175,9 @@ class CLDMetric(Metric):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for name in [name for name in self._defaults if name not in Moments._fields]:  # only earlier versions keep it
+            for kept in (vars(self), self._defaults, self._persistent, self._reductions):
+                del kept[name]
         for name, value in Moments._field_defaults.items():
             if name not in self._defaults:  # pickled by an earlier version
                 self.add_state(name, value, persistent=True)
@@ -180,6 +186,8 @@ class CLDMetric(Metric):
         if f"{prefix}last" in state_dict:
             for name, value in Moments._field_defaults.items():  # what an earlier version did not save
                 state_dict.setdefault(f"{prefix}{name}", value.to(self.device))
+            for name in _FORMER:
+                state_dict.pop(f"{prefix}{name}", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _moments(self) -> Moments:

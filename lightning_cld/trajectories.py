@@ -24,9 +24,10 @@ from lightning_cld.functional.checks import (
     check_losses,
     check_reference,
     kind_of,
+    labels_in,
 )
 from lightning_cld.functional.cld import scores_at
-from lightning_cld.functional.confidence import early_confidence
+from lightning_cld.functional.confidence import early_confidence, is_missing
 from lightning_cld.functional.diagnostics import best_tenth, half_of, overlap, reliability_by_class
 from lightning_cld.functional.held_out import held_out_scores
 from lightning_cld.functional.plausibility import judged
@@ -386,15 +387,26 @@ class LossTrajectories:
 
     def _judged(self, values: Tensor, from_steps: bool) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """The early confidence, the plausibility of the labels, and what the metadata say of it."""
+        val, val_classes = self.val_losses, self.val_classes
+        if self.train_classes is None or val_classes is None:
+            val_classes = torch.zeros(self.references, dtype=torch.int64)
+        else:
+            wanted = torch.isin(val_classes, labels_in(self.train_classes[self.train_classes != OUTSIDE]))
+            if not wanted.all():
+                val, val_classes = val[:, wanted.to(val.device)], val_classes[wanted]
+        holes = [row for row, losses in enumerate(self.train_losses) if is_missing(losses)]
+        if holes:  # of the training samples, so that validation is not compared by more rows
+            val = val.clone()
+            val[holes] = torch.nan
         start = 1 if self.epochs[0] == 0 else 0
-        confidence, of_val = early_confidence(self.train_losses[start:], self.val_losses[start:])
+        confidence, of_val = early_confidence(self.train_losses[start:], val[start:])
         # In training mode, or of augmented samples, losses can't be compared with those of validation samples.
         if from_steps or self.metadata.get("augmented"):
             return confidence.cpu(), above_threshold(values), {}
-        val_classes = torch.zeros(self.references, dtype=torch.int64) if self.val_classes is None else self.val_classes
-        held_out = held_out_scores(self.val_losses, val_classes)
-        both = None if self.train_classes is None else self.val_classes
-        plausible, shares = judged((values, held_out), (confidence, of_val), (self.train_classes, both))
+        both = None if self.train_classes is None else val_classes
+        plausible, shares = judged(
+            (values, held_out_scores(val, val_classes)), (confidence, of_val), (self.train_classes, both)
+        )
         return confidence.cpu(), plausible, {"implausible": shares}
 
     def _diagnosed(self, values: Tensor, half: int | None, at_half: Tensor | None) -> dict[str, Any]:

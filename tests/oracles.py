@@ -34,6 +34,48 @@ def uncertainty_oracle(train) -> np.ndarray:
     return np.where(np.isinf(train).any(axis=0), np.nan, mean)
 
 
+def confidence_oracle(train, val, counted=None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean `exp(-loss)` of both up to the row with the lowest mean of the `counted` columns of `val`, float64.
+
+    Rows that either side lacks are left out. NaN where a loss is infinite.
+    """
+    train, val = _float64(train), _float64(val)
+    both = ~(np.isnan(train).all(axis=1) | np.isnan(val).all(axis=1))
+    train, val = train[both], val[both]
+    deciding = val if counted is None else val[:, np.asarray(counted)]
+    rows = np.nanmean(deciding, axis=1).argmin() + 1
+    found = []
+    for part in (train[:rows], val[:rows]):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # the mean of nothing is NaN, which is right here
+            found.append(np.where(np.isinf(part).any(axis=0), np.nan, np.nanmean(np.exp(-part), axis=0)))
+    return found[0], found[1]
+
+
+def held_out_oracle(val, val_classes) -> np.ndarray:
+    """CLD of every column of `val` against the other columns of its class, one after another, float64."""
+    val, val_classes = _float64(val), np.asarray(val_classes)
+    found = []
+    for column, label in enumerate(val_classes):
+        others = np.flatnonzero((val_classes == label) & (np.arange(len(val_classes)) != column))
+        found.append(_correlation(val[:, column], _reference(val[:, others])) if len(others) else np.nan)
+    return np.array(found)
+
+
+def noisy_losses(rows: int, train_classes, val_classes, share: float = 0.25, seed: int = 0):
+    """Losses that fall, but for a share of the train samples, whose labels are wrong; and which these are.
+
+    The lowest mean validation loss is three quarters of the way.
+    """
+    generator = np.random.default_rng(seed)
+    steps = np.arange(rows)
+    falling = 2.0 * np.exp(-steps / 4.0) + 0.02 * np.maximum(0, steps - 3 * rows // 4)
+    train, val = (falling[:, None] + generator.random((rows, len(c))) for c in (train_classes, val_classes))
+    wrong = generator.random(len(train_classes)) < share
+    train[:, wrong] = 2.5 - 0.3 * falling[:, None] + generator.random((rows, int(wrong.sum())))
+    return torch.from_numpy(train).float(), torch.from_numpy(val).float(), torch.from_numpy(wrong)
+
+
 def reliability_oracle(val, val_classes, label, splits) -> float:
     """Mean correlation of the references of two halves of a class over the splits; NaN where it is undefined."""
     val, own = _float64(val), np.asarray(val_classes) == label

@@ -142,7 +142,9 @@ def of_trajectories(train, val, **arguments):
     again.leave_hole(len(train))
     assert again.train_losses.device == again.val_losses.device == train.device
     scores = again.score(**arguments)
-    return torch.stack([scores.values, scores.values if scores.uncertainty is None else scores.uncertainty])
+    return torch.stack(
+        [scores.values, *(part for part in (scores.plausibility, scores.confidence) if part is not None)]
+    )
 
 
 def of_part(train, val):
@@ -236,7 +238,7 @@ def test_waits_do_not_grow_with_the_samples(monkeypatch, name):
     for elements in (2**17, 2**7):  # one slice for all samples, then slices of 14 or 128 samples
         monkeypatch.setattr(moments, "_SLICE", elements)
         monkeypatch.setattr("lightning_cld.functional.cld._SLICE_SAMPLES", elements)
-        monkeypatch.setattr("lightning_cld.functional.uncertainty._SLICE", elements)
+        monkeypatch.setattr("lightning_cld.functional.confidence._SLICE", elements)
         counts.append(by_place(on("cuda", COMPUTATIONS[name], train=TRAIN, val=VAL)[1]))
     assert counts[0] == counts[1]
     assert counts[0].total() > 0

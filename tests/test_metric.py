@@ -6,7 +6,7 @@ import pickle
 import lightning as L
 import pytest
 import torch
-from oracles import assert_scores, cld_oracle, losses, uncertainty_oracle
+from oracles import assert_scores, cld_oracle, confidence_oracle, losses, noisy_losses
 from torch import nn
 from torchmetrics import Metric
 
@@ -15,6 +15,7 @@ from lightning_cld import CLDMetric, CLDScores, LossTrajectories
 TRAIN, VAL = losses(12, 30), losses(12, 12, seed=1)
 CLASSES, VAL_CLASSES = torch.tensor([0, 3, 700])[torch.arange(30) % 3], torch.tensor([0, 3, 700])[torch.arange(12) % 3]
 EXPECTED = cld_oracle(TRAIN, VAL, CLASSES, VAL_CLASSES)
+CONFIDENCE = confidence_oracle(TRAIN[1:], VAL[1:])[0]
 
 
 def updated(metric, rows):
@@ -66,13 +67,14 @@ def test_reset_forgets_the_checkpoints_and_keeps_the_classes():
 def test_its_scores_choose_and_tell_what_those_of_logged_losses_do(classes, tmp_path):
     train, val = losses(12, 30), losses(12, 12, seed=1)
     train[4], val[4] = torch.nan, torch.nan
-    train[0, 5] = 1e3  # theta_0 does not count for the uncertainty
+    train[0, 5] = 1e3  # theta_0 does not count for the confidence
     metric = CLDMetric(*classes)
     for train_row, val_row in zip(train, val, strict=True):
         metric.update(train_row, val_row)
     made, full = metric.score(), LossTrajectories(train, val, *classes).score()
     assert_scores(made.values, cld_oracle(train, val, *classes))
-    assert_scores(made.uncertainty, uncertainty_oracle(train[1:]))
+    assert_scores(made.confidence, confidence_oracle(train[1:], val[1:])[0])
+    assert torch.equal(made.plausibility.isnan(), made.values.isnan())
     assert (made.epochs, made.fingerprint) == (list(range(12)), full.fingerprint)
     assert torch.equal(made.select(rule="draw", fraction=0.2), full.select(rule="draw", fraction=0.2))
     assert made.suspects().tolist() == full.suspects().tolist()
@@ -81,18 +83,36 @@ def test_its_scores_choose_and_tell_what_those_of_logged_losses_do(classes, tmp_
     if classes:
         assert torch.equal(made.classes, CLASSES)
     loaded = CLDScores.load(made.save(tmp_path / "scores.npz"))
-    assert torch.equal(loaded.uncertainty, made.uncertainty)
+    assert torch.equal(loaded.plausibility, made.plausibility)
+    assert torch.equal(loaded.confidence, made.confidence)
     assert "settled? Not known: CLDMetric keeps no coreset" in made.summary() or "with care" in made.summary()
 
 
 def test_its_scores_do_not_follow_later_updates():
     metric = metric_of(range(6))
     scores = metric.score()
-    before = scores.values.clone(), scores.uncertainty.clone()
+    before = [scores.values.clone(), scores.plausibility.clone(), scores.confidence.clone()]
     updated(metric, range(6, 12))
-    assert torch.equal(scores.values, before[0])
-    assert torch.equal(scores.uncertainty, before[1])
-    assert_scores(metric.score().uncertainty, uncertainty_oracle(TRAIN[1:]))
+    for now, then in zip((scores.values, scores.plausibility, scores.confidence), before, strict=True):
+        assert torch.equal(now, then)
+    assert_scores(metric.score().confidence, CONFIDENCE)
+
+
+@pytest.mark.parametrize("hole", [None, 5])
+def test_it_finds_wrong_labels_as_logged_losses_do(hole):
+    classes, val_classes = torch.arange(3000) % 3, torch.arange(400) % 4
+    train, val, wrong = noisy_losses(12, classes, val_classes)
+    if hole:
+        train[hole], val[hole] = torch.nan, torch.nan
+    metric = CLDMetric(classes, val_classes)
+    for train_row, val_row in zip(train, val, strict=True):
+        metric.update(train_row, val_row)
+    made, full = metric.score(), LossTrajectories(train, val, classes, val_classes).score()
+    near = (made.plausibility - full.plausibility).abs() < 1e-5  # the others are at the edge of a bin
+    assert near.float().mean() > 0.995
+    assert made.metadata["implausible"]["share"] == pytest.approx(full.metadata["implausible"]["share"], abs=2e-3)
+    assert made.plausibility[wrong].mean() < 0.2
+    assert wrong[made.suspects()].float().mean() > 0.8
 
 
 def test_too_few_checkpoints_have_no_scores():
@@ -128,44 +148,62 @@ def through_state_dict(metric):
 def test_it_goes_on_where_it_was(travel, rows):
     metric = travel(metric_of(range(rows)))
     assert_scores(updated(metric, range(rows, 12)).compute(), EXPECTED)
-    assert_scores(metric.score().uncertainty, uncertainty_oracle(TRAIN[1:]))
-    assert metric.score().metadata["reference_reliability"] == metric_of().score().metadata["reference_reliability"]
+    scores, expected = metric.score(), metric_of().score()
+    assert_scores(scores.confidence, CONFIDENCE)
+    assert torch.equal(scores.plausibility, expected.plausibility)
+    assert scores.metadata["reference_reliability"] == expected.metadata["reference_reliability"]
+    assert scores.metadata["implausible"] == expected.metadata["implausible"]
 
 
-ADDED_LATER = ("uncertainty", "uncertainty_rows", "halves")
+NEW = ("confidence", "confidence_rows", "early", "lowest", "held_out")
+FORMER = {"uncertainty": torch.rand(30), "uncertainty_rows": torch.tensor(5)}
+"""What the version before this one kept instead. The oldest kept neither, and no halves."""
 
 
-def from_former_state_dict(metric, into):
-    state = metric.state_dict()
-    into.load_state_dict({name: value for name, value in state.items() if name not in ADDED_LATER})
+def from_former_state_dict(metric, into, oldest):
+    state = {name: value for name, value in metric.state_dict().items() if name not in NEW}
+    if oldest:
+        del state["halves"]
+    into.load_state_dict(state if oldest else state | FORMER)
     return into
 
 
-def from_former_pickle(metric, into):
-    for kept in (vars(metric), metric._defaults, metric._persistent, metric._reductions):
-        for name in ADDED_LATER:
+def from_former_pickle(metric, into, oldest):
+    for name in (*NEW, "halves") if oldest else NEW:
+        for kept in (vars(metric), metric._defaults, metric._persistent, metric._reductions):
             del kept[name]
+    for name, value in {} if oldest else FORMER.items():
+        metric.add_state(name, torch.empty(0) if value.ndim else torch.tensor(0), persistent=True)
+        setattr(metric, name, value)
     return pickle.loads(pickle.dumps(metric))
 
 
-@pytest.mark.parametrize("former", [from_former_state_dict, from_former_pickle])
-def test_a_state_of_an_earlier_version_goes_on_without_the_uncertainty(former):
-    metric = former(metric_of(range(6)), into=metric_of(range(9)))  # what a metric held before doesn't stay
+FORMERS = pytest.mark.parametrize("former", [from_former_state_dict, from_former_pickle])
+OLDEST = pytest.mark.parametrize("oldest", [True, False])
+
+
+@FORMERS
+@OLDEST
+def test_a_state_of_an_earlier_version_goes_on_without_plausibility(former, oldest):
+    metric = former(metric_of(range(6)), metric_of(range(9)), oldest)  # what a metric held before doesn't stay
     scores = updated(metric, range(6, 12)).score()
     assert_scores(scores.values, EXPECTED)
-    assert scores.uncertainty is None
-    assert "reference_reliability" not in scores.metadata
-    with pytest.raises(ValueError, match=r"hold no uncertainty \(running moments of an earlier version"):
+    assert scores.plausibility is scores.confidence is None
+    assert "implausible" not in scores.metadata
+    assert ("reference_reliability" in scores.metadata) is not oldest
+    with pytest.raises(ValueError, match=r"hold no plausibility \(running moments of an earlier version"):
         scores.select(fraction=0.2, rule="draw")
-    assert through_state_dict(metric).score().uncertainty is None
+    assert through_state_dict(metric).score().plausibility is None
+    assert not any("uncertainty" in name for name in metric.state_dict())
     metric.reset()
-    assert_scores(updated(metric, range(12)).score().uncertainty, uncertainty_oracle(TRAIN[1:]))
+    assert_scores(updated(metric, range(12)).score().confidence, CONFIDENCE)
 
 
-@pytest.mark.parametrize("former", [from_former_state_dict, from_former_pickle])
-def test_an_earlier_version_without_checkpoints_lacks_nothing(former):
-    metric = former(metric_of(range(0)), into=CLDMetric(CLASSES, VAL_CLASSES))
-    assert_scores(updated(metric, range(12)).score().uncertainty, uncertainty_oracle(TRAIN[1:]))
+@FORMERS
+@OLDEST
+def test_an_earlier_version_without_checkpoints_lacks_nothing(former, oldest):
+    metric = former(metric_of(range(0)), CLDMetric(CLASSES, VAL_CLASSES), oldest)
+    assert_scores(updated(metric, range(12)).score().confidence, CONFIDENCE)
 
 
 def test_its_classes_stay_whole_numbers_whatever_its_dtype():
@@ -182,14 +220,14 @@ def test_it_follows_its_device():
     assert metric.device.type == "meta"
 
 
-def test_its_state_takes_24_bytes_a_sample_with_the_class():
+def test_its_state_takes_28_bytes_a_sample_with_the_class():
     classes = torch.arange(10_000) % 10
     metric = CLDMetric(classes, torch.arange(10))
     for _ in range(6):
         metric.update(torch.rand(10_000), torch.rand(10))
     file = io.BytesIO()
     torch.save(metric.state_dict(), file)
-    assert file.tell() < 24 * 10_000 + 16_000
+    assert 0 < file.tell() - 28 * 10_000 < 16_000
 
 
 def test_a_module_that_holds_it_stores_it_in_lightnings_checkpoints(tmp_path):

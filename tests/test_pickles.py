@@ -2,12 +2,15 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import TensorDataset
 
 from lightning_cld import CLDScores, IndexedDataset, LossTrajectories
 from lightning_cld.functional import select_drawn
+from lightning_cld.scores import scores_contents
+from lightning_cld.storage.files import write
 
 FORMER = {
     "lightning_cld.data.fingerprint": "lightning_cld.fingerprint",
@@ -29,6 +32,22 @@ def test_scores_are_loaded(pickled):
     scores = pickle.loads(pickled(CLDScores([0.5, -0.25], [0, 1], epochs=[0, 1, 2, 3])))
     assert scores.values.tolist() == [0.5, -0.25]
     assert scores.fingerprint.length == 2
+
+
+def test_scores_that_held_an_uncertainty_are_loaded_and_say_why_they_can_not_draw(tmp_path):
+    made = CLDScores([0.5, -0.25, 0.75, 0.125], metadata={"scored_by": "CLD"})
+    state = {name: value for name, value in vars(made).items() if name not in ("plausibility", "confidence")}
+    former = CLDScores.__new__(CLDScores)
+    former.__setstate__({**state, "uncertainty": torch.rand(4)})
+    contents = scores_contents(made)
+    path = write(tmp_path / "scores.npz", contents._replace(arrays={**contents.arrays, "uncertainty": np.zeros(4)}))
+    for scores in (former, pickle.loads(pickle.dumps(former)), CLDScores.load(path)):
+        assert scores.values.tolist() == [0.5, -0.25, 0.75, 0.125]
+        assert scores.plausibility is scores.confidence is None
+        assert scores.suspects().tolist() == [1]
+        assert scores.select(size=2).tolist() == [0, 2]
+        with pytest.raises(ValueError, match=r"hold no plausibility \(they were made by an earlier version\)"):
+            scores.select(size=2, rule="draw")
 
 
 @pytest.mark.parametrize("pickled", [pickle.dumps, pickled_formerly])

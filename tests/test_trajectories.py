@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from oracles import assert_scores, cld_oracle, losses
+from oracles import assert_scores, cld_oracle, confidence_oracle, losses, noisy_losses
 from toys import Blobs, fit
 
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, baselines
@@ -362,7 +362,7 @@ def test_scores_by_something_else_carry_classes_identity_and_provenance():
     assert by_cld.pop("scored_by") == "CLD"
     by_loss = dict(scores.metadata)
     assert by_loss.pop("scored_by") == "last_loss"
-    for only_of_cld in ("reference_reliability", "half_epoch", "half_overlap"):
+    for only_of_cld in ("reference_reliability", "half_epoch", "half_overlap", "implausible"):
         assert by_cld.pop(only_of_cld) is not None
     assert {**by_loss, "created": None} == {**by_cld, "created": None}
 
@@ -641,19 +641,43 @@ def test_moving_to_a_device_keeps_what_it_holds():
 
 
 @pytest.mark.parametrize("start", [0, 2], ids=["theta_0 logged", "theta_0 missing"])
-def test_scores_hold_the_uncertainty_of_the_trained_checkpoints(start):
+def test_scores_hold_the_confidence_of_the_trained_checkpoints(start):
     train, val = losses(7, 40, seed=1), losses(7, 12, seed=2)
     train[3, 5], train[4, 6] = float("nan"), float("inf")
     scores = LossTrajectories(train, val, epochs=range(start, start + 7)).score()
-    chances = np.exp(-train[0 if start else 1 :].double().numpy())
-    expected = np.nanmean(chances * (1 - chances), axis=0)
-    expected[6] = np.nan
-    np.testing.assert_allclose(scores.uncertainty.numpy(), expected, rtol=0, atol=1e-6)
+    first = 0 if start else 1
+    expected = confidence_oracle(train[first:], val[first:])[0]
+    np.testing.assert_allclose(scores.confidence.numpy(), expected, rtol=0, atol=1e-6)
+    assert np.isnan(expected).nonzero()[0].tolist() == scores.plausibility.isnan().nonzero().flatten().tolist() == [6]
 
 
-def test_other_values_hold_no_uncertainty():
+def test_classes_that_only_validation_has_change_nothing():
+    classes, val_classes = torch.arange(900) % 3, torch.arange(360) % 3
+    train, val, _ = noisy_losses(8, classes, val_classes)
+    expected = LossTrajectories(train, val, classes, val_classes).score()
+    others = torch.linspace(1, 300, 8)[:, None] + torch.rand(8, 120)  # rising, so that theirs is the lowest mean
+    more = LossTrajectories(
+        train, torch.cat([others, val], dim=1), classes, torch.cat([torch.arange(120) % 2 + 7, val_classes])
+    ).score()
+    assert (expected.plausibility < 1).any()
+    for name in ("values", "plausibility", "confidence"):
+        assert torch.equal(getattr(more, name), getattr(expected, name)), name
+    assert more.metadata["implausible"] == expected.metadata["implausible"]
+
+
+def test_losses_of_steps_have_no_share_of_implausible_labels():
+    train, val, wrong = noisy_losses(8, torch.arange(900) % 3, torch.arange(360) % 3)
+    scores = LossTrajectories(train, val, torch.arange(900) % 3, torch.arange(360) % 3, from_steps=True).score()
+    assert "implausible" not in scores.metadata
+    assert set(scores.plausibility.tolist()) == {0.0, 1.0}
+    assert scores.plausibility[wrong].mean() < 0.2 < 0.8 < scores.plausibility[~wrong].mean()
+
+
+def test_other_values_hold_no_plausibility():
     trajectories = LossTrajectories(losses(7, 40, seed=1), losses(7, 12, seed=2))
-    assert trajectories.score(by=lambda part: part.train_losses[-1]).uncertainty is None
+    scores = trajectories.score(by=lambda part: part.train_losses[-1])
+    assert scores.plausibility is scores.confidence is None
+    assert "implausible" not in scores.metadata
 
 
 # Memory

@@ -71,8 +71,8 @@ def needs(size: Size, way: str) -> dict[str, float]:
     if way == 'history="running"':
         index = 2 if size.classes <= 32_767 else 4
         tenth = 4 * train // 10
-        device, host = (22 + index) * train + 12 * size.references + 520 * size.classes, classes + positions + tenth
-        state, named, row, file = device + tenth, device + tenth, 16 * train, 0
+        device, host = (26 + index) * train + 44 * size.references + 520 * size.classes, classes + positions + tenth
+        state, named, row, file = device + tenth, device + tenth, 20 * train, 0
     else:
         device, host = 4 * both * rows, classes + positions
         state = file = device + classes
@@ -87,7 +87,7 @@ def needs(size: Size, way: str) -> dict[str, float]:
         "named": named + steps,
         "row": row,
         "losses": file,
-        "scores": 16 * train,
+        "scores": 20 * train,
     }
 
 

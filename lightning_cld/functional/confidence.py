@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,12 +27,12 @@ def early_confidence(train_losses: Tensor, val_losses: Tensor) -> tuple[Tensor, 
 
     Returns:
         The confidence of the training samples, float32 `[N]`, and of the validation samples, float32 `[M]`, on the
-        device of their losses. In [0, 1] if no loss is negative. NaN (not logged) is left out. NaN marks samples
-        without a logged loss or with an infinite one.
+        device of their losses. In [0, 1] if no loss is negative. Rows that either side lacks and single NaN (not
+        logged) are left out. NaN marks samples without a logged loss or with an infinite one.
 
     Raises:
         TypeError: If the losses are not floating point tensors.
-        ValueError: If the shape is not `[T, N]` with at least one column.
+        ValueError: If the shapes are not `[T, N]` and `[T, M]` with at least one row and column.
 
     Example:
         >>> import torch
@@ -42,14 +44,25 @@ def early_confidence(train_losses: Tensor, val_losses: Tensor) -> tuple[Tensor, 
     """
     check_losses(train_losses, "train_losses")
     check_losses(val_losses, "val_losses")
-    means = torch.stack([mean_loss(row) for row in val_losses])
-    rows = int(means.argmin()) + 1
-    return _mean(train_losses[:rows]), _mean(val_losses[:rows])
+    if len(train_losses) != len(val_losses) or len(val_losses) == 0:
+        raise ValueError(
+            "train_losses and val_losses must both have a row for each checkpoint, got "
+            f"{len(train_losses)} and {len(val_losses)} rows."
+        )
+    train_losses, val_losses = train_losses.detach(), val_losses.detach()
+    rows = [
+        row for row, both in enumerate(zip(train_losses, val_losses, strict=True)) if not any(map(is_missing, both))
+    ]
+    if rows:
+        means = [float(mean_loss(row)) for row in val_losses[rows].cpu()]  # some devices have no float64
+        rows = rows[: means.index(min(means)) + 1]
+    return _mean(train_losses, rows), _mean(val_losses, rows)
 
 
 def mean_loss(val_row: Tensor) -> Tensor:
-    """The mean of a row of validation losses, float64 `[]`; infinite where nothing was logged."""
-    return val_row.double().nanmean().nan_to_num(torch.inf, torch.inf)
+    """The mean of a row of validation losses, float64 `[]`; infinite if it is not finite."""
+    mean = val_row.double().nanmean()
+    return mean.where(mean.isfinite(), torch.inf)
 
 
 def with_row(mean: Tensor, rows: Tensor, row: Tensor) -> Tensor:
@@ -81,10 +94,29 @@ def with_row(mean: Tensor, rows: Tensor, row: Tensor) -> Tensor:
     return updated
 
 
-def _mean(losses: Tensor) -> Tensor:
-    values = torch.empty(losses.shape[1], dtype=torch.float32, device=losses.device)
-    for start in range(0, losses.shape[1], _SLICE):
+def is_missing(row: Tensor) -> bool:
+    """Whether no loss of a row was logged."""
+    return bool(row[0].isnan()) and bool(row.isnan().all())
+
+
+def _mean(losses: Tensor, rows: Sequence[int]) -> Tensor:
+    """The mean of `exp(-loss)` over some rows, float32 `[N]`."""
+    values = torch.full((losses.shape[1],), torch.nan, dtype=torch.float32, device=losses.device)
+    if not rows:
+        return values
+    for start in range(0, len(values), _SLICE):
         part = slice(start, start + _SLICE)
-        chances = (-losses[:, part].float()).exp()
-        values[part] = chances.nanmean(dim=0).where(~losses[:, part].isinf().any(dim=0), torch.nan)
+        sums = torch.zeros_like(values[part])
+        total, chances = torch.zeros_like(sums), torch.empty_like(sums)
+        for row in rows:
+            chances.copy_(losses[row, part])
+            total += chances  # stays infinite or NaN once it is
+            sums += chances.neg_().exp_()
+        values[part] = (sums / len(rows)).where(total.isfinite(), torch.nan)
+    again = values.isnan().nonzero().flatten()
+    width = max(1, _SLICE // len(rows))
+    for start in range(0, len(again), width):
+        columns = again[start : start + width]
+        doubtful = losses[:, columns][rows].float()
+        values[columns] = (-doubtful).exp().nanmean(dim=0).where(~doubtful.isinf().any(dim=0), torch.nan)
     return values

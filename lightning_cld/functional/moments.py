@@ -98,11 +98,12 @@ class Moments(NamedTuple):
         hole: Whether the newest row is missing, so that the next row gives no difference, bool `[]`.
         confidence: The mean of `exp(-loss)` so far, float32 `[N + M]`, validation samples last; `[0]` if not kept.
         confidence_rows: The number of rows it was computed from, int64 `[]`: neither theta_0 nor missing ones.
-        early: The confidence at the row with the lowest mean validation loss so far, float32 `[N + M]`.
-        lowest: That mean, float64 `[]`.
-        held_out: Moments of the validation samples' own differences, float64 `[3, M]`; `[0]` if not kept.
         halves: Moments of the references of the validation samples' halves, float64 `[6, SPLITS, C]`; `[0]` if they are
             not kept.
+        early: The confidence at the row with the lowest mean validation loss so far, float32 `[N + M]`; `[0]` if not
+            kept.
+        lowest: That mean, over the samples of classes that are trained on, float64 `[]`.
+        held_out: Moments of the validation samples' own differences, float64 `[3, M]`; `[0]` if not kept.
     """
 
     last: Tensor
@@ -119,10 +120,10 @@ class Moments(NamedTuple):
     hole: Tensor
     confidence: Tensor = _NOT_KEPT
     confidence_rows: Tensor = _NO_ROWS
+    halves: Tensor = _NOT_KEPT  # pickles of an earlier version hold these 15 in this order, and then no `early`
     early: Tensor = _NOT_KEPT
     lowest: Tensor = _HIGHEST
     held_out: Tensor = _NOT_KEPT
-    halves: Tensor = _NOT_KEPT
 
     @classmethod
     def empty(
@@ -196,9 +197,10 @@ def update(moments: Moments, train_row: Tensor, val_row: Tensor, classes: Classe
         moments = moments._replace(halves=halves)
     if train_row.isnan().all():
         return skip(moments)._replace(val_last=val_row.clone())
-    if moments.confidence.numel() and not theta_0:
+    of_val, wanted = _val_groups(classes)
+    if moments.early.numel() and not theta_0 and not val_row.isnan().all():
         confidence = with_row(moments.confidence, moments.confidence_rows, torch.cat([train_row, val_row]))
-        lowest = mean_loss(val_row)
+        lowest = mean_loss(val_row.where(wanted, torch.nan))
         moments = moments._replace(
             confidence=confidence,
             confidence_rows=moments.confidence_rows + 1,
@@ -208,13 +210,12 @@ def update(moments: Moments, train_row: Tensor, val_row: Tensor, classes: Classe
 
     difference = class_reference(torch.stack([moments.val_last, val_row]), classes.val_classes, classes.labels)[0]
     counted = difference.isfinite() & ~moments.hole
-    weight = moments.differences / (moments.differences + 1)
+    weight = moments.differences.double() / (moments.differences + 1)
     offset = (difference - moments.reference_sum / moments.differences.clamp(min=1)).where(counted, 0.0)
     reference_norm = (moments.reference_norm.square() + weight * offset.square()).sqrt()
 
     held_out = moments.held_out
     if held_out.numel():
-        of_val, wanted = _val_groups(classes)
         held_out = with_held_out(
             held_out,
             val_row.double() - moments.val_last.double(),
@@ -312,7 +313,9 @@ def judged_by(moments: Moments, classes: Classes, values: Tensor) -> tuple[Tenso
         return None
     of_val, wanted = _val_groups(classes)
     sizes = torch.bincount(of_val[wanted], minlength=len(classes.labels)).double()
-    held_out = scores_from(moments.held_out, moments.reference_norm[of_val], sizes[of_val]).where(wanted, torch.nan)
+    held_out = scores_from(
+        moments.held_out, moments.reference_norm[of_val], sizes[of_val], moments.differences[of_val]
+    ).where(wanted, torch.nan)
     train, val = moments.early[: len(moments.last)], moments.early[len(moments.last) :]
     groups = classes.groups.long()
     of_train = classes.labels[groups.clamp(min=0)].where(groups >= 0, groups)

@@ -29,13 +29,16 @@ _PER_BIN = 10
 _STEPS = (16, 8, 4, 2, 1)
 """The steps of a search among 31 edges, which is room for those of the bins."""
 
-_SAMPLED = 2**21
-"""The edges are those of about so many training samples; what lies between them is counted in all."""
+_SAMPLED = 2**18
+_SAMPLED_OF_GROUP = 2**8
+"""The edges are those of so many training samples, and so many times the number of groups; what lies between them is
+counted in all."""
 
 _RESAMPLES = 100
 _SEED = 0
 
 _SLICE = 2**17
+"""Samples processed at a time, so that temporaries stay small."""
 
 
 class Plausibility(NamedTuple):
@@ -43,8 +46,8 @@ class Plausibility(NamedTuple):
 
     Attributes:
         values: The plausibility of each training sample's label, in [0, 1], float32 `[N]`; NaN where a statistic is.
-        shares: The share of each class that validation does not explain, in its three estimates: the best one, and the
-            ends of the interval that holds 95 % of those from resampled validation samples; float64 `[3, C]`.
+        shares: The share of each class that validation does not explain: an estimate, and the ends of an interval by
+            resampling the validation samples; float64 `[3, C]`.
         share: The same for all samples together, float64 `[3]`.
     """
 
@@ -61,12 +64,13 @@ def plausibility(
     A statistic is a number for each sample, higher for better ones. For each statistic and class, training samples are
     divided into bins of equal count, and the ratio of densities, validation to train, is fitted by a curve that never
     falls (isotonic regression). Ratios above 1 count as 1. If the part of a class where the ratio is below 1 lacks
-    fewer validation samples than `CLEAR` standard errors, chance explains it, and all ratios count as 1. The
+    fewer validation samples than `CLEAR` standard errors of that number, all ratios count as 1. The
     plausibility of a sample is the smaller of the ratios of its two statistics. Isotonic regression: R. Barlow et al.,
     "Statistical Inference under Order Restrictions", Wiley 1972; the ratio of densities as weight for training samples:
     H. Shimodaira, Journal of Statistical Planning and Inference, 2000.
 
-    For a class with fewer than `ENOUGH` validation samples the ratios are those of all classes together.
+    For a class with fewer than `ENOUGH` validation samples the ratios are those of all classes together, in which the
+    validation samples of each class have the weight of its training samples.
 
     Args:
         train: Two statistics of the training samples, floating point, `[N]` each; NaN leaves a sample out.
@@ -88,87 +92,155 @@ def plausibility(
         tensor(0.2000, dtype=torch.float64)
     """
     device = train_groups.device
-    of_train = torch.stack([values.to(device).float() for values in train])
-    of_val = torch.stack([values.to(device).float() for values in val])
+    of_train, of_val = (torch.stack([_finite(values.to(device)) for values in part]) for part in (train, val))
     usable = (val_groups >= 0) & ~of_val.isnan().any(dim=0)
-    of_val, val_groups = of_val[:, usable], val_groups[usable]
+    order = torch.argsort(val_groups, stable=True)  # so that a resample keeps the class at each place
+    order = order[usable[order]]
+    of_val, val_groups = of_val[:, order], val_groups[order]
     enough = torch.bincount(val_groups, minlength=classes) >= ENOUGH
-    of_class = _Comparison(of_train, of_val, train_groups, val_groups, classes)
-    of_all = _Comparison(of_train, of_val, torch.zeros_like(train_groups), torch.zeros_like(val_groups), 1)
-    counts = of_class.counts(train_groups, classes).where(enough[:, None], of_all.counts(train_groups, classes))
+    values = torch.full((len(train_groups),), torch.nan, dtype=torch.float32, device=device)
+    lacking = torch.zeros(1 + _RESAMPLES, classes, dtype=torch.float64, device=device)
+    totals = torch.zeros(classes, dtype=torch.float64, device=device)
+    together = torch.zeros(classes, dtype=torch.int64, device=device)
+    for judged_here, group_of in ((enough, _numbered(enough)), (~enough, together)):
+        if not judged_here.any():
+            continue
+        comparison = _Comparison(of_train, of_val, train_groups, val_groups, group_of)
+        found = comparison.ratios()
+        comparison.put_values(found, judged_here, values)
+        totals[judged_here] = comparison.counts[judged_here].sum(1)
+        for number, chosen in enumerate([None, *_resamples(val_groups, classes)]):
+            ratios = found if chosen is None else comparison.ratios(chosen)
+            lacking[number, judged_here] = comparison.lacking(ratios, judged_here)
+    if not len(val_groups):
+        lacking[:] = torch.nan
+    resampled = lacking[1:]
+    of_each = _interval(lacking[0] / totals, resampled / totals)
+    return Plausibility(values, of_each, _interval(lacking[0].sum() / totals.sum(), resampled.sum(1) / totals.sum()))
 
-    def explained(chosen: Tensor | None) -> Tensor:
-        """The plausibility of each class and bin, `[C, bins]`."""
-        return of_class.ratios(chosen).where(enough[:, None], of_all.ratios(chosen))
 
-    best = explained(None)
-    resampled = torch.stack([(counts * (1 - explained(chosen))).sum(1) for chosen in _resamples(val_groups, classes)])
-    lacking, totals = (counts * (1 - best)).sum(1), counts.sum(1)
-    values = torch.empty(len(train_groups), dtype=torch.float32, device=device)
-    for start in range(0, len(values), _SLICE):
-        part = slice(start, start + _SLICE)
-        group = train_groups[part]
-        place = of_class.places[part].where(enough[group], of_all.places[part])
-        known = ~of_train[:, part].isnan().any(dim=0)
-        values[part] = best[group, place].float().where(known, torch.nan)
-    of_each = _interval(lacking / totals, resampled / totals)
-    return Plausibility(values, of_each, _interval(lacking.sum() / totals.sum(), resampled.sum(1) / totals.sum()))
+def _finite(values: Tensor) -> Tensor:
+    """The values in float32, the largest number for infinity; NaN stays."""
+    return values.detach().float().nan_to_num(torch.nan)
+
+
+def _numbered(enough: Tensor) -> Tensor:
+    """The number of the group of each class, int64 `[C]`: one for each with enough samples, the last for the others."""
+    return (enough.cumsum(0) - 1).where(enough, enough.sum())
 
 
 class _Comparison:
-    """The two statistics in bins, of the training and the validation samples of each group."""
+    """The two statistics in bins, of the training and the validation samples of each group of classes.
 
-    def __init__(self, train: Tensor, val: Tensor, train_groups: Tensor, val_groups: Tensor, count: int) -> None:
-        self._count, self._val_groups = count, val_groups
-        bins = (torch.bincount(val_groups, minlength=count) // _PER_BIN).clamp(2, _BINS)
-        edges = [_edges(values, train_groups, bins) for values in train]
-        self.places = _joint_bins(train, train_groups, edges)
-        self._val_bins = [_bins(values, val_groups, edge) for values, edge in zip(val, edges, strict=True)]
-        self._known = ~train.isnan().any(dim=0)
-        joint = self.counts(train_groups, count).view(count, _BINS, _BINS)
-        self._of_train = joint.sum(2), joint.sum(1)
+    Attributes:
+        counts: The number of training samples of each class in each pair of bins, float64 `[C, bins ** 2]`.
+    """
 
-    def counts(self, groups: Tensor, count: int) -> Tensor:
-        """The number of training samples of each group in each pair of bins, float64 `[count, _BINS ** 2]`."""
-        flat = torch.zeros(count * _BINS**2, dtype=torch.float64, device=groups.device)
-        for start in range(0, len(groups), _SLICE):
-            part = slice(start, start + _SLICE)
-            keys = (groups[part] * _BINS**2 + self.places[part])[self._known[part]]
-            flat.index_add_(0, keys, torch.ones(len(keys), dtype=torch.float64, device=flat.device))
-        return flat.view(count, _BINS**2)
+    def __init__(
+        self, train: Tensor, val: Tensor, train_classes: Tensor, val_classes: Tensor, group_of: Tensor
+    ) -> None:
+        self._train_classes, self._group_of = train_classes, group_of
+        self._count = int(group_of.max()) + 1
+        val_groups = group_of[val_classes]
+        bins = (torch.bincount(val_groups, minlength=self._count) // _PER_BIN).clamp(2, _BINS)
+        self._width = int(bins.max())
+        edges = _edges(train, train_classes, group_of, bins)
+        self._places = self._joint_bins(train, edges)
+        self._val_keys = [val_groups * self._width + _bins(v, val_groups, e) for v, e in zip(val, edges, strict=True)]
 
-    def ratios(self, chosen: Tensor | None) -> Tensor:
-        """The smaller ratio of both statistics for each pair of bins, float64 `[count, _BINS ** 2]`.
+        self.counts = self._counted()
+        sizes = torch.bincount(val_classes, minlength=len(group_of))
+        compared = self.counts.where(sizes[:, None] > 0, 0.0)  # without classes that have no validation samples
+        joint = self.counts.new_zeros(self._count, self._width**2).index_add_(0, group_of, compared)
+        self._of_train = [joint.view(-1, self._width, self._width).sum(dim) for dim in (2, 1)]
+        self._weights = _weights(compared.sum(1), sizes, group_of)[val_classes]
+
+    def _joint_bins(self, train: Tensor, edges: Sequence[Tensor]) -> Tensor:
+        """The number of the pair of bins of each training sample, int16 `[N]`; -1 where a statistic is NaN."""
+        places = torch.empty_like(self._train_classes, dtype=torch.int16)
+        for part in _slices(len(places)):
+            groups = self._group_of[self._train_classes[part]]
+            first, second = (_bins(values[part], groups, e) for values, e in zip(train, edges, strict=True))
+            places[part] = (first * self._width + second).masked_fill(train[:, part].isnan().any(dim=0), -1)
+        return places
+
+    def _counted(self) -> Tensor:
+        flat = torch.zeros(len(self._group_of) * self._width**2, dtype=torch.float64, device=self._places.device)
+        for part in _slices(len(self._places)):
+            known = self._places[part] >= 0
+            keys = (self._train_classes[part] * self._width**2 + self._places[part])[known]
+            flat.index_add_(0, keys, flat.new_ones(1).expand(len(keys)))
+        return flat.view(-1, self._width**2)
+
+    def ratios(self, chosen: Tensor | None = None) -> Tensor:
+        """The smaller ratio of both statistics for each pair of bins, float64 `[groups, bins ** 2]`.
 
         Args:
             chosen: The validation samples of a resample. None takes all of them, and only differences that are clear.
         """
         both = []
-        for of_val, of_train in zip(self._val_bins, self._of_train, strict=True):
-            keys = self._val_groups * _BINS + of_val
-            keys = keys if chosen is None else keys[chosen]
-            found = torch.bincount(keys, minlength=self._count * _BINS).view(-1, _BINS).double()
+        for keys, of_train in zip(self._val_keys, self._of_train, strict=True):
+            drawn = keys if chosen is None else keys[chosen]
+            found = torch.bincount(drawn, self._weights, minlength=of_train.numel()).view_as(of_train)
             ratios = _rising_ratios(found, of_train).clamp(max=1.0)
             both.append(ratios if chosen is not None else ratios.where(_is_clear(ratios, found, of_train), 1.0))
         return torch.minimum(both[0][:, :, None], both[1][:, None, :]).flatten(1)
 
+    def lacking(self, ratios: Tensor, of: Tensor) -> Tensor:
+        """The number of training samples of some classes, bool `[C]`, that `ratios` do not explain, float64."""
+        counts, lacking = self.counts[of], 1 - ratios
+        return counts @ lacking[0] if self._count == 1 else (counts * lacking[self._group_of[of]]).sum(1)
 
-def _edges(values: Tensor, groups: Tensor, bins: Tensor) -> Tensor:
-    """The lower edges of all bins but the first of each group, float32 `[C, 31]`, infinite where there are fewer."""
-    some = slice(None, None, max(1, len(values) // _SAMPLED))
-    values, groups = values[some], groups[some]
-    known = ~values.isnan()
-    values, groups = values[known], groups[known]
-    order = torch.argsort(values)
-    order = order[torch.argsort(groups[order], stable=True)]
+    def put_values(self, ratios: Tensor, of: Tensor, values: Tensor) -> None:
+        """Writes the plausibility of the training samples of some classes, bool `[C]`, into `values`."""
+        ratios = torch.nn.functional.pad(ratios.float(), (0, 1), value=torch.nan).flatten()  # NaN for the place -1
+        for part in _slices(len(values)):
+            classes = self._train_classes[part]
+            place = self._places[part] % (self._width**2 + 1)
+            found = ratios[self._group_of[classes] * (self._width**2 + 1) + place]
+            values[part] = found.where(of[classes], values[part])
+
+
+def _weights(train_sizes: Tensor, val_sizes: Tensor, group_of: Tensor) -> Tensor:
+    """The weight of a validation sample of each class, float64 `[C]`.
+
+    They give each class of a group the share that it has of the training samples. Their sum over the samples of a group
+    is the number of samples that have the same standard error without weights.
+    """
+    weights = (train_sizes / val_sizes).where(val_sizes > 0, 0.0)
+    sums = weights.new_zeros(2, int(group_of.max()) + 1)
+    sums.index_add_(1, group_of, torch.stack([weights * val_sizes, weights.square() * val_sizes]))
+    return weights * (sums[0] / sums[1])[group_of]
+
+
+def _slices(length: int) -> Iterator[slice]:
+    return (slice(start, start + _SLICE) for start in range(0, length, _SLICE))
+
+
+def _edges(values: Tensor, classes: Tensor, group_of: Tensor, bins: Tensor) -> list[Tensor]:
+    """The lower edges of all bins but the first, float32 `[groups, 31]` for each statistic.
+
+    The bins have equal counts. Edges are infinite where there are fewer than 31.
+    """
+    wanted = max(_SAMPLED, _SAMPLED_OF_GROUP * len(bins))
+    if len(classes) > wanted:  # their sort would take most of the time
+        some = torch.randint(len(classes), (wanted,), generator=torch.Generator().manual_seed(_SEED)).to(classes.device)
+        values, classes = values[:, some], classes[some]
+    known = ~values.isnan().any(dim=0)
+    values, groups = values[:, known], group_of[classes[known]]
     sizes = torch.bincount(groups, minlength=len(bins))
     number = torch.arange(1, 2 * _STEPS[0], device=values.device)
     place = (sizes[:, None] * number).div(bins[:, None], rounding_mode="floor")
     inside = (number < bins[:, None]) & (sizes[:, None] > 0)
     place = ((sizes.cumsum(0) - sizes)[:, None] + place).where(inside, 0)
-    if not len(values):
-        return torch.full(place.shape, torch.inf, device=values.device)
-    return values[order[place]].where(inside, torch.inf)
+    if not len(groups):
+        return [torch.full(place.shape, torch.inf, device=values.device)] * len(values)
+    edges = []
+    for statistic in values:
+        order = torch.argsort(statistic)
+        order = order[torch.argsort(groups[order].int(), stable=True)]
+        edges.append(statistic[order][place].where(inside, torch.inf))
+    return edges
 
 
 def _bins(values: Tensor, groups: Tensor, edges: Tensor) -> Tensor:
@@ -178,16 +250,6 @@ def _bins(values: Tensor, groups: Tensor, edges: Tensor) -> Tensor:
     for step in _STEPS:
         found += step * (values >= flat[groups * edges.shape[1] + found + step - 1])
     return found
-
-
-def _joint_bins(values: Tensor, groups: Tensor, edges: Sequence[Tensor]) -> Tensor:
-    """The number of the pair of bins of each sample, int64 `[N]`, in `range(_BINS ** 2)`."""
-    places = torch.empty_like(groups)
-    for start in range(0, len(groups), _SLICE):
-        part = slice(start, start + _SLICE)
-        first, second = (_bins(values[s, part], groups[part], edges[s]) for s in (0, 1))
-        places[part] = first * _BINS + second
-    return places
 
 
 def _rising_ratios(of_val: Tensor, of_train: Tensor) -> Tensor:
@@ -212,24 +274,32 @@ def _is_clear(ratios: Tensor, of_val: Tensor, of_train: Tensor) -> Tensor:
     share = (of_train * low).sum(1, keepdim=True) / of_train.sum(1, keepdim=True)
     size = of_val.sum(1, keepdim=True)
     lacking = size * share - (of_val * low).sum(1, keepdim=True)
-    return (lacking > CLEAR * (size * share * (1 - share)).sqrt()) & (share < 1)
+    variance = size * share * (1 - share) * (1 + size / of_train.sum(1, keepdim=True))  # of both sets of samples
+    return (lacking > CLEAR * variance.sqrt()) & (share < 1)
 
 
 def _resamples(groups: Tensor, count: int) -> Iterator[Tensor]:
-    """Draws of as many samples of each group as there are, with replacement, int64 `[M]`, always the same ones."""
-    order = torch.argsort(groups, stable=True)
+    """Draws of as many samples of each group as there are, with replacement, int64 `[M]`, always the same ones.
+
+    `groups` is sorted.
+    """
     sizes = torch.bincount(groups, minlength=count)
-    size, start = (part[groups[order]] for part in (sizes, sizes.cumsum(0) - sizes))
+    size, start = (part[groups] for part in (sizes.double(), sizes.cumsum(0) - sizes))
     generator = torch.Generator().manual_seed(_SEED)
     for _ in range(_RESAMPLES):
-        draw = torch.rand(len(order), generator=generator, dtype=torch.float64).to(groups.device)
-        yield order[start + (draw * size).long()]
+        draw = torch.rand(len(groups), generator=generator, dtype=torch.float64).to(groups.device)
+        yield start + draw.mul_(size).long()
 
 
 def _interval(best: Tensor, resampled: Tensor) -> Tensor:
-    """The estimate and the ends of the interval that holds 95 % of those from resamples, `[3, ...]`."""
+    """The estimate and the ends of its interval, `[3, ...]`.
+
+    The ends are as far away as the farther end of the interval that holds 95 % of the estimates from resamples. These
+    differ from the estimate not only by chance: isotonic regression follows the noise of both draws.
+    """
     ends = torch.quantile(resampled, torch.tensor([0.025, 0.975], dtype=torch.float64, device=best.device), dim=0)
-    return torch.stack([best, torch.minimum(ends[0], best), torch.maximum(ends[1], best)])
+    reach = (ends - best).abs().amax(dim=0)
+    return torch.stack([best, (best - reach).clamp(min=0), (best + reach).clamp(max=1)])
 
 
 def judged(
@@ -249,11 +319,11 @@ def judged(
     train, val = (
         torch.zeros(len(s), dtype=torch.int64) if c is None else c.cpu() for s, c in zip(scores, classes, strict=True)
     )
-    used = torch.nonzero(train >= 0).flatten()
-    labels, groups = distinct(train[used])
-    of_val = torch.searchsorted(labels, val).clamp(max=len(labels) - 1)
-    of_val = of_val.where(labels[of_val] == val, -1)
     statistics = [[part.cpu() for part in both] for both in (scores, confidence)]
+    used = torch.nonzero(train >= 0).flatten() if (train < 0).any() else slice(None)
+    labels, groups = distinct(train[used])
+    of_val = torch.searchsorted(labels, val.contiguous()).clamp(max=len(labels) - 1)
+    of_val = of_val.where(labels[of_val] == val, -1)
     found = plausibility([s[0][used] for s in statistics], [s[1] for s in statistics], groups, of_val, len(labels))
     values = torch.full((len(train),), torch.nan, dtype=torch.float32)
     values[used] = found.values

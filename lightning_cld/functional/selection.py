@@ -116,7 +116,8 @@ def select_drawn(
 
     Args:
         scores: A score for each sample, floating point, `[N]`. NaN marks a sample that is never chosen.
-        plausibility: The plausibility of each sample's label, in [0, 1], floating point, `[N]`; NaN counts as 0.
+        plausibility: The plausibility of each sample's label, floating point, `[N]`, brought to [0, 1]; NaN counts as
+            0.
         classes: As for `select_top`.
         confidence: The confidence of each sample, floating point, `[N]`, brought to [0, 1]; NaN counts as 0.
         fraction: As for `select_top`.
@@ -154,7 +155,7 @@ def select_drawn(
     labels, groups = distinct(of_sample)
     sizes = torch.bincount(groups, minlength=len(labels))
     share = (torch.bincount(groups[top], minlength=len(sizes)).double() / sizes)[groups]
-    weights = plausibility.cpu().double().nan_to_num(0.0).square()
+    weights = plausibility.cpu().double().nan_to_num(0.0).clamp(0, 1).square()
     if confidence is not None:
         sure = confidence.cpu().double().nan_to_num(0.0).clamp(_LEAST, 1 - _LEAST)
         weights = weights * sure ** (2 * (1 - share.sqrt()).square() + share) * (1 - sure) ** share
@@ -186,14 +187,15 @@ def above_threshold(scores: Tensor) -> Tensor:
         >>> above_threshold(torch.tensor([0.9, 0.8, 0.7, 0.1, -0.3]))
         tensor([1., 1., 1., 0., 0.])
     """
-    known = scores.double()
-    return (known > _threshold(known[~known.isnan()])).float().where(~known.isnan(), torch.nan)
+    known = scores.detach().double().cpu()
+    above = (known > _threshold(known[~known.isnan()])).float()
+    return above.where(~known.isnan(), torch.nan).to(scores.device)
 
 
 def _threshold(scores: Tensor) -> float:
     """The threshold of `above_threshold`."""
     negative = float((scores < 0).double().mean())
-    if not negative > 0:
+    if not negative > 0:  # or there are no scores
         return 0.0
     ordered = scores.sort().values
     counts = torch.arange(1, len(ordered), dtype=torch.float64)

@@ -5,7 +5,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import assert_scores, cld_oracle, losses, reliability_oracle, uncertainty_oracle
+from oracles import (
+    assert_scores,
+    cld_oracle,
+    confidence_oracle,
+    held_out_oracle,
+    losses,
+    noisy_losses,
+    reliability_oracle,
+)
 
 from lightning_cld import cld_scores
 from lightning_cld.functional import moments
@@ -13,10 +21,10 @@ from lightning_cld.functional.diagnostics import split_in_halves
 from lightning_cld.functional.moments import (
     Classes,
     Moments,
+    judged_by,
     reliability_by_class,
     scores,
     skip,
-    uncertainty,
     update,
 )
 
@@ -280,50 +288,127 @@ def test_positions_that_are_not_in_use_are_unscored_and_change_no_score():
     assert_scores(run(train, val, classes, VAL_CLASSES), expected)
 
 
-# The uncertainty
+# The early confidence
 
 
-def uncertainty_of(train, theta_0=False):
-    classes = Classes.of(CLASSES, VAL_CLASSES)
-    return uncertainty(moments_of(train, losses(len(train), 12, seed=1), classes, theta_0))
+def early(train, val, theta_0=False, classes=CLASSES, val_classes=VAL_CLASSES):
+    """Of the training and of the validation samples."""
+    found = moments_of(train, val, Classes.of(classes, val_classes), theta_0).early
+    return found[: train.shape[1]], found[train.shape[1] :]
 
 
-@pytest.mark.parametrize("rows", [4, 60, 1000])
-def test_uncertainty_agrees_with_its_definition(rows):
-    train = losses(rows, 30)
-    assert_scores(uncertainty_of(train), uncertainty_oracle(train))
-    assert_scores(uncertainty_of(train, theta_0=True), uncertainty_oracle(train[1:]))
+def with_lowest(rows, lowest):
+    """As `case`, with the lowest mean validation loss in one row."""
+    train, val = case(rows)
+    return train, val + 0.5 * (torch.arange(rows) - lowest)[:, None].abs()
+
+
+def assert_early(train, val, theta_0=False, atol=1e-5):
+    start = int(theta_0)
+    for found, expected in zip(early(train, val, theta_0), confidence_oracle(train[start:], val[start:]), strict=True):
+        np.testing.assert_allclose(found.double().numpy(), expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("theta_0", [True, False])
+@pytest.mark.parametrize(("rows", "lowest"), [(4, 0), (4, 1), (60, 0.5), (60, 1), (1000, 1)])
+def test_early_confidence_agrees_with_its_definition(rows, lowest, theta_0):
+    assert_early(*with_lowest(rows, int(lowest * (rows - 1))), theta_0)
 
 
 @pytest.mark.parametrize("late", [1.0, 30.0])
-def test_a_thousand_rows_that_hardly_move_the_uncertainty_are_not_lost(late):
+def test_a_thousand_rows_that_hardly_move_the_confidence_are_not_lost(late):
     # All roundings of the mean go the same way: the terms fall slowly, or are all 0 after the first row.
     size = torch.linspace(0.6, 0.8, 30)
     train = torch.cat([size[None], size + torch.linspace(0, late, 1500)[:, None]])
-    np.testing.assert_allclose(uncertainty_of(train).double().numpy(), uncertainty_oracle(train), rtol=0, atol=2e-6)
+    assert_early(train, torch.linspace(2, 1, 1501)[:, None].expand(1501, 12).clone(), atol=2e-6)
 
 
-@pytest.mark.parametrize("holes", [[0], [3], [4, 5], [9]], ids=str)
+@pytest.mark.parametrize("train_holes", [[], [0], [4, 5]], ids=str)
+@pytest.mark.parametrize("val_holes", [[], [3, 4], [6], [9]], ids=str)
 @pytest.mark.parametrize("theta_0", [True, False])
-def test_uncertainty_leaves_out_checkpoints_that_were_not_logged(holes, theta_0):
-    train = losses(10, 30)
-    train[holes] = NAN
-    assert_scores(uncertainty_of(train, theta_0), uncertainty_oracle(train[int(theta_0) :]))
+def test_early_confidence_leaves_out_checkpoints_that_one_side_lacks(train_holes, val_holes, theta_0):
+    train, val = with_lowest(10, 6)
+    train[train_holes], val[val_holes] = NAN, NAN
+    assert_early(train, val, theta_0)
 
 
 @pytest.mark.parametrize("loss", [INF, -INF, NAN])
-def test_uncertainty_is_not_known_for_a_sample_with_a_loss_that_is_missing_or_not_finite(loss):
-    train = losses(10, 30)
-    expected = uncertainty_oracle(train[1:])
-    train[0, 4] = loss  # theta_0 does not count
+def test_early_confidence_is_not_known_for_a_sample_with_a_loss_that_is_missing_or_not_finite(loss):
+    train, val = with_lowest(10, 6)
+    expected = confidence_oracle(train[1:], val[1:])[0]
+    train[0, 4] = train[8, 5] = loss  # theta_0, and what is after the lowest loss, do not count
     train[3, 7] = loss
     expected[7] = np.nan
-    assert_scores(uncertainty_of(train, theta_0=True), expected)
+    assert_scores(early(train, val, theta_0=True)[0], expected)
 
 
-def test_uncertainty_of_losses_below_zero_is_that_of_its_definition():
-    train = losses(10, 30) - 3
-    np.testing.assert_allclose(uncertainty_of(train).double().numpy(), uncertainty_oracle(train), rtol=1e-6)
+def test_early_confidence_of_losses_below_zero_is_that_of_its_definition():
+    train, val = (part - 3 for part in with_lowest(10, 6))
+    np.testing.assert_allclose(early(train, val)[0].double().numpy(), confidence_oracle(train, val)[0], rtol=1e-6)
+
+
+def test_classes_that_only_validation_has_do_not_decide_which_row_is_the_lowest():
+    train, val = with_lowest(10, 6)
+    rising = torch.linspace(1, 200, 10)[:, None].expand(10, 8)
+    expected = confidence_oracle(train, val)[0]
+    val, val_classes = torch.cat([val, rising], dim=1), torch.cat([VAL_CLASSES, torch.full((8,), 9)])
+    assert confidence_oracle(train, val)[0] != pytest.approx(expected)
+    assert_scores(early(train, val, val_classes=val_classes)[0], expected)
+
+
+# How plausible labels are
+
+
+def judged(train, val, classes, val_classes, theta_0=True):
+    known = Classes.of(classes, val_classes)
+    moments = moments_of(train, val, known, theta_0)
+    return judged_by(moments, known, scores(moments, known))
+
+
+def test_held_out_scores_are_those_of_leaving_out_one_after_another(monkeypatch):
+    """They stand beside the confidence of the validation samples, and those of other classes are NaN."""
+    seen = []
+    monkeypatch.setattr(moments, "judged", lambda *arguments: seen.append(arguments) or (None, {}))
+    train, val = case(40)
+    val[20] = NAN
+    val_classes = VAL_CLASSES.clone()
+    val_classes[[0, 3]] = 9
+    val_classes[2] = 700
+    val_classes[1] = 3
+    judged(train, val, CLASSES, val_classes)
+    [((of_train, held_out), (confidence, of_val), (train_classes, given))] = seen
+    expected = held_out_oracle(val, val_classes)
+    expected[[0, 3]] = np.nan
+    assert_scores(held_out, expected)
+    assert_scores(of_train, cld_oracle(train, val, CLASSES, val_classes))
+    kept = np.isin(val_classes, CLASSES)
+    for found, oracle in zip((confidence, of_val), confidence_oracle(train[1:], val[1:], kept), strict=True):
+        assert_scores(found, oracle)
+    assert torch.equal(train_classes, CLASSES)
+    assert torch.equal(given, val_classes)
+
+
+@pytest.mark.parametrize("rows", [4, 12, 200])
+def test_wrong_labels_are_not_plausible_and_right_ones_are(rows):
+    classes, val_classes = torch.arange(3000) % 3, torch.arange(400) % 4
+    train, val, wrong = noisy_losses(rows, classes, val_classes)
+    confidence, plausible, shares = judged(train, val, classes, val_classes)
+    assert plausible[wrong].mean() < 0.15
+    assert plausible[~wrong].mean() > 0.85
+    assert shares["share"][0] == pytest.approx(float(wrong.float().mean()), abs=0.05)
+    assert list(shares["classes"]) == ["0", "1", "2"]
+    assert confidence.shape == plausible.shape == (3000,)
+
+
+def test_positions_that_are_not_in_use_have_no_plausibility_and_change_no_other():
+    classes, val_classes = torch.arange(3000) % 3, torch.arange(400) % 4
+    train, val, _ = noisy_losses(12, classes, val_classes)
+    expected = judged(train, val, classes, val_classes)
+    more, more_classes = torch.cat([train, torch.rand(12, 9)], dim=1), torch.cat([classes, torch.full((9,), -1)])
+    found = judged(more, val, more_classes, val_classes)
+    assert torch.equal(found[1][:3000], expected[1])
+    assert found[1][3000:].isnan().all()
+    assert found[2] == expected[2]
 
 
 # The reliability of the references
@@ -417,22 +502,22 @@ def test_only_scores_are_kept_where_only_these_are_wanted():
     for train_row, val_row in zip(train, val, strict=True):
         lean = update(lean, train_row, val_row, known)
     assert torch.equal(scores(lean, known), run(train, val, CLASSES, VAL_CLASSES))
-    assert uncertainty(lean) is reliability_by_class(lean, known) is None
-    assert lean.uncertainty.numel() == lean.halves.numel() == 0
+    assert judged_by(lean, known, scores(lean, known)) is reliability_by_class(lean, known) is None
+    assert lean.confidence.numel() == lean.early.numel() == lean.held_out.numel() == lean.halves.numel() == 0
 
 
 @pytest.mark.parametrize("rows", [1, 5, 50])
-@pytest.mark.parametrize(("labels", "most"), [(10, 24), (40_000, 26)])
-def test_it_keeps_24_bytes_a_training_sample_however_many_rows_there_are(rows, labels, most):
-    samples = 50_000
-    classes = Classes.of(torch.arange(samples) % labels, torch.arange(labels))
-    moments = Moments.empty(samples, labels, labels)
+@pytest.mark.parametrize(("labels", "most"), [(10, 28), (40_000, 30)])
+def test_it_keeps_28_bytes_a_training_sample_however_many_rows_there_are(rows, labels, most):
+    samples, references = 50_000, labels + 1000
+    classes = Classes.of(torch.arange(samples) % labels, torch.arange(references) % labels)
+    moments = Moments.empty(samples, references, labels)
     for _ in range(rows):
-        moments = update(moments, torch.rand(samples), torch.rand(labels), classes)
-    kept = [tensor for tensor in (*moments, *classes) if len(tensor.shape) and len(tensor) == samples]
-    assert sum(tensor.untyped_storage().nbytes() for tensor in kept) == most * samples
-    others = sum(tensor.untyped_storage().nbytes() for tensor in (*moments, *classes)) - most * samples
-    assert others < (512 + 8 + 4 + 8) * labels + 100  # a class, its label, and a validation sample with its class
+        moments = update(moments, torch.rand(samples), torch.rand(references), classes)
+    kept = sum(tensor.untyped_storage().nbytes() for tensor in (*moments, *classes))
+    scalars = 8 + 1 + 8 + 8
+    # Beside the moments a class has its label, and a validation sample its class.
+    assert kept == most * samples + (36 + 8) * references + (512 + 8) * labels + scalars
 
 
 def test_rows_may_be_written_to_once_they_were_taken():
@@ -459,11 +544,11 @@ def test_the_moments_before_stay_as_they_are(step):
 
 def test_slices_change_no_score(monkeypatch):
     train, val = case()
-    expected, uncertain = run(train, val, CLASSES, VAL_CLASSES), uncertainty_of(train)
+    expected, confident = run(train, val, CLASSES, VAL_CLASSES), early(train, val)[0]
     monkeypatch.setattr(moments, "_SLICE", 7)
-    monkeypatch.setattr("lightning_cld.functional.uncertainty._SLICE", 7)
+    monkeypatch.setattr("lightning_cld.functional.confidence._SLICE", 7)
     assert torch.equal(run(train, val, CLASSES, VAL_CLASSES), expected)
-    assert torch.equal(uncertainty_of(train), uncertain)
+    assert torch.equal(early(train, val)[0], confident)
 
 
 def test_losses_of_other_dtypes_and_with_gradients_are_taken():

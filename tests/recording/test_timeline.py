@@ -33,7 +33,7 @@ def started(tmp_path, **arguments):
 @pytest.mark.parametrize(
     ("arguments", "advice"),
     [
-        ({"max_epochs": 8}, "With history='running' it would be 24 bytes per train sample"),
+        ({"max_epochs": 8}, "With history='running' it would be 28 bytes per train sample"),
         ({"max_epochs": 90, "cutoff_epoch": 8}, "With history='running' it would"),
         ({"max_epochs": 40, "every_n_epochs": 5}, "With history='running' it would"),
         ({"max_epochs": 8, "cutoff_epoch": "auto"}, "With history='running' and a number as cutoff_epoch it would"),
@@ -75,12 +75,12 @@ def test_the_size_that_is_announced_is_that_of_all_losses(recwarn):
     plan.warn_of_size(12_811_670, 50_000)
     (warning,) = recwarn
     assert "12,811,670 train and 50,000 validation samples at 91 checkpoints will take 4.4 GiB" in str(warning.message)
-    assert "24 bytes per train sample, 0.3 GiB" in str(warning.message)
+    assert "28 bytes per train sample, 0.3 GiB" in str(warning.message)
 
 
 def test_moments_that_would_take_more_than_the_losses_are_no_remedy(recwarn):
     plan = Timeline(4, 1, stop_at_cutoff=False, history="full", record="sweep")
-    plan.warn_of_size(100_000_000, 50_000)  # 1.9 GiB of losses, 2.2 GiB of moments
+    plan.warn_of_size(100_000_000, 50_000)  # 1.9 GiB of losses, 2.6 GiB of moments
     assert not recwarn
 
 
