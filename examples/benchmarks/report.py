@@ -24,6 +24,8 @@ import validation
 from _figures import draw_accuracy, draw_compute
 from _grid import Row, read_rows
 from _methods import EVERYTHING, HELD_OUT, METHODS
+from _rule_cases import CHOSE, JUDGE
+from _rule_tables import cases_table, parts_table, rules_table, shares_table, suspects_table
 from _runs import RESULTS
 
 PAGES = (Path(__file__).with_name("RESULTS.md"), Path(__file__).parents[2] / "README.md")
@@ -55,6 +57,10 @@ def _quality(dataset: str, noise: float) -> Callable[[], str]:
         return quality.table(row for row in rows if row["dataset"] == dataset and float(row["noise"]) == noise)
 
     return table
+
+
+def _of_sets(make: Callable[[list[Row], Sequence[str]], str], csv: str, datasets: Sequence[str]) -> str:
+    return make(_rows(csv), datasets)
 
 
 def _overhead(part: str) -> str:
@@ -92,6 +98,17 @@ TABLES: dict[str, Callable[[], str]] = {
             ("cifar100", 0.0),
             ("digits", 0.0),
             ("digits", 0.2),
+        )
+    },
+    **{
+        f"{name}, sets that {did}": partial(_of_sets, make, csv, sets)
+        for did, sets in (("chose", CHOSE), ("judge", JUDGE))
+        for name, make, csv in (
+            ("rules", rules_table, "rules"),
+            ("rules by part", parts_table, "rules"),
+            ("rules by case", cases_table, "rules"),
+            ("shares", shares_table, "diagnoses"),
+            ("suspects", suspects_table, "diagnoses"),
         )
     },
     "epochs": lambda: accuracy.compact_table(_rows("fashion_mnist_epochs"), (*RULES, "CLD, first third")),
