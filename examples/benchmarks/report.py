@@ -29,6 +29,8 @@ import validation
 from _figures import draw_accuracy, draw_compute
 from _grid import Row, read_rows
 from _methods import EVERYTHING, HELD_OUT, METHODS
+from _rule_cases import CHOSE, JUDGE
+from _rule_tables import cases_table, parts_table, rules_table, shares_table, suspects_table
 from _runs import RESULTS
 
 PAGES = (Path(__file__).with_name("RESULTS.md"), Path(__file__).parents[2] / "README.md")
@@ -65,6 +67,10 @@ def _quality(dataset: str, noise: float) -> Callable[[], str]:
 
 def _of_dataset(script: ModuleType, dataset: str) -> Callable[[], str]:
     return lambda: script.table(_rows(script.__name__), dataset)
+
+
+def _of_sets(make: Callable[[list[Row], Sequence[str]], str], csv: str, datasets: Sequence[str]) -> str:
+    return make(_rows(csv), datasets)
 
 
 def _overhead(part: str) -> str:
@@ -114,6 +120,17 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"tuning, {dataset}": _of_dataset(tuning, dataset) for dataset in (*USES, "fashion-mnist")},
     **{f"cleaning, {dataset}": _of_dataset(cleaning, dataset) for dataset in USES},
     **{f"keeping, {dataset}": _of_dataset(keeping, dataset) for dataset in USES},
+    **{
+        f"{name}, sets that {did}": partial(_of_sets, make, csv, sets)
+        for did, sets in (("chose", CHOSE), ("judge", JUDGE))
+        for name, make, csv in (
+            ("rules", rules_table, "rules"),
+            ("rules by part", parts_table, "rules"),
+            ("rules by case", cases_table, "rules"),
+            ("shares", shares_table, "diagnoses"),
+            ("suspects", suspects_table, "diagnoses"),
+        )
+    },
     "epochs": lambda: accuracy.compact_table(_rows("fashion_mnist_epochs"), (*RULES, "CLD, first third")),
 }
 
