@@ -17,7 +17,7 @@ LISTS = ("suspects", "as many of lowest CLD", "CLD below zero")
 
 @dataclass(frozen=True)
 class Difference:
-    """A rule less random, in one cell."""
+    """A rule less another one, random if nothing else is said, in one cell."""
 
     dataset: str
     case: str
@@ -27,15 +27,15 @@ class Difference:
     sign: int  # -1: behind, 0: level, 1: ahead
 
 
-def differences(rows: Iterable[Row], datasets: Sequence[str]) -> list[Difference]:
-    """Compares every rule with random in every cell by a paired t-test over the seeds, at 95 %."""
+def differences(rows: Iterable[Row], datasets: Sequence[str], than: str = RANDOM) -> list[Difference]:
+    """Compares every rule with one of them in every cell by a paired t-test over the seeds, at 95 %."""
     own = [row for row in rows if row["dataset"] in datasets]
-    of_random = {_place(row): row["accuracies"] for row in own if row["rule"] == RANDOM}
+    of_other = {_place(row): row["accuracies"] for row in own if row["rule"] == than}
     found = []
     for row in own:
-        if row["rule"] == RANDOM or _place(row) not in of_random:
+        if row["rule"] == than or _place(row) not in of_other:
             continue
-        pairs = [np.array(values.split(), float) for values in (row["accuracies"], of_random[_place(row)])]
+        pairs = [np.array(values.split(), float) for values in (row["accuracies"], of_other[_place(row)])]
         place = row["dataset"], row["case"], row["rule"], float(row["fraction"])
         found.append(Difference(*place, float((pairs[0] - pairs[1]).mean()), sign_of(*pairs)))
     return found
@@ -45,9 +45,9 @@ def _place(row: Row) -> tuple[str, ...]:
     return row["dataset"], row["case"], row["seeds"], row["fraction"]
 
 
-def sign_of(rule: np.ndarray, random: np.ndarray) -> int:
-    """Whether a rule is behind (-1), level (0) or ahead (1)."""
-    difference = np.round(rule - random, 6)
+def sign_of(rule: np.ndarray, other: np.ndarray) -> int:
+    """Whether a rule is behind another one (-1), level (0) or ahead (1)."""
+    difference = np.round(rule - other, 6)
     if np.ptp(difference) == 0:  # no spread to test by
         return int(np.sign(difference[0]))
     return int(np.sign(difference.mean())) if stats.ttest_1samp(difference, 0).pvalue < 0.05 else 0
@@ -74,6 +74,13 @@ def parts_table(rows: Iterable[Row], datasets: Sequence[str], rule: str = "draw"
     for fraction in sorted({row.fraction for row in found}):
         parts[f"{100 * fraction:g} % kept"] = [row for row in found if row.fraction == fraction]
     return _table("cells", {name: part for name, part in parts.items() if part})
+
+
+def rivals_table(rows: Iterable[Row], datasets: Sequence[str], rule: str = "draw") -> str:
+    """A line per other rule, for one rule."""
+    rows = list(rows)
+    parts = {other: [row for row in differences(rows, datasets, other) if row.rule == rule] for other in RULES}
+    return _table(f"{rule} against", {other: part for other, part in parts.items() if part})
 
 
 def _table(what: str, parts: dict[str, list[Difference]]) -> str:

@@ -30,7 +30,7 @@ from _figures import draw_accuracy, draw_compute
 from _grid import Row, read_rows
 from _methods import EVERYTHING, HELD_OUT, METHODS
 from _rule_cases import CHOSE, JUDGE
-from _rule_tables import cases_table, parts_table, rules_table, shares_table, suspects_table
+from _rule_tables import cases_table, parts_table, rivals_table, rules_table, shares_table, suspects_table
 from _runs import RESULTS
 
 PAGES = (Path(__file__).with_name("RESULTS.md"), Path(__file__).parents[2] / "README.md")
@@ -125,6 +125,7 @@ TABLES: dict[str, Callable[[], str]] = {
         for did, sets in (("chose", CHOSE), ("judge", JUDGE))
         for name, make, csv in (
             ("rules", rules_table, "rules"),
+            ("rivals", rivals_table, "rules"),
             ("rules by part", parts_table, "rules"),
             ("rules by case", cases_table, "rules"),
             ("shares", shares_table, "diagnoses"),

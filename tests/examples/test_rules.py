@@ -398,6 +398,13 @@ def test_rules_are_counted_by_the_sets_that_are_named():
     assert not set(JUDGE) & set(CHOSE)
 
 
+def test_the_draw_is_compared_with_other_rules():
+    assert lines(_rule_tables.rivals_table(ROWS, JUDGE)) == [
+        ["top", "0", "0", "1", "+2.03", "+2.0 (landsat, clean, 10 %)"]
+    ]
+    assert _rule_tables.rivals_table(ROWS, JUDGE).startswith("| draw against | behind |")
+
+
 def test_cells_are_counted_by_case_by_set_and_by_size():
     assert lines(_rule_tables.cases_table(ROWS, JUDGE)) == [
         ["clean", "0", "1", "1", "+0.68", "-0.7 (landsat, clean, 0.5 %)"],
