@@ -31,7 +31,7 @@ class CLDMetric(Metric):
 
     Each `update` takes the losses of all samples at one checkpoint, always in the same order. The first checkpoint must
     be the model before its first step. The metric keeps the newest loss, moments of the differences, the confidence
-    and the class: 28 bytes per training sample (30 with more than 32,767 classes), for any number of checkpoints.
+    and the class: 36 bytes per training sample (38 with more than 32,767 classes), for any number of checkpoints.
     `compute` returns the scores of `cld_scores` within 1e-5, at any time and as often as you like. `score` returns them
     as `CLDScores`, which choose coresets, list suspects and can be saved.
 

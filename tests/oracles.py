@@ -37,13 +37,15 @@ def uncertainty_oracle(train) -> np.ndarray:
 def confidence_oracle(train, val, counted=None) -> tuple[np.ndarray, np.ndarray]:
     """Mean `exp(-loss)` of both up to the row with the lowest mean of the `counted` columns of `val`, float64.
 
-    Rows that either side lacks are left out. NaN where a loss is infinite.
+    But over as many rows as the largest power of two up to half of them, at least. Rows that either side lacks are left
+    out. NaN where a loss is infinite.
     """
     train, val = _float64(train), _float64(val)
     both = ~(np.isnan(train).all(axis=1) | np.isnan(val).all(axis=1))
     train, val = train[both], val[both]
     deciding = val if counted is None else val[:, np.asarray(counted)]
-    rows = np.nanmean(deciding, axis=1).argmin() + 1
+    least = max((2**power for power in range(20) if 2 ** (power + 1) <= len(val)), default=0)
+    rows = max(np.nanmean(deciding, axis=1).argmin() + 1, least)
     found = []
     for part in (train[:rows], val[:rows]):
         with warnings.catch_warnings():

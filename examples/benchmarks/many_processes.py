@@ -71,7 +71,7 @@ def needs(size: Size, way: str) -> dict[str, float]:
     if way == 'history="running"':
         index = 2 if size.classes <= 32_767 else 4
         tenth = 4 * train // 10
-        device, host = (26 + index) * train + 44 * size.references + 520 * size.classes, classes + positions + tenth
+        device, host = (34 + index) * train + 52 * size.references + 520 * size.classes, classes + positions + tenth
         state, named, row, file = device + tenth, device + tenth, 20 * train, 0
     else:
         device, host = 4 * both * rows, classes + positions

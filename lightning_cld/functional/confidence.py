@@ -14,12 +14,14 @@ _SLICE = 2**15
 
 
 def early_confidence(train_losses: Tensor, val_losses: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of `exp(-loss)` over the checkpoints up to the one with the lowest mean validation loss.
+    """The mean of `exp(-loss)` over the checkpoints up to the one with the lowest mean validation loss, or a few more.
 
     If losses are cross-entropy, `exp(-loss)` is the probability of the label, and its mean over checkpoints is the
     confidence of S. Swayamdipta et al., "Dataset Cartography", EMNLP 2020. After the lowest validation loss a model
     memorises wrong labels too (D. Arpit et al., "A Closer Look at Memorization in Deep Networks", ICML 2017), so later
-    losses of training samples can't be compared with those of validation samples.
+    losses of training samples can't be compared with those of validation samples. With wrong validation labels their
+    loss can be lowest after the first checkpoint, when the network has hardly begun. Therefore more than a quarter of
+    the checkpoints count: at least as many as the largest power of two up to half of them.
 
     Args:
         train_losses: Losses of the training samples at the checkpoints after theta_0, floating point, `[T, N]`.
@@ -55,8 +57,19 @@ def early_confidence(train_losses: Tensor, val_losses: Tensor) -> tuple[Tensor, 
     ]
     if rows:
         means = [float(mean_loss(row)) for row in val_losses[rows].cpu()]  # some devices have no float64
-        rows = rows[: means.index(min(means)) + 1]
+        rows = rows[: max(means.index(min(means)) + 1, least_rows(len(rows)))]
     return _mean(train_losses, rows), _mean(val_losses, rows)
+
+
+def least_rows(rows: int) -> int:
+    """The fewest rows that `early_confidence` takes of so many: the largest power of two up to half of them, or 0.
+
+    Example:
+        >>> from lightning_cld.functional.confidence import least_rows
+        >>> [least_rows(rows) for rows in (1, 2, 4, 12, 20)]
+        [0, 1, 2, 4, 8]
+    """
+    return 2 ** ((rows // 2).bit_length() - 1) if rows > 1 else 0
 
 
 def mean_loss(val_row: Tensor) -> Tensor:

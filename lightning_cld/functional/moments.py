@@ -33,7 +33,7 @@ from torch import Tensor
 
 from lightning_cld.functional.checks import MIN_CHECKPOINTS, check_checkpoints, check_differences, divergence_message
 from lightning_cld.functional.cld import FLAT, class_reference
-from lightning_cld.functional.confidence import mean_loss, with_row
+from lightning_cld.functional.confidence import least_rows, mean_loss, with_row
 from lightning_cld.functional.diagnostics import by_label
 from lightning_cld.functional.halves import no_halves, reliability, with_difference
 from lightning_cld.functional.held_out import no_moments, scores_from
@@ -80,7 +80,7 @@ class Classes(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """The state after the checkpoints so far: 26 bytes per training sample, 36 per validation sample, 512 per class.
+    """The state after the checkpoints so far: 34 bytes per training sample, 44 per validation sample, 512 per class.
 
     Attributes:
         last: The newest loss, float32 `[N]`. A loss that is not finite leaves `first` or `norm` not finite for good.
@@ -104,6 +104,8 @@ class Moments(NamedTuple):
             kept.
         lowest: That mean, over the samples of classes that are trained on, float64 `[]`.
         held_out: Moments of the validation samples' own differences, float64 `[3, M]`; `[0]` if not kept.
+        early_rows: The number of rows that `early` was computed from, int64 `[]`.
+        marks: The confidence at the latest two numbers of rows that are powers of two, float32 `[2, N + M]`.
     """
 
     last: Tensor
@@ -124,6 +126,8 @@ class Moments(NamedTuple):
     early: Tensor = _NOT_KEPT
     lowest: Tensor = _HIGHEST
     held_out: Tensor = _NOT_KEPT
+    early_rows: Tensor = _NO_ROWS
+    marks: Tensor = _NOT_KEPT
 
     @classmethod
     def empty(
@@ -158,6 +162,8 @@ class Moments(NamedTuple):
             early=zeros(0 if scores_only else samples + references, torch.float32) + torch.nan,
             lowest=torch.tensor(torch.inf, dtype=torch.float64, device=device),
             held_out=zeros(0, torch.float64) if scores_only else no_moments(references, device),
+            early_rows=torch.tensor(0, device=device),
+            marks=torch.zeros(2, 0 if scores_only else samples + references, device=device),
             halves=zeros(0, torch.float64) if scores_only else no_halves(classes, device),
         )
 
@@ -200,12 +206,16 @@ def update(moments: Moments, train_row: Tensor, val_row: Tensor, classes: Classe
     of_val, wanted = _val_groups(classes)
     if moments.early.numel() and not theta_0 and not val_row.isnan().all():
         confidence = with_row(moments.confidence, moments.confidence_rows, torch.cat([train_row, val_row]))
-        lowest = mean_loss(val_row.where(wanted, torch.nan))
+        lowest, rows = mean_loss(val_row.where(wanted, torch.nan)), moments.confidence_rows + 1
+        is_lowest = (lowest < moments.lowest) | (rows == 1)
         moments = moments._replace(
             confidence=confidence,
-            confidence_rows=moments.confidence_rows + 1,
-            early=confidence.where((lowest < moments.lowest) | (moments.confidence_rows == 0), moments.early),
+            confidence_rows=rows,
+            early=confidence.where(is_lowest, moments.early),
             lowest=torch.minimum(lowest, moments.lowest),
+            early_rows=rows.where(is_lowest, moments.early_rows),
+            # `least_rows` is the power of two before the latest one.
+            marks=torch.stack([moments.marks[1], confidence]).where((rows & (rows - 1)) == 0, moments.marks),
         )
 
     difference = class_reference(torch.stack([moments.val_last, val_row]), classes.val_classes, classes.labels)[0]
@@ -316,11 +326,18 @@ def judged_by(moments: Moments, classes: Classes, values: Tensor) -> tuple[Tenso
     held_out = scores_from(
         moments.held_out, moments.reference_norm[of_val], sizes[of_val], moments.differences[of_val]
     ).where(wanted, torch.nan)
-    train, val = moments.early[: len(moments.last)], moments.early[len(moments.last) :]
+    confidence = early_confidence_of(moments)
+    train, val = confidence[: len(moments.last)], confidence[len(moments.last) :]
     groups = classes.groups.long()
     of_train = classes.labels[groups.clamp(min=0)].where(groups >= 0, groups)
     plausible, shares = judged((values, held_out), (train, val), (of_train, classes.val_classes))
     return train.cpu(), plausible, shares
+
+
+def early_confidence_of(moments: Moments) -> Tensor:
+    """`early_confidence` of the checkpoints so far, within 1e-5, float32 `[N + M]`, validation samples last."""
+    enough = int(moments.early_rows) >= least_rows(int(moments.confidence_rows))
+    return moments.early if enough else moments.marks[0]
 
 
 def _val_groups(classes: Classes) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ class KeptTenth(NamedTuple):
 
 
 class RunningHistory:
-    """Keeps moments of the losses instead of the losses: 28 bytes per training sample, class included.
+    """Keeps moments of the losses instead of the losses: 36 bytes per training sample, class included.
 
     It records rows and gives scores like `LossTrajectories`, but always from all checkpoints. It offers no earlier
     cutoff, no thinned timeline, and nothing else that needs the losses. It can keep the best tenth of one checkpoint,

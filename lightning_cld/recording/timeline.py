@@ -75,14 +75,14 @@ class Timeline:
 
     def warn_of_size(self, train_samples: int, val_samples: int) -> None:
         """Warns if the losses of all checkpoints will take more than `LARGE_HISTORY`, and moments would take less."""
-        size, running = 4 * (train_samples + val_samples) * len(self.planned), 28 * train_samples
+        size, running = 4 * (train_samples + val_samples) * len(self.planned), 36 * train_samples
         if size <= max(LARGE_HISTORY, running):
             return
         number = " and a number as cutoff_epoch" if self.cutoff_epoch == "auto" else ""
         rank_zero_warn(
             f"CLD: the losses of {train_samples:,} train and {val_samples:,} validation samples at {len(self.planned)} "
             f"checkpoints will take {size / 2**30:,.1f} GiB, in memory and on disk. With history='running'{number} it "
-            f"would be 28 bytes per train sample, {running / 2**30:,.1f} GiB, for any number of epochs: the same "
+            f"would be 36 bytes per train sample, {running / 2**30:,.1f} GiB, for any number of epochs: the same "
             "scores, but no trajectories."
         )
 

@@ -39,6 +39,14 @@ def test_what_comes_after_the_lowest_validation_loss_does_not_count():
         assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(("rows", "least"), [(1, 1), (2, 1), (3, 1), (4, 2), (7, 2), (8, 4), (15, 4), (16, 8), (20, 8)])
+def test_more_than_a_quarter_of_the_rows_count(rows, least):
+    train, val = losses(rows, 30), torch.arange(1.0, rows + 1)[:, None].expand(rows, 8)  # lowest at first
+    np.testing.assert_allclose(
+        early_confidence(train, val)[0].numpy(), np.exp(-train[:least].double().numpy()).mean(axis=0), atol=1e-6
+    )
+
+
 def test_of_equally_low_rows_the_first_decides():
     train, val = case()
     val[10] = val[8]
@@ -74,9 +82,9 @@ def test_a_row_with_an_infinite_validation_loss_is_never_the_lowest():
         np.testing.assert_allclose(early_confidence(train, val)[0].numpy(), expected, rtol=0, atol=1e-6)
 
 
-def test_if_no_mean_is_finite_the_first_row_counts_and_without_rows_nothing_is_known():
+def test_if_no_mean_is_finite_the_first_rows_count_and_without_rows_nothing_is_known():
     train, val = case()
-    expected = (-train[0]).exp()
+    expected = (-train[:4]).exp().mean(dim=0)  # of twelve rows four count at least
     torch.testing.assert_close(early_confidence(train, val.where(torch.arange(8) > 0, INF))[0], expected)
     assert all(found.isnan().all() for found in early_confidence(train, torch.full_like(val, NAN)))
 

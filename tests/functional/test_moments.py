@@ -21,6 +21,7 @@ from lightning_cld.functional.diagnostics import split_in_halves
 from lightning_cld.functional.moments import (
     Classes,
     Moments,
+    early_confidence_of,
     judged_by,
     reliability_by_class,
     scores,
@@ -293,7 +294,7 @@ def test_positions_that_are_not_in_use_are_unscored_and_change_no_score():
 
 def early(train, val, theta_0=False, classes=CLASSES, val_classes=VAL_CLASSES):
     """Of the training and of the validation samples."""
-    found = moments_of(train, val, Classes.of(classes, val_classes), theta_0).early
+    found = early_confidence_of(moments_of(train, val, Classes.of(classes, val_classes), theta_0))
     return found[: train.shape[1]], found[train.shape[1] :]
 
 
@@ -507,17 +508,17 @@ def test_only_scores_are_kept_where_only_these_are_wanted():
 
 
 @pytest.mark.parametrize("rows", [1, 5, 50])
-@pytest.mark.parametrize(("labels", "most"), [(10, 28), (40_000, 30)])
-def test_it_keeps_28_bytes_a_training_sample_however_many_rows_there_are(rows, labels, most):
+@pytest.mark.parametrize(("labels", "most"), [(10, 36), (40_000, 38)])
+def test_it_keeps_36_bytes_a_training_sample_however_many_rows_there_are(rows, labels, most):
     samples, references = 50_000, labels + 1000
     classes = Classes.of(torch.arange(samples) % labels, torch.arange(references) % labels)
     moments = Moments.empty(samples, references, labels)
     for _ in range(rows):
         moments = update(moments, torch.rand(samples), torch.rand(references), classes)
     kept = sum(tensor.untyped_storage().nbytes() for tensor in (*moments, *classes))
-    scalars = 8 + 1 + 8 + 8
+    scalars = 8 + 1 + 8 + 8 + 8
     # Beside the moments a class has its label, and a validation sample its class.
-    assert kept == most * samples + (36 + 8) * references + (512 + 8) * labels + scalars
+    assert kept == most * samples + (44 + 8) * references + (512 + 8) * labels + scalars
 
 
 def test_rows_may_be_written_to_once_they_were_taken():

@@ -33,7 +33,7 @@ def started(tmp_path, **arguments):
 @pytest.mark.parametrize(
     ("arguments", "advice"),
     [
-        ({"max_epochs": 8}, "With history='running' it would be 28 bytes per train sample"),
+        ({"max_epochs": 8}, "With history='running' it would be 36 bytes per train sample"),
         ({"max_epochs": 90, "cutoff_epoch": 8}, "With history='running' it would"),
         ({"max_epochs": 40, "every_n_epochs": 5}, "With history='running' it would"),
         ({"max_epochs": 8, "cutoff_epoch": "auto"}, "With history='running' and a number as cutoff_epoch it would"),
@@ -75,7 +75,7 @@ def test_the_size_that_is_announced_is_that_of_all_losses(recwarn):
     plan.warn_of_size(12_811_670, 50_000)
     (warning,) = recwarn
     assert "12,811,670 train and 50,000 validation samples at 91 checkpoints will take 4.4 GiB" in str(warning.message)
-    assert "28 bytes per train sample, 0.3 GiB" in str(warning.message)
+    assert "36 bytes per train sample, 0.4 GiB" in str(warning.message)
 
 
 def test_moments_that_would_take_more_than_the_losses_are_no_remedy(recwarn):
