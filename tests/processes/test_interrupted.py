@@ -364,7 +364,7 @@ def test_the_checkpoint_grows_by_no_more_than_the_losses_and_classes(tmp_path):
 
 
 @pytest.mark.parametrize("epochs", [4, 24])
-def test_with_a_running_history_the_checkpoint_grows_by_28_bytes_a_training_sample(tmp_path, epochs):
+def test_with_a_running_history_the_checkpoint_grows_by_36_bytes_a_training_sample(tmp_path, epochs):
     data = Blobs(blobs(8000), shuffle=False, batch_size=1000)
     for name, callback in (("plain", None), ("watched", CLDCallback(history="running"))):
         run(tmp_path, callback, checkpoints(tmp_path / name, **EPOCH_END), datamodule=data, max_epochs=epochs)
