@@ -125,8 +125,8 @@ def _settled(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], _Findi
     if isinstance(shared, float):
         texts.append(f"{shared:.0%} of the best tenth was already in it after {metadata.get('half_epoch')} epochs")
     lines = [("settled", "; ".join(texts))] if texts else []
-    # rule="draw" depends less on the epochs: on digits and Fashion-MNIST, clean or with 20 % of the labels wrong, former
-    # coresets at half the epochs and at the end shared at least 94 %, and the best tenths 52 to 91 %.
+    # rule="draw" depends less on the epochs: on digits and Fashion-MNIST, clean or with 20 % of the labels wrong, the
+    # coresets of a former "draw" at half the epochs and at the end shared at least 94 %, the best tenths 52 to 91 %.
     return lines, _Finding(
         shared >= OVERLAP if isinstance(shared, float) else None,
         "settled",
