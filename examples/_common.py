@@ -68,6 +68,19 @@ class Images(Dataset):
         return self.images[indices], self.targets[indices]
 
 
+class OneByOne(Dataset):
+    """The same images, read one by one as in most datasets, for the default collate function."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.images[index]
+
+
 def as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     return batch
 

@@ -68,7 +68,7 @@ class CLDCallback(Callback):
         batch_size: Number of samples evaluated at a time; None uses the loader's. Larger batches are faster.
         history: "full" keeps all losses, 4 bytes per sample and checkpoint. "running" keeps only what the scores and
             their summary need: 36 bytes per training sample for any number of epochs (38 with more than 32,767
-            classes), 44 per validation sample, and 0.4 bytes for the best tenth at half of the epochs. The scores are
+            classes), 52 per validation sample, and 0.4 bytes for the best tenth at half of the epochs. The scores are
             the same within 1e-5, and so is what the rule "draw" goes by, but for samples at the edge of a bin. There
             are no `trajectories`, no file of them, and no scores of an earlier cutoff; and a sample that has no
             loss at a checkpoint which others have is unscored. A warning at the start names "running" where the losses

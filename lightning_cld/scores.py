@@ -197,7 +197,8 @@ class CLDScores:
         Args:
             max_score: List the samples with at most this score instead, in [-1, 1], the lowest score first. Below zero,
                 the loss of a sample tends to rise when the loss of its class falls. None means 0 for scores that hold
-                no plausibility.
+                no plausibility, and where losses can't be compared with those of validation samples: of
+                augmented samples, and of training steps.
 
         Returns:
             Positions in the train dataset, int64.
@@ -213,7 +214,7 @@ class CLDScores:
         if max_score is not None and not -1 <= max_score <= 1:
             raise ValueError(f"max_score is a correlation and must lie in [-1, 1], got {max_score!r}.")
         pool = self.positions()
-        if max_score is None and self.plausibility is not None:
+        if max_score is None and self.plausibility is not None and is_compared(self):
             plausible = self.plausibility[pool].double()
             doubted = torch.nonzero(plausible < 1).flatten()  # neither plausible nor NaN
             sure = plausible if self.confidence is None else plausible * self.confidence[pool].double()
@@ -402,6 +403,14 @@ class CLDScores:
             2
         """
         return 1 if self.classes is None else len(labels_in(self.classes[self.positions()]))
+
+
+def is_compared(scores: CLDScores) -> bool:
+    """Whether plausibility comes from a comparison with validation samples, and not from a threshold on the scores.
+
+    Losses of training steps, and of augmented samples, are no match for those of validation samples.
+    """
+    return scores.metadata.get("record") != "step" and not scores.metadata.get("augmented")
 
 
 def scores_contents(scores: CLDScores) -> Contents:

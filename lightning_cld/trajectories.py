@@ -23,6 +23,7 @@ from lightning_cld.functional.checks import (
     check_differences,
     check_losses,
     check_reference,
+    check_rows,
     kind_of,
     labels_in,
 )
@@ -95,11 +96,7 @@ class LossTrajectories:
         train, val = as_numbers(train_losses, "train_losses"), as_numbers(val_losses, "val_losses")
         check_losses(train, "train_losses")
         check_losses(val, "val_losses")
-        if len(train) != len(val) or len(train) == 0:
-            raise ValueError(
-                "train_losses and val_losses must both have a row for each checkpoint, got "
-                f"{len(train)} and {len(val)} rows."
-            )
+        check_rows(train, val)
         self._train, self._val = Rows(train), Rows(val)
         self.epochs = _check_epochs(epochs, len(train))
 

@@ -356,6 +356,7 @@ def test_augmented_train_set_is_swept_with_a_warning(tmp_path, history):
     # Losses of augmented samples are no match for those of validation samples, however right the labels are.
     assert "labels" not in dict(cld.scores.account())
     assert set(cld.scores.plausibility.tolist()) <= {0.0, 1.0}
+    assert set(cld.scores.suspects().tolist()) == set(torch.nonzero(cld.scores.values <= 0).flatten().tolist())
 
 
 @pytest.mark.parametrize("history", ["full", "running"])

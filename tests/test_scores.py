@@ -717,6 +717,12 @@ def test_as_many_suspects_are_listed_as_validation_does_not_explain():
     assert CLDScores([0.9, -0.9], plausibility=[1.0, 1.0]).suspects(0.0).tolist() == [1]
 
 
+@pytest.mark.parametrize("metadata", [{"record": "step"}, {"augmented": True}])
+def test_where_losses_were_not_compared_suspects_go_by_the_score(metadata):
+    scores = CLDScores([0.9, 0.1, -0.3, -0.8], plausibility=[1.0, 0.0, 0.0, 0.0], metadata=metadata)
+    assert scores.suspects().tolist() == [3, 2]
+
+
 def test_without_plausibility_suspects_are_listed_lowest_first_without_the_unscored():
     scores = CLDScores([0.9, -0.2, NAN, 0.0, -0.7, 0.1, -0.9], [0, 0, 0, 0, 0, 0, OUTSIDE])
     assert scores.suspects().tolist() == [4, 1, 3]

@@ -13,12 +13,12 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the examples are scripts, not a package
-from _common import QUIET, Classifier, Images, Splits, as_it_is, quiet  # noqa: F401  # for gpu.py
+from _common import QUIET, Classifier, Images, OneByOne, Splits, as_it_is, quiet  # noqa: F401  # for gpu.py
+from _networks import make_network
 
 from lightning_cld import proportional_holdout
 
@@ -96,45 +96,12 @@ class Run:
 # The network
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions and what goes past them."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))
-        self.second = nn.Sequential(nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs))
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-        self.past = shortcut if stride > 1 or inputs != outputs else nn.Identity()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return F.relu(self.second(F.relu(self.first(inputs))) + self.past(inputs))
-
-
-class ResNet18(nn.Sequential):
-    """ResNet-18 for 32x32 images: a 3x3 first layer and no pooling before the blocks."""
-
-    def __init__(self, classes: int, width: int) -> None:
-        layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-        inputs = width
-        for stage in range(4):
-            outputs = width * 2**stage
-            layers += [Block(inputs, outputs, 1 if stage == 0 else 2), Block(outputs, outputs, 1)]
-            inputs = outputs
-        super().__init__(*layers)
-        self.last = nn.Linear(inputs, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        for layer in list(self)[:-1]:
-            images = layer(images)
-        return self.last(images.mean(dim=(2, 3)))  # adaptive pooling has no deterministic backward pass on CUDA
-
-
 class ResNetClassifier(Classifier):
     """The examples' classifier with a ResNet-18 and the authors' schedule: a tenth of the rate at 81 and 121 of 164."""
 
     def __init__(self, train: Images, classes: int, width: int, *, seed: int, epochs: int) -> None:
         super().__init__("cifar100", train, 0.1, seed=seed, network="cnn4")
-        self.network = ResNet18(classes, width).to(memory_format=torch.channels_last)
+        self.network = make_network("resnet18", classes, width).to(memory_format=torch.channels_last)
         self.epochs = epochs
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -152,19 +119,6 @@ class ImagesThere(Images):
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         picked = torch.tensor(indices).to(self.images.device, non_blocking=True)
         return self.images[picked], self.targets[picked]
-
-
-class OneByOne(Dataset):
-    """Images that are read one by one, as in most datasets, by workers."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index]
 
 
 class SplitsThere(Splits):

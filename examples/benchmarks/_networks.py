@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import DenseNet
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import make_layers
@@ -47,4 +47,11 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module | None:
 
 
 def _head(inputs: int, classes: int) -> tuple[nn.Module, ...]:
-    return nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)
+    return Mean(), nn.Linear(inputs, classes)
+
+
+class Mean(nn.Module):
+    """The mean over height and width. Adaptive pooling has no deterministic backward pass on CUDA."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features.mean(dim=(2, 3))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from _runs import RESULTS, Classifier, Images, Splits, quiet, quiet_trainer
 from _steps import SteppingClassifier, indexed
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision.models import resnet18
 from tqdm import tqdm
 
@@ -39,6 +40,9 @@ from lightning_cld.recording.batch_hooks import BatchHooks
 from lightning_cld.recording.batch_losses import make_step
 from lightning_cld.recording.settling import Settling
 from lightning_cld.recording.sweep import Sweep
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the examples are scripts, not a package
+from _common import OneByOne
 
 CHECKPOINTS = 5  # of a run whose parts are measured
 EPOCHS = 9  # of whole fits; a sweep every 3rd epoch needs 9 for enough checkpoints
@@ -62,19 +66,6 @@ READINGS = [  # whether a batch is read at once, workers, batch size
 ]
 NAMES = ["case", "samples", "part", "what", "reading", "workers", "batch_size"]
 """What identifies a row of the CSV."""
-
-
-class OneByOne(Dataset):
-    """The same images, read one by one as in most datasets, for the default collate function."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.images[index]
 
 
 def make_splits(case: str, samples: int) -> Splits:

@@ -124,7 +124,11 @@ def table(rows: Iterable[Row]) -> str:
         "Spearman with 20 %": ("top", "spearman", 3),
         "overlap at 10 %": ("top", "overlap", 2),
         "accuracy, top": ("top", "accuracy", 1),
-        "accuracy, draw": ("draw", "accuracy", 1),
+        **{
+            f"accuracy, {rule}": (rule, "accuracy", 1)
+            for rule in ("draw", "former draw")
+            if any(rule in by_rule for by_rule in groups.values())
+        },
     }
     body = []
     for (noise, number), by_rule in sorted(groups.items()):

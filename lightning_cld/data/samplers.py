@@ -172,19 +172,11 @@ def narrow_sampler(sampler: Any, subset: Subset[Any], *, full_length: bool, trai
         )
     generator = getattr(sampler, "generator", None)
     if full_length:
-        return full_length_sampler(kept, full, shuffle=shuffle, generator=generator, trainer=trainer)
+        layout = dict[str, Any](processes(trainer))
+        return FullLengthSampler(kept, full, shuffle=shuffle, seed=shared_seed(generator, trainer), **layout)
     if not shuffle:
         return SequentialSampler(source)
     return (kind if _draws_at_random(sampler) else RandomSampler)(source, generator=generator)
-
-
-def full_length_sampler(
-    kept: int, full: int, *, shuffle: bool, generator: torch.Generator | None, trainer: Trainer | None
-) -> FullLengthSampler:
-    """A `FullLengthSampler` that takes its seed from where the full set's sampler would take its own."""
-    seed = shared_seed(generator, trainer)
-    layout: dict[str, Any] = processes(trainer)
-    return FullLengthSampler(kept, full, shuffle=shuffle, seed=seed, **layout)
 
 
 def shared_seed(generator: torch.Generator | None, trainer: Trainer | None) -> int:

@@ -42,6 +42,15 @@ def check_losses(losses: Tensor, name: str) -> None:
         )
 
 
+def check_rows(train_losses: Tensor, val_losses: Tensor) -> None:
+    """Raises unless both have the same number of rows, and at least one."""
+    if len(train_losses) != len(val_losses) or len(train_losses) == 0:
+        raise ValueError(
+            "train_losses and val_losses must both have a row for each checkpoint, got "
+            f"{len(train_losses)} and {len(val_losses)} rows."
+        )
+
+
 def as_numbers(values: object, name: str) -> Tensor:
     """Returns numbers as a tensor, as `as_tensor` does, or raises. A list of arrays or tensors gives a row for each."""
     if isinstance(values, (list, tuple)) and values and getattr(values[0], "ndim", 0) > 0:

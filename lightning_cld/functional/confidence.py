@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_cld.functional.checks import check_losses
+from lightning_cld.functional.checks import check_losses, check_rows
 
 _SLICE = 2**15
 """Samples processed at a time, so that temporaries stay in the CPU cache."""
@@ -46,11 +46,7 @@ def early_confidence(train_losses: Tensor, val_losses: Tensor) -> tuple[Tensor, 
     """
     check_losses(train_losses, "train_losses")
     check_losses(val_losses, "val_losses")
-    if len(train_losses) != len(val_losses) or len(val_losses) == 0:
-        raise ValueError(
-            "train_losses and val_losses must both have a row for each checkpoint, got "
-            f"{len(train_losses)} and {len(val_losses)} rows."
-        )
+    check_rows(train_losses, val_losses)
     train_losses, val_losses = train_losses.detach(), val_losses.detach()
     rows = [
         row for row, both in enumerate(zip(train_losses, val_losses, strict=True)) if not any(map(is_missing, both))

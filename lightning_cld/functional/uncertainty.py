@@ -51,35 +51,6 @@ def aleatoric_uncertainty(losses: Tensor) -> Tensor:
     return values
 
 
-def with_row(mean: Tensor, rows: Tensor, row: Tensor) -> Tensor:
-    """The uncertainty after one row of losses more, in a new tensor.
-
-    The mean is computed in float64 and kept in float32. It lies in [0, 0.25], where rounding moves it by at most 2^-27.
-    After `n` rows that makes at most `n * 2^-28`: below 1e-5 for 2,600 rows even if all roundings went one way.
-
-    Args:
-        mean: `aleatoric_uncertainty` of the rows so far, float32, `[N]`.
-        rows: The number of rows so far, integer, `[]`.
-        row: The losses of the new row, float32, `[N]`.
-
-    Returns:
-        Float32, `[N]`; NaN, for good, where the loss of any row was NaN or infinite.
-
-    Example:
-        >>> import torch
-        >>> from lightning_cld.functional.uncertainty import with_row
-        >>> first = with_row(torch.zeros(1), torch.tensor(0), -torch.tensor([0.5]).log())
-        >>> with_row(first, torch.tensor(1), -torch.tensor([0.9]).log())
-        tensor([0.1700])
-    """
-    updated = torch.empty_like(mean)
-    for start in range(0, len(mean), _SLICE):
-        part = slice(start, start + _SLICE)
-        spread = _spread(row[part]).where(~row[part].isinf(), torch.nan)
-        updated[part] = (mean[part].double() * rows + spread) / (rows + 1)
-    return updated
-
-
 def _mean_of_complete(losses: Tensor) -> Tensor:
     """The mean of columns of which every loss was logged and is finite; NaN for all other columns."""
     sums = torch.zeros(losses.shape[1], dtype=torch.float32, device=losses.device)

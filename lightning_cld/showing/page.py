@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from lightning_cld.functional.diagnostics import SHARE, alignment
 from lightning_cld.plotting import plot_agreement, plot_scores, plot_trajectories
-from lightning_cld.scores import CLDScores
+from lightning_cld.scores import CLDScores, is_compared
 from lightning_cld.showing.axes import BEST, WORST
 from lightning_cld.showing.choice import (
     by_mean_score,
@@ -107,10 +107,10 @@ def make_page(scores: CLDScores, dataset: Dataset[Any] | None, trajectories: Los
 
 
 _WHY = {
-    False: "So many training samples behave in a way that the validation samples of their class don't.",
-    True: "The loss of these samples tends to rise when the loss of their class falls.",
+    True: "So many training samples behave in a way that the validation samples of their class don't.",
+    False: "The loss of these samples tends to rise when the loss of their class falls.",
 }
-"""Why samples are suspects, by whether plausibility is missing."""
+"""Why samples are suspects, by whether they were compared with validation samples."""
 
 
 # The sections
@@ -124,7 +124,8 @@ def _suspects(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
     if len(suspects) == 0:
         return _p("No label looks clearly wrong.")
     first = suspects[:_SUSPECTS]
-    note = _p(f"{len(suspects):,} labels look wrong. {_WHY[scores.plausibility is None]} The first {len(first)}:")
+    why = _WHY[scores.plausibility is not None and is_compared(scores)]
+    note = _p(f"{len(suspects):,} labels look wrong. {why} The first {len(first)}:")
     if dataset is not None:
         return note + _thumbnails(scores, dataset, first, named=scores.classes is not None)
     classes = torch.zeros(len(scores), dtype=torch.int64) if scores.classes is None else scores.classes
