@@ -55,7 +55,7 @@ def test_every_piece_runs_and_is_not_run_again(tmp_path, capsys):
     methods = {(method, fraction) for method in _gpu_pieces.METHODS for fraction in (0.1, 0.3)}
     assert trained == methods | {("everything", 1.0)}
     running = next(row for row in rows if row["piece"] == "memory" and row["history"] == "running")
-    assert running["history_bytes"] == pytest.approx(24 * 2_000 + 12 * 1_000 + 520 * 10, rel=0.01)
+    assert running["history_bytes"] == pytest.approx(36 * 2_000 + 52 * 1_000 + 520 * 10, rel=0.01)
 
     run(tmp_path)
     assert (tmp_path / "results.jsonl").read_text() == ledger
