@@ -191,8 +191,9 @@ class CLDScores:
         """Lists samples whose labels may be wrong, the most suspicious first.
 
         There are as many as the validation samples don't explain: the sum of `1 - plausibility`. They are those with
-        the lowest product of plausibility and confidence. None are listed without clear evidence. If the validation
-        split has wrong labels too, fewer are listed, or none. Unscored samples are left out.
+        the lowest product of plausibility and confidence, and where that is equal the lowest confidence. None are
+        listed without clear evidence. If the validation split has wrong labels too, fewer are listed, or none. Unscored
+        samples are left out.
 
         Args:
             max_score: List the samples with at most this score instead, in [-1, 1], the lowest score first. Below zero,
@@ -217,9 +218,12 @@ class CLDScores:
         if max_score is None and self.plausibility is not None and is_compared(self):
             plausible = self.plausibility[pool].double()
             doubted = torch.nonzero(plausible < 1).flatten()  # neither plausible nor NaN
-            sure = plausible if self.confidence is None else plausible * self.confidence[pool].double()
-            order = doubted[torch.argsort(sure[doubted], stable=True)]
-            return pool[order[: round(float((1 - plausible[doubted]).sum()))]]
+            count = round(float((1 - plausible[doubted]).sum()))
+            if self.confidence is not None:
+                confidence = self.confidence[pool].double()
+                doubted = doubted[torch.argsort(confidence[doubted], stable=True)]  # decides where plausibility is 0
+                plausible = plausible * confidence
+            return pool[doubted[torch.argsort(plausible[doubted], stable=True)][:count]]
         max_score = max_score or 0.0
         listed = pool[self.values[pool] <= max_score]
         return listed[torch.argsort(self.values[listed], stable=True)]

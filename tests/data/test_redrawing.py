@@ -146,6 +146,7 @@ def test_a_random_subset_is_drawn_anew_from_all_samples():
     expected = [SCORES.select(size=SIZE, rule="random", seed=SEED + number).tolist() for number in range(8)]
     assert [sorted(epoch) for epoch in epochs_of(loader, 8)] == expected
     assert SCORES.values[torch.tensor(expected).flatten()].isnan().any()  # unscored ones too
+    assert sampled_positions(loader).tolist() == list(range(SAMPLES))
 
 
 def test_each_pass_of_a_long_epoch_is_a_draw_of_its_own(tmp_path):

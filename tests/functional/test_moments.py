@@ -316,6 +316,11 @@ def test_early_confidence_agrees_with_its_definition(rows, lowest, theta_0):
     assert_early(*with_lowest(rows, int(lowest * (rows - 1))), theta_0)
 
 
+@pytest.mark.parametrize("rows", range(1, 21))
+def test_early_confidence_counts_more_than_a_quarter_of_the_rows_however_many_there_are(rows):
+    assert_early(losses(rows, 30), torch.arange(1.0, rows + 1)[:, None].expand(rows, 12).clone())  # lowest at first
+
+
 @pytest.mark.parametrize("late", [1.0, 30.0])
 def test_a_thousand_rows_that_hardly_move_the_confidence_are_not_lost(late):
     # All roundings of the mean go the same way: the terms fall slowly, or are all 0 after the first row.

@@ -76,6 +76,12 @@ def test_suspects_are_those_that_the_scores_list(path):
     assert {row[3] for row in rows} == {"true", "false"}
 
 
+def test_suspects_come_first_in_their_order(path):
+    scores = CLDScores([0.9, -0.5, 0.8, 0.7], plausibility=[0.0, 1.0, 0.0, 1.0], confidence=[0.2, 0.9, 0.1, 0.9])
+    _, rows = table(scores, path)
+    assert [(int(row[0]), row[3]) for row in rows] == [(2, "true"), (0, "true"), (1, "false"), (3, "false")]
+
+
 def test_a_single_class_is_left_empty(path):
     assert table(CLDScores([0.5, -0.5]), path)[1] == [["1", "", "-0.5", "true"], ["0", "", "0.5", "false"]]
 
