@@ -10,6 +10,7 @@ from lightning_cld.datamodule import CoresetDataModule
 from lightning_cld.functional.cld import cld_scores
 from lightning_cld.functional.selection import proportional_holdout, select_top
 from lightning_cld.metric import CLDMetric
+from lightning_cld.names import SampleNames
 from lightning_cld.scores import CLDScores
 from lightning_cld.trajectories import LossTrajectories
 
@@ -20,6 +21,7 @@ __all__ = [
     "CoresetDataModule",
     "IndexedDataset",
     "LossTrajectories",
+    "SampleNames",
     "baselines",
     "cld_scores",
     "proportional_holdout",

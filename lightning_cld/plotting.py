@@ -31,6 +31,7 @@ from lightning_cld.showing.axes import (
     new_figure,
     shade,
 )
+from lightning_cld.showing.called import for_figures, short_name
 from lightning_cld.showing.choice import (
     agreement,
     by_mean_score,
@@ -47,6 +48,9 @@ from lightning_cld.trajectories import LossTrajectories
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_LONGEST = 14
+"""Letters of a name that there is room for in a legend."""
 
 
 def plot_scores(
@@ -151,7 +155,7 @@ def plot_extremes(
 
     Only the displayed samples are read. A sample is an image, or a tuple, list or mapping with an image in it. An image
     is a PIL image, or a tensor or array of shape `[C, H, W]`, `[H, W, C]` or `[H, W]`. The text below each image is its
-    position in the train dataset and its score.
+    name, or its position in the train dataset if the scores have no names, and its score.
 
     Args:
         scores: The scores.
@@ -261,13 +265,14 @@ def plot_trajectories(
     for part, colour, style, name in ((best, BEST, "-", "highest scores"), (worst, WORST, "--", "lowest scores")):
         columns.append([handle(name, colour, "" if dataset is None else style)])
         for place, (position, score) in enumerate(zip(part.tolist(), scores.values[part].tolist(), strict=True)):
+            name = for_figures(short_name(scores, position, _LONGEST))
             columns[-1] += ax.plot(
                 trajectories.epochs,
                 trajectories.train_losses[:, position].cpu().numpy(),
                 style,
                 color=colour,
                 alpha=shade(place, samples),
-                label=f"#{position}  {score:+.2f}",
+                label="\n".join(filter(None, [f"#{position}  {score:+.2f}", name])),
             )
     if dataset is not None:
         draw_beside(ax, dataset, scores, best, worst, samples)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from lightning_cld.data.fingerprint import Fingerprint
 from lightning_cld.functional.arrays import IntegersLike, NumbersLike
 from lightning_cld.functional.checks import as_classes, as_numbers, check_classes, labels_in
 from lightning_cld.functional.selection import check_rule, select_drawn, select_top
+from lightning_cld.names import SampleNames, checked_names, name_arrays, names_in_arrays
 from lightning_cld.storage.files import Contents, read, write
 from lightning_cld.storage.places import Place, as_place, child, is_folder, replacing
 
@@ -53,10 +54,12 @@ class CLDScores:
         plausibility: How plausible each label is, in [0, 1], `[N]`, for `select(rule="draw")` and `suspects`: the share
             of the training samples like it that the validation samples of its class explain. None if unknown.
         confidence: `lightning_cld.functional.early_confidence`, `[N]`, for the same; None if unknown.
+        names: What the samples are called in a stream, such as keys or URLs: text, all different, one for each
+            position. They are kept as `SampleNames`. None for map-style datasets, where the position is enough.
 
     Raises:
-        TypeError: If `values`, `classes`, `plausibility` or `confidence` have the wrong type.
-        ValueError: If shapes don't match, or a class is negative (except -1).
+        TypeError: If `values`, `classes`, `plausibility`, `confidence` or `names` have the wrong type.
+        ValueError: If shapes don't match, a class is negative (except -1), or two names are the same.
 
     Example:
         >>> import torch
@@ -77,6 +80,7 @@ class CLDScores:
         metadata: Mapping[str, Any] | None = None,
         plausibility: NumbersLike | None = None,
         confidence: NumbersLike | None = None,
+        names: SampleNames | Iterable[str] | None = None,
     ) -> None:
         self.values = as_numbers(values, "values").cpu().float()
         if self.values.ndim != 1 or len(self.values) == 0:
@@ -98,6 +102,7 @@ class CLDScores:
         self.metadata = dict(metadata or {})
         self.plausibility = self._for_each(plausibility, "plausibility")
         self.confidence = self._for_each(confidence, "confidence")
+        self.names = checked_names(names, len(self.values))
 
     def _for_each(self, values: NumbersLike | None, name: str) -> Tensor | None:
         numbers = None if values is None else as_numbers(values, name).cpu().float()
@@ -108,7 +113,8 @@ class CLDScores:
         return numbers
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({"plausibility": None, "confidence": None} | state)  # a former version pickled neither
+        # Former versions pickled none of these.
+        vars(self).update({"plausibility": None, "confidence": None, "names": None} | state)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -127,7 +133,8 @@ class CLDScores:
     ) -> Tensor:
         """Chooses the coreset. `select_top` explains the budgets.
 
-        `Subset(train_set, scores.select(fraction=0.1).tolist())` is the coreset as a dataset.
+        `Subset(train_set, scores.select(fraction=0.1).tolist())` is the coreset as a dataset. For a stream,
+        `scores.names[scores.select(fraction=0.1)]` are the names of its samples.
 
         Args:
             fraction: The share of all samples to keep. Give one of `fraction`, `size` and `per_class`.
@@ -209,8 +216,11 @@ class CLDScores:
 
         Example:
             >>> from lightning_cld import CLDScores
-            >>> CLDScores([0.9, -0.2, 0.4, -0.7]).suspects()
+            >>> scores = CLDScores([0.9, -0.2, 0.4, -0.7], names=["cat", "dog", "eagle", "owl"])
+            >>> scores.suspects()
             tensor([3, 1])
+            >>> scores.names[scores.suspects()]
+            ['owl', 'dog']
         """
         if max_score is not None and not -1 <= max_score <= 1:
             raise ValueError(f"max_score is a correlation and must lie in [-1, 1], got {max_score!r}.")
@@ -256,13 +266,15 @@ class CLDScores:
         """
         header, arrays = read(path, _KIND, "CLDScores.load")
         try:
+            known = {name: typed_array(arrays[name], np.float32) for name in _FOR_EACH if name in arrays}
             return cls(
                 typed_array(arrays["values"], np.float32),
                 typed_array(arrays["classes"], np.int64) if "classes" in arrays else None,
                 header["epochs"],
                 Fingerprint.from_dict(header["fingerprint"]),
                 header["metadata"],
-                *(typed_array(arrays[name], np.float32) if name in arrays else None for name in _FOR_EACH),
+                **known,
+                names=names_in_arrays(arrays),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"CLDScores.load: {path} has been changed: {error}. Write it again.") from error
@@ -338,23 +350,23 @@ class CLDScores:
         place = _file_place(path, "report.html")
         page = make_page(self, dataset, trajectories)
         with replacing(place) as file:
-            file.write(page.encode())
+            file.write(page.encode("utf-8", "backslashreplace"))
         return place
 
     def to_csv(self, path: str | Path, dataset: Dataset[Any] | None = None) -> Place:
         """Writes a CSV table for a spreadsheet or a labelling tool, with one row per sample.
 
         What `suspects` lists comes first, in that order, and then the lowest score first. The columns are `position`
-        (in the train dataset), `class`, `score`, `suspect` ("true" if `suspects` lists the sample, else "false"), and
-        `file` if the dataset lists its files. Unscored samples come last, with empty `score` and `suspect`. Samples
-        with equal scores are ordered by position. Positions outside of the train loader's
-        sampler are left out. `class` is empty if there is only one class. `suspect` is empty if the scores are not CLD.
+        (in the train dataset), `name` if the scores have `names`, `class`, `score`, `suspect` ("true" if `suspects`
+        lists the sample, else "false"), and `file` if the dataset lists its files. Unscored samples come last, with
+        empty `score` and `suspect`. Samples with equal scores are ordered by position. Positions outside of the train
+        loader's sampler are left out. `class` is empty if there is only one class. `suspect` is empty if the scores are
+        not CLD. Whatever is not UTF-8 in a name or a file is escaped.
 
         Args:
             path: The file to write, atomically and in UTF-8, or a URL. Missing parent directories are created.
             dataset: The train dataset that the Trainer was given. If it lists its files in `samples`, `imgs` or
-                `files`, as torchvision does, their names are written as they are listed. Whatever is not UTF-8 in a
-                name is escaped.
+                `files`, as torchvision does, they are written as they are listed.
 
         Returns:
             The path.
@@ -425,6 +437,7 @@ def scores_contents(scores: CLDScores) -> Contents:
     for name in _FOR_EACH:
         if getattr(scores, name) is not None:
             arrays[name] = getattr(scores, name).numpy()
+    arrays |= name_arrays(scores.names)
     header = {"epochs": scores.epochs, "fingerprint": scores.fingerprint.to_dict(), "metadata": scores.metadata}
     return Contents(_KIND, header, arrays)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -34,6 +34,7 @@ from lightning_cld.functional.held_out import held_out_scores
 from lightning_cld.functional.plausibility import judged
 from lightning_cld.functional.selection import above_threshold
 from lightning_cld.functional.step_losses import at_epoch_ends
+from lightning_cld.names import SampleNames, checked_names, name_arrays, names_in_arrays
 from lightning_cld.scores import OUTSIDE, CLDScores, check_pool_classes, typed_array
 from lightning_cld.storage.files import Contents, read, write
 from lightning_cld.storage.places import Place, as_place, is_folder
@@ -64,10 +65,13 @@ class LossTrajectories:
             `CLDCallback(record="step")` logs them, instead of the losses at the end of the epoch. For scores, the loss
             at a checkpoint is then the mean of the epochs before and after it.
         metadata: Plain JSON values about the run, which the scores take over.
+        names: What the training samples are called in a stream, such as keys or URLs: text, all different, one for
+            each position. They are kept as `SampleNames`, and the scores take them over. None for map-style datasets.
 
     Raises:
-        TypeError: If losses are not floating point, or if classes or epochs are not integers.
-        ValueError: If shapes don't match, a class is negative or has no validation samples, or epochs don't increase.
+        TypeError: If losses are not floating point, classes or epochs are not integers, or names are no text.
+        ValueError: If shapes don't match, a class is negative or has no validation samples, epochs don't increase, or
+            two names are the same.
 
     Example:
         >>> import torch
@@ -92,6 +96,7 @@ class LossTrajectories:
         fingerprint: Fingerprint | None = None,
         from_steps: bool = False,
         metadata: Mapping[str, Any] | None = None,
+        names: SampleNames | Iterable[str] | None = None,
     ) -> None:
         train, val = as_numbers(train_losses, "train_losses"), as_numbers(val_losses, "val_losses")
         check_losses(train, "train_losses")
@@ -116,9 +121,10 @@ class LossTrajectories:
         self.fingerprint = fingerprint
         self.from_steps = from_steps
         self.metadata = dict(metadata or {})
+        self.names = checked_names(names, samples)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        vars(self).update({"names": None} | state)  # which a former version did not pickle
         if isinstance(self._train, Tensor):  # a former version pickled plain tensors
             self._train, self._val = Rows(self._train), Rows(self._val)
 
@@ -299,7 +305,9 @@ class LossTrajectories:
             **({} if by is not None else part._diagnosed(values, half, at_half)),
             **shares,
         }
-        return CLDScores(values, self.train_classes, logged, self.fingerprint, metadata, plausible, confidence)
+        return CLDScores(
+            values, self.train_classes, logged, self.fingerprint, metadata, plausible, confidence, self.names
+        )
 
     def _thinned(self, cutoff_epoch: int | None, every_n_epochs: int) -> LossTrajectories:
         """The checkpoints up to a cutoff whose epoch is a multiple of n, on the same memory if possible.
@@ -335,6 +343,7 @@ class LossTrajectories:
             [self.epochs[row] for row in rows],
             fingerprint=self.fingerprint,
             metadata=self.metadata,
+            names=self.names,
         )
 
     def values(self, cutoff_epoch: int | None = None) -> Tensor:
@@ -471,6 +480,7 @@ class LossTrajectories:
                 fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint),
                 from_steps=header["from_steps"],
                 metadata=header["metadata"],
+                names=names_in_arrays(arrays),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{reader}: {place} has been changed: {error}. Write it again.") from error
@@ -496,14 +506,19 @@ class LossTrajectories:
             "fingerprint": None if self.fingerprint is None else self.fingerprint.to_dict(),
             "from_steps": self.from_steps,
             "metadata": self.metadata,
+            "names": None if self.names is None else self.names.state_dict(),
         }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> LossTrajectories:
         """The inverse of `state_dict`, which has an example."""
         arguments = dict(state)
-        fingerprint = arguments.pop("fingerprint")
-        return cls(**arguments, fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint))
+        fingerprint, names = arguments.pop("fingerprint"), arguments.pop("names", None)  # not in former states
+        return cls(
+            **arguments,
+            fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint),
+            names=None if names is None else SampleNames.from_state_dict(names),
+        )
 
     def _used_positions(self) -> Tensor:
         if self.train_classes is None:
@@ -523,7 +538,7 @@ def losses_contents(trajectories: LossTrajectories) -> Contents:
 
 
 def shared_parts(trajectories: LossTrajectories) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What a file holds beside the losses and epochs: the other values of its header, and the arrays of classes."""
+    """What a file holds beside losses and epochs: the other values of its header, and arrays of classes and names."""
     arrays = {}
     if trajectories.train_classes is not None and trajectories.val_classes is not None:
         arrays = {
@@ -536,7 +551,7 @@ def shared_parts(trajectories: LossTrajectories) -> tuple[dict[str, Any], dict[s
         "from_steps": trajectories.from_steps,
         "metadata": trajectories.metadata,
     }
-    return header, arrays
+    return header, {**arrays, **name_arrays(trajectories.names)}
 
 
 def trained_losses(trajectories: LossTrajectories) -> Tensor:

@@ -34,6 +34,13 @@ def test_scores_are_loaded(pickled):
     assert scores.fingerprint.length == 2
 
 
+def test_scores_of_a_version_without_names_are_loaded():
+    former = CLDScores([0.5, -0.25])
+    del former.names
+    assert pickle.loads(pickle.dumps(former)).names is None
+    assert list(pickle.loads(pickle.dumps(CLDScores([0.5, -0.25], names=["a", "b"]))).names) == ["a", "b"]
+
+
 def test_scores_that_held_an_uncertainty_are_loaded_and_say_why_they_can_not_draw(tmp_path):
     made = CLDScores([0.5, -0.25, 0.75, 0.125], metadata={"scored_by": "CLD"})
     state = {name: value for name, value in vars(made).items() if name not in ("plausibility", "confidence")}

@@ -237,6 +237,25 @@ def test_extremes_are_named_by_position_and_score_and_are_the_right_images():
         assert np.argsort(shown).tolist() == np.argsort(expected).tolist()
 
 
+def test_samples_of_a_stream_are_called_by_the_end_of_their_names():
+    names = [f"shard-00017/$a_{position:03}$" for position in range(60)]
+    names[0] = ""
+    own = torch.nonzero(CLASSES == 0).flatten()
+    values = SCORES.values.clone()
+    values[0] = 1
+    scores = CLDScores(values, CLASSES, names=names)
+    best = own[values[own].argsort(descending=True)][:2].tolist()
+    assert best[0] == 0
+    _, axes = plotting.plot_extremes(scores, IMAGES, samples=2, classes=[0])
+    texts = [label.get_text() for label in axes[0, 0].get_xticklabels()]
+    assert texts == ["#0\n+1.00", rf"…7/\$a_{best[1]:03}\$" + f"\n{values[best[1]]:+.2f}"]
+    for dataset in (IMAGES, None):
+        figure, ax = plotting.plot_trajectories(TIMELINE, 0, scores=scores, samples=2, dataset=dataset)
+        figure.savefig(io.BytesIO())  # what is between dollar signs is no formula
+    labels = [line.get_label().split("\n") for line in ax.lines[1:3]]
+    assert labels == [["#0  +1.00"], [f"#{best[1]}  {values[best[1]]:+.2f}", rf"…00017/\$a_{best[1]:03}\$"]]
+
+
 def test_extremes_read_only_what_they_show():
     class Counting(TensorDataset):
         read = 0

@@ -12,6 +12,7 @@ from toys import fit
 
 from lightning_cld import CLDCallback
 from lightning_cld.data.fingerprint import Fingerprint
+from lightning_cld.names import SampleNames
 from lightning_cld.scores import OUTSIDE, CLDScores
 from lightning_cld.trajectories import LossTrajectories
 
@@ -37,6 +38,7 @@ def scores(**changes):
         "plausibility": None if "values" in changes else [0.1, 0.2, NAN, 0.0, NAN, 1.0],
         "confidence": None if "values" in changes else [0.5, 0.9, NAN, 0.0, NAN, 0.25],
         "metadata": {"seed": 7, "name": "Prüfung", "nested": {"list": [1, 2.5, None, True]}},
+        "names": None if "values" in changes else ["", "b", "ü", "d/4", "5", "f"],
     }
     return CLDScores(**{**arguments, **changes})
 
@@ -48,9 +50,8 @@ def same(a, b):
         (one is None and other is None) or torch.equal(one.nan_to_num(9), other.nan_to_num(9))
         for one, other in ((a.plausibility, b.plausibility), (a.confidence, b.confidence))
     )
-    return (
-        values and classes and beside and (a.epochs, a.fingerprint, a.metadata) == (b.epochs, b.fingerprint, b.metadata)
-    )
+    others = (a.epochs, a.fingerprint, a.metadata, a.names) == (b.epochs, b.fingerprint, b.metadata, b.names)
+    return values and classes and beside and others
 
 
 # In memory
@@ -418,6 +419,7 @@ class Trap:
         {"fingerprint": None},
         {"metadata": None},
         {"metadata": {"value": float("inf")}},
+        {"names": None},
     ],
     ids=str,
 )
@@ -794,3 +796,30 @@ def test_bad_rules_raise(arguments, error, message):
 def test_what_is_for_each_sample_must_have_its_shape(name):
     with pytest.raises(ValueError, match=rf"{name} must have shape \[2\], one value per score, got \[3\]"):
         CLDScores([0.1, 0.2], **{name: [0.1, 0.1, 0.1]})
+
+
+@pytest.mark.parametrize("kind", [list, iter, np.array, SampleNames], ids=["list", "iterator", "ndarray", "names"])
+def test_names_are_those_of_the_positions(kind):
+    made = CLDScores([0.5, -0.25, 0.75], names=kind(["cat", "dog", "owl"]))
+    assert isinstance(made.names, SampleNames)
+    assert made.names[made.suspects()] == ["dog"]
+    assert made.names[made.select(size=2)] == ["cat", "owl"]
+    assert CLDScores([0.5]).names is None
+
+
+@pytest.mark.parametrize("make", [CLDScores, lambda values, names: LossTrajectories([values], [values], names=names)])
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        (["a", "b", "a"], ValueError, r"one name for each of the 3 samples, all different, got 2 different names\."),
+        (["a", "b"], ValueError, r"for each of the 3 samples, all different, got 2 different names\."),
+        ([], ValueError, r"got 0 different names\."),
+        (SampleNames("abcd"[place] for place in range(4)), ValueError, r"got 4 different names\."),
+        ("abc", TypeError, r"names must be a list of text, got only 'abc'\."),
+        ([0, 1, 2], TypeError, r"name of a sample must be text, got 0 of type int\."),
+    ],
+    ids=["twice", "few", "none", "many", "one text", "numbers"],
+)
+def test_names_that_are_not_one_a_sample_are_refused(make, names, error, message):
+    with pytest.raises(error, match=message):
+        make([0.5, -0.25, 0.75], names=names)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import platform
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from lightning_cld.trajectories import LossTrajectories
 NAN, INF = float("nan"), float("inf")
 TRAIN, VAL = losses(13, 30), losses(13, 12, seed=1)
 CLASSES, VAL_CLASSES = torch.tensor([0, 3, 700])[torch.arange(30) % 3], torch.tensor([0, 3, 700])[torch.arange(12) % 3]
+NAMES = [f"shard-{position % 4}/{position}" for position in range(30)]
 EPOCHS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16]
 
 
@@ -33,6 +35,7 @@ def trajectories(**changes):
         "epochs": EPOCHS,
         "fingerprint": Fingerprint(30, "labels", "probe"),
         "metadata": {"seed": 7, "nested": {"list": [1, 2.5, None]}},
+        "names": NAMES,
     }
     return LossTrajectories(**{**arguments, **changes})
 
@@ -40,7 +43,7 @@ def trajectories(**changes):
 def assert_same(a, b):
     for name in ("train_losses", "val_losses", "train_classes", "val_classes"):
         torch.testing.assert_close(getattr(a, name), getattr(b, name), rtol=0, atol=0, equal_nan=True)
-    assert (a.epochs, a.fingerprint, a.metadata) == (b.epochs, b.fingerprint, b.metadata)
+    assert (a.epochs, a.fingerprint, a.metadata, a.names) == (b.epochs, b.fingerprint, b.metadata, b.names)
 
 
 # Construction
@@ -187,7 +190,7 @@ def test_scores_know_how_much_of_the_best_tenth_was_the_same_at_half_the_epochs(
     generator = np.random.default_rng(3)
     train, val = (np.cumsum(generator.normal(size=(13, n)), axis=0).astype(np.float32) for n in (300, 12))
     classes = torch.tensor([0, 3, 700])[torch.arange(300) % 3]
-    made = trajectories(train_losses=train, val_losses=val, train_classes=classes, fingerprint=None)
+    made = trajectories(train_losses=train, val_losses=val, train_classes=classes, fingerprint=None, names=None)
     coresets = []
     for cutoff in (choice.get("cutoff_epoch", 16), half):
         kept = [e for e in EPOCHS if e <= cutoff and e % choice.get("every_n_epochs", 1) == 0]
@@ -548,10 +551,11 @@ def test_a_row_that_was_recorded_is_no_longer_the_callers():
         {"train_classes": None, "val_classes": None},
         {"fingerprint": None},
         {"metadata": None},
+        {"names": None},
         {"train_classes": CLASSES.where(CLASSES != 3, OUTSIDE)},
         {"train_losses": TRAIN.where(TRAIN < 2, NAN), "val_losses": VAL.where(VAL < 2, INF)},
     ],
-    ids=["all", "no classes", "no fingerprint", "no metadata", "outside", "not finite"],
+    ids=["all", "no classes", "no fingerprint", "no metadata", "no names", "outside", "not finite"],
 )
 @pytest.mark.parametrize("through", ["file", "state"])
 def test_what_was_stored_is_read(tmp_path, changes, through):
@@ -561,6 +565,21 @@ def test_what_was_stored_is_read(tmp_path, changes, through):
     else:
         after = LossTrajectories.from_state_dict(before.state_dict())
     assert_same(after, before)
+
+
+def test_a_state_and_a_pickle_of_a_version_without_names_are_read():
+    state = trajectories().state_dict()
+    del state["names"]
+    former = trajectories()
+    del former.names
+    for made in (LossTrajectories.from_state_dict(state), pickle.loads(pickle.dumps(former))):
+        assert_same(made, trajectories(names=None))
+
+
+@pytest.mark.parametrize("by", [None, last_loss, baselines.near_zero_cld], ids=str)
+def test_scores_have_the_names_of_the_losses(by):
+    assert list(trajectories().score(8, 2, by=by).names) == NAMES
+    assert trajectories(names=None).score(by=by).names is None
 
 
 def test_a_file_after_growth_holds_the_rows_recorded(tmp_path):

@@ -20,8 +20,8 @@ from lightning_cld.storage.row_files import RowFiles, digest_of
 from lightning_cld.trajectories import LossTrajectories, losses_contents, shared_parts
 
 KEPT_IN_CHECKPOINTS = 2**24
-"""Bytes of losses that a Lightning checkpoint holds. Where there are more it names the folder that they are in, so that
-what an epoch costs does not grow with the epochs."""
+"""Bytes of losses and names that a Lightning checkpoint holds. Where there are more it names the folder that they are
+in, so that what an epoch costs does not grow with the epochs."""
 
 History: TypeAlias = LossTrajectories | RunningHistory
 
@@ -339,4 +339,5 @@ class Results:
 
 
 def _bytes_of(history: LossTrajectories) -> int:
-    return 4 * len(history) * sum(len(row) for row in history.row(0))
+    names = {} if history.names is None else history.names.state_dict()
+    return 4 * len(history) * sum(len(row) for row in history.row(0)) + sum(part.nbytes for part in names.values())

@@ -81,6 +81,7 @@ def named_losses(kept: Mapping[str, Any], run: str) -> tuple[Place, LossTrajecto
                 fingerprint=whole.fingerprint,
                 from_steps=whole.from_steps,
                 metadata=whole.metadata,
+                names=whole.names,
             )
     raise ValueError(
         f"The checkpoint names the losses of {len(epochs)} checkpoints instead of holding them, but they are neither "

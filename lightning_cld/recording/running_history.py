@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from lightning_cld.functional.moments import (
     update,
 )
 from lightning_cld.functional.selection import above_threshold
+from lightning_cld.names import SampleNames, checked_names
 from lightning_cld.scores import CLDScores
 from lightning_cld.storage.provenance import provenance
 
@@ -52,6 +53,7 @@ class RunningHistory:
         one_class: Whether no classes were given, so that `classes` holds a single placeholder class.
         fingerprint: Identity of the train dataset.
         metadata: Plain JSON values about the run, copied into the scores.
+        names: Names of the training samples by position, which the scores take over; None for map-style datasets.
 
     Example:
         >>> import torch
@@ -63,7 +65,9 @@ class RunningHistory:
         tensor([ 1., -1.])
     """
 
-    _kept: KeptTenth | None = None  # here, because pickles of earlier versions don't have it
+    # Here, because pickles of earlier versions have neither.
+    _kept: KeptTenth | None = None
+    names: SampleNames | None = None
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class RunningHistory:
         one_class: bool,
         fingerprint: Fingerprint | None = None,
         metadata: Mapping[str, Any] | None = None,
+        names: SampleNames | None = None,
     ) -> None:
         self._recorded = moments, list(epochs)  # assigned together, so an interruption can't separate them
         self._holes: set[int] = set()
@@ -81,6 +86,7 @@ class RunningHistory:
         self._one_class = one_class
         self.fingerprint = fingerprint
         self.metadata = dict(metadata or {})
+        self.names = names
 
     @classmethod
     def of_losses(
@@ -92,6 +98,7 @@ class RunningHistory:
         epochs: Sequence[int] | None = None,
         *,
         fingerprint: Fingerprint | None = None,
+        names: SampleNames | Iterable[str] | None = None,
         scores_only: bool = False,
     ) -> RunningHistory:
         """Makes a history from rows of losses, like `LossTrajectories`; the classes must be valid.
@@ -104,7 +111,9 @@ class RunningHistory:
             val_classes = torch.zeros(val_losses.shape[1], dtype=torch.int64)
         classes = Classes.of(train_classes, val_classes)
         moments = Moments.empty(len(train_classes), len(val_classes), len(classes.labels), scores_only=scores_only)
-        history = cls(moments, classes, [], one_class=one_class, fingerprint=fingerprint).to(train_losses.device)
+        names = checked_names(names, len(train_classes))
+        history = cls(moments, classes, [], one_class=one_class, fingerprint=fingerprint, names=names)
+        history.to(train_losses.device)
         rows = range(len(train_losses)) if epochs is None else epochs
         for epoch, train_row, val_row in zip(rows, train_losses, val_losses, strict=True):
             history.record(epoch, train_row, val_row)
@@ -223,7 +232,9 @@ class RunningHistory:
             **self._diagnosed(values, classes),
             **({} if shares is None else {"implausible": shares}),
         }
-        return CLDScores(values, classes, self.logged_epochs, self.fingerprint, metadata, plausible, confidence)
+        return CLDScores(
+            values, classes, self.logged_epochs, self.fingerprint, metadata, plausible, confidence, self.names
+        )
 
     def _diagnosed(self, values: Tensor, classes: Tensor | None) -> dict[str, Any]:
         """What the summary of the scores needs, as plain JSON values, under the names of `LossTrajectories`."""
@@ -261,12 +272,14 @@ class RunningHistory:
             "holes": sorted(self._holes),
             "fingerprint": None if self.fingerprint is None else self.fingerprint.to_dict(),
             "metadata": self.metadata,
+            "names": None if self.names is None else self.names.state_dict(),
         }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> RunningHistory:
         """The inverse of `state_dict`."""
-        fingerprint, kept = state["fingerprint"], state.get("kept_tenth")  # not in checkpoints of earlier versions
+        fingerprint = state["fingerprint"]
+        kept, names = state.get("kept_tenth"), state.get("names")  # not in checkpoints of earlier versions
         history = cls(
             Moments(**{name: state["moments"][name] for name in Moments._fields if name in state["moments"]}),
             Classes(**state["classes"]),
@@ -274,6 +287,7 @@ class RunningHistory:
             one_class=state["one_class"],
             fingerprint=None if fingerprint is None else Fingerprint.from_dict(fingerprint),
             metadata=state["metadata"],
+            names=None if names is None else SampleNames.from_state_dict(names),
         )
         history._holes = set(state.get("holes", ()))  # nor is this
         history._kept = None if kept is None else KeptTenth(**kept)

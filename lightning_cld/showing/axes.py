@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from torchvision.utils import make_grid  # type: ignore[import-untyped]  # torchvision ships no types
 
 from lightning_cld.scores import CLDScores
+from lightning_cld.showing.called import for_figures, short_name
 from lightning_cld.showing.thumbnails import read_images
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 BEST, WORST, REFERENCE, REST = "#0072b2", "#d55e00", "#222222", "#bbbbbb"  # safe for color-blind readers
+
+_LONGEST = 10
+"""Letters of a name that there is room for below an image."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -160,5 +164,6 @@ def draw_row(ax: Axes, images: Tensor, positions: Tensor, scores: CLDScores, col
 
 
 def caption(position: int, scores: CLDScores) -> str:
-    """The text below the image of a sample: its position in the train dataset and its score."""
-    return f"#{position}\n{scores.values[position]:+.2f}"
+    """The text below the image of a sample: its name, or else its position in the train dataset, and its score."""
+    name = short_name(scores, position, _LONGEST) or f"#{position}"
+    return f"{for_figures(name)}\n{scores.values[position]:+.2f}"

@@ -211,7 +211,7 @@ def check_same_run(scores: CLDScores, trajectories: LossTrajectories) -> None:
     """Raises unless the scores and the trajectories can be of the same run.
 
     Raises:
-        ValueError: If they are of two runs, or their lengths or classes differ.
+        ValueError: If they are of two runs, or their lengths, classes or names differ.
     """
     samples = trajectories.train_losses.shape[1]
     problem = None
@@ -226,5 +226,7 @@ def check_same_run(scores: CLDScores, trajectories: LossTrajectories) -> None:
         and not torch.equal(scores.classes, trajectories.train_classes)
     ):
         problem = "their classes differ"
+    elif None not in (scores.names, trajectories.names) and scores.names != trajectories.names:
+        problem = "their names differ"
     if problem:
         raise ValueError(f"The scores don't belong to these trajectories: {problem}. Take both from the same run.")

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import torch
 from PIL import Image  # installed with torchvision
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,6 +17,7 @@ from lightning_cld.functional.diagnostics import SHARE, alignment
 from lightning_cld.plotting import plot_agreement, plot_scores, plot_trajectories
 from lightning_cld.scores import CLDScores, is_compared
 from lightning_cld.showing.axes import BEST, WORST
+from lightning_cld.showing.called import short_name
 from lightning_cld.showing.choice import (
     by_mean_score,
     check_kind,
@@ -36,6 +36,9 @@ _HIGHEST, _LOWEST = 6, 12
 """Samples shown per class."""
 
 _SUSPECTS = 24
+
+_LONGEST = 24
+"""Letters of a name below an image."""
 
 _DRAWN = 4
 """The number of classes whose trajectories are drawn."""
@@ -127,10 +130,15 @@ def _suspects(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
     why = _WHY[scores.plausibility is not None and is_compared(scores)]
     note = _p(f"{len(suspects):,} labels look wrong. {why} The first {len(first)}:")
     if dataset is not None:
-        return note + _thumbnails(scores, dataset, first, named=scores.classes is not None)
-    classes = torch.zeros(len(scores), dtype=torch.int64) if scores.classes is None else scores.classes
-    rows = [(str(p), str(int(classes[p])), f"{scores.values[p]:+.3f}") for p in first.tolist()]
-    return note + _table(rows, ("position", "class", "score"))
+        return note + _thumbnails(scores, dataset, first, with_class=scores.classes is not None)
+    positions = first.tolist()
+    columns = {
+        "position": [str(position) for position in positions],
+        **({} if scores.names is None else {"name": scores.names[positions]}),
+        "class": ["0" if scores.classes is None else str(int(scores.classes[position])) for position in positions],
+        "score": [f"{scores.values[position]:+.3f}" for position in positions],
+    }
+    return note + _table(zip(*columns.values(), strict=True), tuple(columns))
 
 
 def _histograms(scores: CLDScores, shown: Sequence[int]) -> str:
@@ -275,16 +283,18 @@ def _drawn(figure: Figure, text: str, *, wide: bool = False) -> str:
     return f'<figure{kind}><img src="{_embedded(stream)}" alt="{escape(text)}">{caption}</figure>'
 
 
-def _thumbnails(scores: CLDScores, dataset: Dataset[Any], positions: Tensor, *, named: bool = False) -> str:
-    """The images of samples in a wrapping row, with position, score and, if `named`, the class."""
+def _thumbnails(scores: CLDScores, dataset: Dataset[Any], positions: Tensor, *, with_class: bool = False) -> str:
+    """The images of samples in a wrapping row, with position, name, score and, if `with_class`, the class."""
     items = []
     for position, image in zip(positions.tolist(), read_images(dataset, positions.tolist()), strict=True):
         stream = io.BytesIO()
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(stream, format="PNG")
-        of_class = f"class {int(scores.classes[position])}" if named and scores.classes is not None else ""
+        name = "" if scores.names is None else scores.names[position]
+        of_class = f"class {int(scores.classes[position])}" if with_class and scores.classes is not None else ""
         score = f"{scores.values[position]:+.2f}"
-        alt = f"sample {position}, score {score}{f', {of_class}' if of_class else ''}"
-        caption = "<br>".join([f"#{position}", *([of_class] if of_class else []), score])
+        alt = escape(", ".join(filter(None, [f"sample {position}", name, f"score {score}", of_class])))
+        below = filter(None, [f"#{position}", short_name(scores, position, _LONGEST), of_class, score])
+        caption = "<br>".join(map(escape, below))
         items.append(f'<figure><img src="{_embedded(stream)}" alt="{alt}"><figcaption>{caption}</figcaption></figure>')
     return f'<div class="row small">{"".join(items)}</div>'
 

@@ -16,10 +16,10 @@ from lightning_cld.showing.thumbnails import check_dataset
 
 def make_table(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
     """The table as CSV; see `CLDScores.to_csv`."""
-    names = None
+    files = None
     if dataset is not None:
         check_dataset(scores, dataset)
-        names = file_names(dataset)
+        files = file_names(dataset)
     listed = scores.suspects()
     pool = scores.positions()
     pool = pool[torch.argsort(scores.values[pool].nan_to_num(nan=torch.inf), stable=True)]
@@ -31,6 +31,7 @@ def make_table(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
 
     columns: dict[str, list[Any]] = {
         "position": positions,
+        **({} if scores.names is None else {"name": scores.names[positions]}),
         "class": [""] * len(pool) if scores.classes is None else scores.classes[pool].tolist(),
         # As float32, which are written with as few digits as tell them apart.
         "score": ["" if none else value for value, none in zip(scores.values[pool].numpy(), unscored, strict=True)],
@@ -39,8 +40,8 @@ def make_table(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
             for position, none in zip(positions, unscored, strict=True)
         ],
     }
-    if names is not None:
-        columns["file"] = [names[position] for position in positions]
+    if files is not None:
+        columns["file"] = [files[position] for position in positions]
     text = io.StringIO()
     # Its lines end with \r\n. If they ended with \n, older versions of Python would not quote a name that holds \r.
     writer = csv.writer(text)

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from toys import Blobs, Classifier, fit, quiet_trainer
 
 import lightning_cld.recording.results as results_module
-from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, LossTrajectories, plotting
+from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, LossTrajectories, SampleNames, plotting
 from lightning_cld.recording import rows_folders
 from lightning_cld.storage import places, row_files
 
@@ -353,6 +353,61 @@ def test_a_run_resumes_from_the_folder_that_its_checkpoint_names(tmp_path, monke
     again = CLDCallback(dirpath=second)
     fit(tmp_path, again, ckpt_path=tmp_path / "epoch=1.ckpt")
     assert torch.equal(again.trajectories.train_losses, resumed.trajectories.train_losses)
+
+
+NAMES = SampleNames(f"shard-{position % 4}/{position}" for position in range(90))
+
+
+@pytest.fixture
+def _named(monkeypatch):
+    """The samples of a run that starts have names, as those of a stream do. A run that is resumed must keep its own."""
+    keep = results_module.Results.keep
+
+    def keep_named(self, history):
+        if history.epochs == [0]:
+            history.names = NAMES
+        keep(self, history)
+
+    monkeypatch.setattr(results_module.Results, "keep", keep_named)
+
+
+@pytest.mark.usefixtures("_named")
+@pytest.mark.parametrize(("history", "limit"), [("full", 0), ("full", 2**24), ("running", 2**24)])
+def test_names_are_on_disk_from_the_first_row_and_outlive_a_kill(tmp_path, monkeypatch, history, limit):
+    monkeypatch.setattr(results_module, "KEPT_IN_CHECKPOINTS", limit)
+    seen = []
+
+    class Looks(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            folder = rows_folder(tmp_path)
+            if history == "full":
+                seen.append(LossTrajectories.load(folder).names)
+            elif (folder / "scores.npz").exists():
+                seen.append(CLDScores.load(folder / "scores.npz").names)
+
+    saver = ModelCheckpoint(tmp_path / "checkpoints", "{epoch}", save_top_k=-1)
+    cld = CLDCallback(dirpath=tmp_path, history=history)
+    interrupted(tmp_path, cld, callbacks=[saver, Looks()], enable_checkpointing=True)
+    assert seen == [NAMES] * (4 if history == "full" else 1)
+    resumed = CLDCallback(dirpath=tmp_path, history=history)
+    fit(tmp_path, resumed, ckpt_path=tmp_path / "checkpoints" / "epoch=1.ckpt")
+    assert CLDScores.load(resumed.scores_path).names == NAMES
+    if history == "full":
+        assert LossTrajectories.load(tmp_path / "cld-trajectories.npz").names == NAMES
+
+
+@pytest.mark.usefixtures("_named")
+def test_long_names_are_in_the_folder_that_checkpoints_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_module, "KEPT_IN_CHECKPOINTS", 5 * 4 * 120)  # the losses of five checkpoints
+    held = []
+
+    class Looks(L.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            held.append("train_losses" in cld.state_dict()["trajectories"])
+
+    cld = CLDCallback(dirpath=tmp_path)
+    fit(tmp_path, cld, callbacks=[Looks()])
+    assert held == [True, False, False, False]  # the names take as much as three
 
 
 def test_a_folder_that_is_gone_is_named_at_the_start(tmp_path, monkeypatch):

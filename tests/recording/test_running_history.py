@@ -15,13 +15,13 @@ from lightning_cld.recording.running_history import RunningHistory
 TRAIN, VAL = losses(9, 30), losses(9, 12, seed=1)
 CLASSES, VAL_CLASSES = torch.tensor([0, 3, 700])[torch.arange(30) % 3], torch.tensor([0, 3, 700])[torch.arange(12) % 3]
 EPOCHS = [0, 1, 2, 3, 4, 6, 8, 10, 12]
+NAMES = [f"shard-{position % 4}/{position}" for position in range(30)]
 EXPECTED = cld_oracle(TRAIN, VAL, CLASSES, VAL_CLASSES)
 
 
 def history(rows=9, train_classes=CLASSES, val_classes=VAL_CLASSES):
-    made = RunningHistory.of_losses(
-        TRAIN[:1], VAL[:1], train_classes, val_classes, EPOCHS[:1], fingerprint=Fingerprint(30, "labels", "probe")
-    )
+    known = {"fingerprint": Fingerprint(30, "labels", "probe"), "names": NAMES}
+    made = RunningHistory.of_losses(TRAIN[:1], VAL[:1], train_classes, val_classes, EPOCHS[:1], **known)
     return recorded(made, range(1, rows))
 
 
@@ -216,6 +216,7 @@ def former_state(made, kept):
     state = made.state_dict()
     for name in ADDED_LATER:
         del state["moments"][name]
+    del state["names"]
     if kept == "scores":
         del state["kept_tenth"], state["moments"]["halves"]
     else:
@@ -234,6 +235,7 @@ def test_a_state_of_an_earlier_version_goes_on_without_plausibility(kept):
     assert ("reference_reliability" in scores.metadata) is (kept == "uncertainty")
     assert ("reliability" in dict(scores.account())) is (kept == "uncertainty")
     assert "labels" not in dict(scores.account())
+    assert scores.names is None
     assert len(scores.select(fraction=0.2)) == 6
     with pytest.raises(ValueError, match=r"hold no plausibility \(running moments of an earlier version"):
         scores.select(fraction=0.2, rule="draw")
@@ -247,8 +249,10 @@ def test_a_pickle_of_an_earlier_version_goes_on_without_plausibility(kept):
     more = () if kept == "scores" else (torch.rand(30), torch.tensor(4), moments.halves)  # pickled without names
     made._recorded = Moments(*moments[:12], *more), made.epochs
     assert "_kept" not in vars(made)
+    del made.names
     scores = recorded(pickle.loads(pickle.dumps(made)), range(5, 9)).score()
     assert_scores(scores.values, EXPECTED)
+    assert scores.names is None
     assert scores.plausibility is scores.confidence is None
     if kept == "uncertainty":
         expected = history().score().metadata["reference_reliability"]
@@ -295,6 +299,7 @@ def test_it_goes_on_from_its_state_in_a_checkpoint(rows):
     after = loaded(saved(before))
     assert after.epochs == EPOCHS[:rows]
     assert (after.fingerprint, after.metadata) == (before.fingerprint, {"seed": 7})
+    assert list(recorded(loaded(saved(before)), range(rows, 9)).score().names) == NAMES
     assert torch.equal(recorded(after, range(rows, 9)).score().values, history().score().values)
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
-from lightning_cld import CLDScores, LossTrajectories, baselines
+from lightning_cld import CLDScores, LossTrajectories, SampleNames, baselines
 from lightning_cld.showing.choice import by_mean_score, extremes
 
 NAN = float("nan")
@@ -199,6 +199,37 @@ def test_without_dataset_and_trajectories_there_is_a_table_of_suspects(tmp_path)
     ]
     for position in scores.suspects()[:24].tolist():
         assert f"{scores.values[position]:+.3f}" in page.words
+
+
+NAMES = [f"imagenet-train-00017/{position}-$x$\udce9-{EVIL}" for position in range(90)]
+WRITTEN = [name.replace("\udce9", r"\udce9") for name in NAMES]
+
+
+def test_samples_are_called_by_their_names(tmp_path):
+    scores = doubted()
+    scores.names = SampleNames(NAMES)
+    page = write(scores, tmp_path / "page.html")
+    suspects = scores.suspects().tolist()
+    assert len(suspects) == 15
+    headings = page.words.index("position")
+    assert [word for word in page.words[headings:] if word.strip()][:4] == ["position", "name", "class", "score"]
+    for position in suspects:
+        assert WRITTEN[position] in page.words
+    page = write(scores, tmp_path / "page.html", IMAGES, TIMELINE)
+    shown = [(int(alt.split(",")[0].removeprefix("sample ")), alt) for alt, _ in pictures(page) if "sample " in alt]
+    assert len(shown) == 15 + 3 * 6 + 3 * (6 + 12)
+    for position, alt in shown:
+        assert alt.startswith(f"sample {position}, {WRITTEN[position]}, score ")
+
+
+def test_scores_and_losses_of_other_names_are_refused(tmp_path):
+    scores = TIMELINE.score()
+    scores.names = SampleNames(map(str, range(90)))
+    other = timeline(CLASSES)
+    other.names = SampleNames(map(str, range(90)[::-1]))
+    write(scores, tmp_path / "page.html", None, TIMELINE)  # losses without names may be of the same run
+    with pytest.raises(ValueError, match="don't belong to these trajectories: their names differ"):
+        scores.report(tmp_path / "page.html", trajectories=other)
 
 
 def test_of_many_classes_ten_are_shown_and_all_are_in_the_table(tmp_path):

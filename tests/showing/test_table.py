@@ -103,6 +103,19 @@ def test_values_that_are_not_cld_tell_of_no_suspects(path):
     assert {row[3] for row in table(losses.score(), path)[1]} <= {"true", "false"}
 
 
+# Names
+
+HOSTILE_NAMES = ["", "with, comma", 'with "quotes"', "new\nline", "Zürich 図", "caf\udce9"]
+
+
+def test_names_stand_behind_the_positions(path):
+    scores = CLDScores([0.6, 0.5, NAN, -0.4, 0.3, 0.2], [0, 0, 0, 0, OUTSIDE, 0], names=HOSTILE_NAMES)
+    header, rows = table(scores, path)
+    assert header == ["position", "name", "class", "score", "suspect"]
+    written = [*HOSTILE_NAMES[:5], "caf\\udce9"]
+    assert [row[:2] for row in rows] == [[str(position), written[position]] for position in (3, 5, 1, 0, 2)]
+
+
 # File names
 
 HOSTILE = [

@@ -26,12 +26,13 @@ MOST_MEMORY = 200e6
 SECONDS = 60
 
 CLASSES = torch.tensor([0, 1] * 10)
+NAMES = [f"Wörter/{number}" for number in range(20)]
 METADATA = {"seed": 7, "name": "Prüfung", "nested": {"list": [1, 2.5, None, True]}}
 
 
 def scores(seed=0):
     values = torch.rand(20, generator=torch.Generator().manual_seed(seed))
-    return CLDScores(values, CLASSES, [0, 2, 4, 5], Fingerprint.of_labels(CLASSES), METADATA)
+    return CLDScores(values, CLASSES, [0, 2, 4, 5], Fingerprint.of_labels(CLASSES), METADATA, names=NAMES)
 
 
 def trajectories(seed=0):
@@ -44,13 +45,14 @@ def trajectories(seed=0):
         [0, 2, 4, 5],
         fingerprint=Fingerprint.of_labels(CLASSES),
         metadata=METADATA,
+        names=NAMES,
     )
 
 
 MAKERS = {"scores": scores, "trajectories": trajectories}
 ARRAYS = {
-    "scores": ["values", "classes"],
-    "trajectories": ["train_losses", "val_losses", "train_classes", "val_classes"],
+    "scores": ["values", "classes", "names", "name_ends"],
+    "trajectories": ["train_losses", "val_losses", "train_classes", "val_classes", "names", "name_ends"],
 }
 MEMBERS = [(kind, name) for kind in MAKERS for name in [*ARRAYS[kind], "header"]]
 
@@ -100,12 +102,10 @@ def saved(kind, path, seed=0):
 
 
 def same(a, b):
-    if (a.epochs, a.fingerprint, a.metadata) != (b.epochs, b.fingerprint, b.metadata):
+    if (a.epochs, a.fingerprint, a.metadata, a.names) != (b.epochs, b.fingerprint, b.metadata, b.names):
         return False
-    if isinstance(a, CLDScores):
-        pairs = [(a.values, b.values), (a.classes, b.classes)]
-    else:
-        pairs = [(getattr(a, name), getattr(b, name)) for name in ARRAYS["trajectories"]]
+    kind = "scores" if isinstance(a, CLDScores) else "trajectories"
+    pairs = [(getattr(a, name), getattr(b, name)) for name in ARRAYS[kind] if not name.startswith("name")]
     return all(x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
 
 
@@ -281,6 +281,28 @@ def test_an_array_of_another_dtype_is_refused(path, kind, name, dtype):
 def test_an_array_of_another_shape_is_refused(path, kind, name, shape):
     saved(kind, path)
     replace(path, **{name: np.zeros(shape, read(path, name).dtype)})
+    assert_refused(kind, path)
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize(
+    ("names", "ends"),
+    [
+        (b"\xff" * 20, range(1, 21)),  # no UTF-8
+        (b"\xc3\xbc" * 10, range(1, 21)),  # cuts through letters
+        (b"a" * 20, range(1, 21)),  # one name for all
+        (bytes(range(21)), range(1, 21)),  # text that belongs to no name
+        (bytes(range(20)), [2, 1, *range(3, 21)]),
+        (bytes(range(20)), [2**62, -(2**63), *range(3, 21)]),
+        (bytes(range(19)), range(1, 20)),  # too few
+        (bytes(range(21)), range(1, 22)),  # too many
+        (b"", []),
+    ],
+    ids=range(9),
+)
+def test_names_that_are_none_or_not_one_a_sample_are_refused(path, kind, names, ends):
+    saved(kind, path)
+    replace(path, names=np.frombuffer(names, np.uint8), name_ends=np.array([*ends], np.int64))
     assert_refused(kind, path)
 
 
