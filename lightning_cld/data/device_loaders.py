@@ -61,7 +61,7 @@ def loader_inside(loader: Any) -> Any:
     return loader
 
 
-def around(outer: Any, loader: DataLoader[Any]) -> Any:
+def around(outer: Any, loader: Any) -> Any:
     """A copy of a device loader that reads another DataLoader. All its other settings stay."""
     copied = copy.copy(outer)
     copied.loader = loader

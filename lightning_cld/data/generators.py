@@ -55,6 +55,22 @@ class OwnGenerators:
         finally:
             self._set(now)
 
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Runs its body with every generator seeded anew, and puts the present states back."""
+        now = [_state_of(generator) for generator in self._found]
+        for generator in self._found:
+            if isinstance(generator, np.random.Generator):
+                generator.bit_generator.state = type(generator.bit_generator)(seed).state
+            elif isinstance(generator, torch.Generator):
+                generator.manual_seed(seed)
+            else:
+                generator.seed(seed)
+        try:
+            yield
+        finally:
+            self._set(now)
+
     def _set(self, states: list[Any]) -> None:
         for generator, state in zip(self._found, states, strict=True):
             if isinstance(generator, np.random.Generator):

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, Subset
 
 from lightning_cld.data.device_loaders import around, loader_inside
 from lightning_cld.data.loaders import loader_settings, reads_in_its_own_way
@@ -24,7 +24,7 @@ def narrowable(loader: Any) -> DataLoader[Any]:
     """The DataLoader that reads the samples: `loader` itself, or the one inside a device loader.
 
     Raises:
-        TypeError: If it can't be made again over a part of its dataset.
+        TypeError: If it can't be made again over a part of its dataset. Streams are no matter of this function.
     """
     members = _members(loader)
     if members:
@@ -34,15 +34,10 @@ def narrowable(loader: Any) -> DataLoader[Any]:
             f"loader. Give a mapping with an entry for each, and None for one that stays whole: {{{entries}}}."
         )
     inside = loader_inside(loader)
-    if not isinstance(inside, DataLoader):
+    if not isinstance(inside, DataLoader):  # an empty collection
         raise TypeError(
             f"CoresetDataModule narrows a torch DataLoader, but train_dataloader() returned a {type(inside).__name__}. "
             f"Return a DataLoader, or {_REMEDY}."
-        )
-    if isinstance(inside.dataset, IterableDataset):
-        raise TypeError(
-            f"The train dataset {type(inside.dataset).__name__} is an IterableDataset: its samples have no positions, "
-            "so no coreset can be chosen from it. Use a map-style dataset."
         )
     if next(iter(inspect.signature(type(inside)).parameters), "dataset") not in ("dataset", "args"):
         raise TypeError(
@@ -100,24 +95,13 @@ def narrow_loader(
             f"gives no batch of {batches.batch_size}. Keep more samples, lower the batch size, or use "
             'epoch_length="full".'
         )
-    settings = {
-        **loader_settings(inside),
-        "batch_size": batches.batch_size,
-        "drop_last": batches.drop_last,
-        "generator": inside.generator,
-        "persistent_workers": inside.persistent_workers,
+    made = made_again(
+        inside,
+        dataset,
+        batch_size=batches.batch_size,
+        drop_last=batches.drop_last,
         **({"shuffle": True} if sampler is None else {"sampler": sampler}),
-    }
-    for name, usual in (("in_order", True), ("pin_memory_device", "")):  # not every loader's constructor takes them
-        if getattr(inside, name, usual) != usual:
-            settings[name] = getattr(inside, name)
-    try:
-        made = type(inside)(dataset, **settings, **_added_arguments(inside))
-    except TypeError as error:
-        raise TypeError(
-            f"{type(inside).__name__} can't be made again over the coreset: {error}. Let its constructor pass on "
-            f"DataLoader's arguments and keep its own as attributes of the same names, or {_REMEDY}."
-        ) from error
+    )
     served = made if inside is loader else around(loader, made)
     if draws is not None and not _is_told_epochs(served, sampler):
         raise TypeError(
@@ -125,6 +109,39 @@ def narrow_loader(
             f"{type(served).__name__} does not give the sampler of the DataLoader within. Give it that property."
         )
     return served
+
+
+def made_again(loader: DataLoader[Any], dataset: Any, *, plain: bool = False, **changes: Any) -> DataLoader[Any]:
+    """A loader of the same class and settings over another dataset.
+
+    Args:
+        loader: The loader to take after.
+        dataset: The dataset to read.
+        plain: Whether to make one of torch's class rather than of the loader's.
+        **changes: The arguments of DataLoader about batches and samplers, which are not taken from `loader`, and those
+            that shall differ from it.
+
+    Raises:
+        TypeError: If the loader's class can't be made so.
+    """
+    settings = {
+        **loader_settings(loader),
+        "generator": loader.generator,
+        "persistent_workers": loader.persistent_workers,
+        **changes,
+    }
+    for name, usual in (("in_order", True), ("pin_memory_device", "")):  # not every loader's constructor takes them
+        if getattr(loader, name, usual) != usual:
+            settings[name] = getattr(loader, name)
+    if plain:
+        return DataLoader(dataset, **settings)
+    try:
+        return type(loader)(dataset, **settings, **_added_arguments(loader))
+    except TypeError as error:
+        raise TypeError(
+            f"{type(loader).__name__} can't be made again over the coreset: {error}. Let its constructor pass on "
+            f"DataLoader's arguments and keep its own as attributes of the same names, or {_REMEDY}."
+        ) from error
 
 
 def _known_sampler(loader: DataLoader[Any], sampler: Any) -> Any:
