@@ -46,6 +46,11 @@ class CLDCallback(Callback):
     class. A datamodule, or a module that brings its own loaders, may define `cld_train_dataloader()`, an un-augmented
     view of the train set, and `cld_val_dataloader()`, the validation samples to score against.
 
+    A loader over an `IterableDataset`, or any other iterable, is a *stream*: its samples have no positions of their
+    own. There the step returns a third value: the positions of the samples in the batch, integers `[B]`, or their
+    names, a list of B strings. Sweeps then read a copy of the loader as it is, in whatever order. Names get positions
+    in the order of first sight, see `SampleNames`.
+
     Bad input raises when `fit` starts, before the first step. After that the callback only warns. What can't be
     computed raises when `scores` is read.
 
@@ -59,13 +64,16 @@ class CLDCallback(Callback):
         every_n_epochs: Log after every n-th epoch; `cutoff_epoch` must be a multiple of it.
         loss_fn: A function of (outputs, targets), or a loss module, that returns one loss per sample. Integer targets
             `[B]` are the classes. Other targets put all samples into one class.
-        step: A function `(module, batch) -> (losses, classes)` that does what a `cld_step` does, for a module that you
-            can't change. It gets the LightningModule in evaluation mode, and the batch on the device. Not with
-            `loss_fn`, nor for a module that has a `cld_step`.
+        step: A function `(module, batch) -> (losses, classes)`, or for streams `(losses, classes, positions)`, that
+            does what a `cld_step` does, for a module that you can't change. It gets the LightningModule in evaluation
+            mode, and the batch on the device. Not with `loss_fn`, nor for a module that has a `cld_step`.
         train_dataloader: A loader over the same train samples at the same positions, for example without augmentation.
             The callback reads a loader's dataset and settings, and never iterates the loader.
         val_dataloader: A loader over the validation samples to score against.
-        batch_size: Number of samples evaluated at a time; None uses the loader's. Larger batches are faster.
+        batch_size: Number of samples evaluated at a time; None uses the loader's. Larger batches are faster. Streams
+            make their own.
+        num_samples: The number of train samples, for a stream whose step returns positions: these are 0 to
+            `num_samples - 1`. Not needed for names, nor for map-style datasets.
         history: "full" keeps all losses, 4 bytes per sample and checkpoint. "running" keeps only what the scores and
             their summary need: 36 bytes per training sample for any number of epochs (38 with more than 32,767
             classes), 52 per validation sample, and 0.4 bytes for the best tenth at half of the epochs. The scores are
@@ -135,6 +143,7 @@ class CLDCallback(Callback):
         train_dataloader: DataLoader[Any] | None = None,
         val_dataloader: DataLoader[Any] | None = None,
         batch_size: int | None = None,
+        num_samples: int | None = None,
         history: Literal["full", "running"] = "full",
         record: Literal["sweep", "step"] = "sweep",
         buffer_device: str | torch.device | None = None,
@@ -152,6 +161,7 @@ class CLDCallback(Callback):
             train_dataloader=train_dataloader,
             val_dataloader=val_dataloader,
             batch_size=batch_size,
+            num_samples=num_samples,
             buffer_device=buffer_device,
             running=history == "running",
             from_steps=record == "step",
@@ -256,12 +266,13 @@ class CLDCallback(Callback):
         self._recorder.start(trainer, pl_module)
         self._recorder.checkpoints = len(self._timeline.planned) or None
         self._results.begin(trainer, self._recorder.history)  # now, so that what can't be written costs no training
-        if self.history == "full" and self.record == "sweep":
-            sources = self._recorder.sources
-            self._timeline.warn_of_size(sources.train.length, len(sources.val.positions))
+        self._warn_of_size()
         epoch = self._timeline.completed(trainer)
         if _is_untrained(trainer) or (epoch == 0 and not self._restored):
+            is_known = self._recorder.sources.is_known
             self._sweep_or_end(trainer, pl_module, epoch=0)
+            if not is_known:
+                self._warn_of_size()
         elif self._recorder.history is None:
             rank_zero_warn(
                 f"CLD: training goes on at step {trainer.global_step} without losses logged before, so theta_0 is "
@@ -399,6 +410,11 @@ class CLDCallback(Callback):
         self._swept_at = -1  # how many batches had been trained on then
 
     # What is done then
+
+    def _warn_of_size(self) -> None:
+        sources = self._recorder.sources
+        if self.history == "full" and self.record == "sweep" and sources.is_known:
+            self._timeline.warn_of_size(sources.train.length or 0, len(sources.val.positions))
 
     def _sweep_or_end(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
         if not interruptible(trainer, partial(self._sweep, trainer, pl_module, epoch)):

@@ -32,6 +32,7 @@ def trajectories_from_checkpoints(
     loss_fn: LossFunction | None = None,
     step: StepFunction | None = None,
     batch_size: int | None = None,
+    num_samples: int | None = None,
     buffer_device: str | torch.device | None = None,
     weights_only: bool = True,
 ) -> LossTrajectories:
@@ -66,6 +67,7 @@ def trajectories_from_checkpoints(
         loss_fn: As in `CLDCallback`, and so is a `cld_step` method of the model.
         step: As in `CLDCallback`.
         batch_size: Samples evaluated at a time; None uses the loader's.
+        num_samples: As in `CLDCallback`.
         buffer_device: Device that stores the losses; None uses the Trainer's.
         weights_only: Load only tensors and plain values. Some hyperparameters need False, which also runs any code in
             the files: use it only for files that you trust.
@@ -114,6 +116,7 @@ def trajectories_from_checkpoints(
         train_dataloader=train_dataloader,
         val_dataloader=val_dataloader,
         batch_size=batch_size,
+        num_samples=num_samples,
         buffer_device=buffer_device,
     )
     if not isinstance(model, torch.nn.Module):

@@ -30,20 +30,20 @@ def is_a(value: object, *names: str) -> bool:
 
 
 @contextmanager
-def preserved_rng() -> Iterator[None]:
+def preserved_rng(seed: int = _SEED) -> Iterator[None]:
     """Runs its body from a fixed seed and puts torch's, numpy's and python's global random states back.
 
     The same seed every time: a dataset that augments at random then shows each sample the same way in every sweep.
     """
     error: BaseException | None = None
     with isolate_rng():  # which restores nothing when its body raises
-        random.seed(_SEED)
-        np.random.seed(_SEED)  # noqa: NPY002  # datasets draw from numpy's global state
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002  # datasets draw from numpy's global state
         # Not torch.manual_seed, which would also seed devices whose state isolate_rng does not put back.
-        torch.default_generator.manual_seed(_SEED)
+        torch.default_generator.manual_seed(seed)
         # Before that torch would keep the seed for later, when nothing puts it back.
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types for it
-            torch.cuda.manual_seed_all(_SEED)
+            torch.cuda.manual_seed_all(seed)
         try:
             yield
         except BaseException as raised:  # noqa: BLE001  # raised again below, once the states are restored

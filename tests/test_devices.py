@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_cld import CLDCallback, CLDMetric, LossTrajectories, baselines, cld_scores, select_top
 from lightning_cld.functional import diagnostics, moments, selection
@@ -340,12 +340,40 @@ def fitted(root, *, batch_size=16, module=Decays, data=Blobs, **plan):
     return cld, by_place(fake.waits)
 
 
+class Places(IterableDataset):
+    """A dataset as a stream whose samples say their position or name."""
+
+    def __init__(self, dataset, named):
+        self.dataset, self.named = dataset, named
+
+    def __iter__(self):
+        return ((*sample, str(place) if self.named else place) for place, sample in enumerate(self.dataset))
+
+
+class Streamed(Blobs):
+    def __init__(self, batch_size, *, named):
+        super().__init__()
+        self.batch_size, self.named = batch_size, named
+
+    def train_dataloader(self):
+        return DataLoader(Places(self.train_set, self.named), batch_size=self.batch_size)
+
+
+class Tells(Decays):
+    """Says which samples a batch holds, if it is of the stream."""
+
+    def cld_step(self, batch):
+        return nn.functional.cross_entropy(self(batch[0]), batch[1], reduction="none"), *batch[1:]
+
+
 PLANS = {
     "full": {},
     "running": {"history": "running"},
     "settling": {"cutoff_epoch": "auto"},
     "buffers on the CPU": {"buffer_device": "cpu"},
     "steps": {"record": "step", "module": Steps, "data": Indexed},
+    "stream": {"num_samples": 90, "module": Tells, "data": partial(Streamed, named=False)},
+    "stream of names": {"module": Tells, "data": partial(Streamed, named=True)},
 }
 
 

@@ -18,6 +18,9 @@ _HOOK = "on_validation_batch_start"
 
 _TRANSFER = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
+_PLAIN = {str, bytes, int, float, bool}
+"""What is on no device."""
+
 Prepare = Callable[[Any, int], None]
 """Changes a batch in place, given its number."""
 
@@ -117,9 +120,13 @@ def transfer_of(trainer: Trainer, module: LightningModule) -> Callable[[Any], An
 
 
 def _moved(batch: Any, device: torch.device) -> Any:
-    """What Lightning's own hook makes of a batch; quicker for tensors that are where they belong."""
-    if type(batch) in (tuple, list) and all(type(part) is Tensor and part.device == device for part in batch):
-        return batch[:]
+    """What Lightning's own hook makes of a batch; quicker for names, and for tensors that are where they belong."""
+    if type(batch) is Tensor and batch.device == device:
+        return batch
+    if type(batch) is dict:
+        return {key: _moved(part, device) for key, part in batch.items()}
+    if type(batch) in (tuple, list):
+        return batch[:] if set(map(type, batch)) <= _PLAIN else type(batch)(_moved(part, device) for part in batch)
     return move_data_to_device(batch, device)
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_warn
@@ -64,31 +65,32 @@ def check_loss(loss_fn: LossFunction | None, step: StepFunction | None) -> None:
 
 
 class Step:
-    """Turns a batch on the device into losses `[B]` and classes `[B]` (None for one class).
+    """Turns a batch on the device into losses `[B]`, classes `[B]` (None for one class), and which samples these are.
 
     Args:
-        function: Turns one batch into both.
+        function: Turns one batch into the first two or all three.
         name: The name of the function in errors.
     """
 
     def __init__(self, function: Callable[[Any], Any], name: str) -> None:
         self._function = function
-        self._name = name
+        self.name = name
 
-    def __call__(self, batch: Any) -> tuple[Tensor, Tensor | None]:
-        """The losses and classes of one batch."""
+    def __call__(self, batch: Any) -> tuple[Tensor, Tensor | None, Tensor | list[str] | None]:
+        """The losses and classes of one batch, and positions or names, or None where the step doesn't tell."""
         result = self._function(batch)
-        if not isinstance(result, tuple) or len(result) != 2:
+        if not isinstance(result, tuple) or len(result) not in (2, 3):
             raise TypeError(
-                f"{self._name} must return (losses, classes), where None for classes means one class for all; got "
-                f"{_describe(result)}."
+                f"{self.name} must return (losses, classes), where None for classes means one class for all, or for a "
+                f"stream (losses, classes, positions); got {_describe(result)}."
             )
-        losses, classes = result
+        losses, classes = result[:2]
+        samples = _samples_in(result[2], losses, self.name) if len(result) == 3 else None
         if isinstance(classes, Tensor) and classes.dtype == torch.bool:  # two classes
             classes = classes.long()
         if classes is not None and not _are_classes(classes):
-            raise TypeError(f"{self._name} must return classes as integers [B] or None, got {_describe(classes)}.")
-        return losses, classes
+            raise TypeError(f"{self.name} must return classes as integers [B] or None, got {_describe(classes)}.")
+        return losses, classes, samples
 
     def check_sets(self, train_classes: Tensor | None, val_classes: Tensor | None) -> None:
         """Checks the classes that the sweeps over both sets gave.
@@ -108,7 +110,7 @@ class Step:
     def _describe_lack(self, lacking: str, having: str) -> str:
         """The error message if one set lacks classes and the other has them."""
         return (
-            f"{self._name} returned classes for the {having} set, but None for the {lacking} set. Return classes for "
+            f"{self.name} returned classes for the {having} set, but None for the {lacking} set. Return classes for "
             "both sets. Or return None for both, which puts all samples into one class."
         )
 
@@ -276,6 +278,26 @@ def _remedy(losses: Any, samples: int) -> str:
         "Return a loss for every sample of the batch, in the order of the batch. If a training sample has none, return "
         "NaN for it: the sample is then unscored."
     )
+
+
+def _samples_in(value: Any, losses: Any, name: str) -> Tensor | list[str] | None:
+    """What a step returned as its third value: positions, integers `[B]`, or names; None if it is None."""
+    if value is None:
+        return None
+    if isinstance(value, np.ndarray) and value.dtype.kind in "UOT":
+        value = value.tolist()
+    is_named = isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value)
+    if not is_named and not (is_integer(value) and value.ndim == 1):
+        raise TypeError(
+            f"{name} must return positions as an integer tensor [B], or names as a list of B strings, got "
+            f"{_describe(value)}."
+        )
+    if isinstance(losses, Tensor) and losses.ndim == 1 and len(value) != len(losses):
+        raise ValueError(
+            f"{name} returned {len(losses)} losses, but {len(value)} {'names' if is_named else 'positions'}. Return "
+            "one for each loss."
+        )
+    return list(value) if is_named else value
 
 
 def _cross_entropy(outputs: Any, targets: Any) -> Tensor:

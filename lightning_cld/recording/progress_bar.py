@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +19,13 @@ _INTERVAL = 0.5
 
 
 @contextmanager
-def progress(trainer: Trainer, what: str, *, nested: bool = True) -> Iterator[Callable[[int, int], None]]:
+def progress(trainer: Trainer, what: str, *, nested: bool = True) -> Iterator[Callable[[int, int | None], None]]:
     """Yields a function `(done, total)` that shows the progress of the work in the body, on rank 0.
 
     The line appears in the Trainer's `TQDMProgressBar` or `RichProgressBar` and disappears afterwards. Nothing is shown
     if the Trainer has neither, or if its bar is disabled.
+
+    A total of None stands for work whose length is not known.
 
     Args:
         trainer: The Trainer.
@@ -48,7 +51,7 @@ def find_bar(trainer: Trainer) -> Callback | None:
     return bar if known and bar.is_enabled and trainer.is_global_zero else None
 
 
-def _show_nothing(done: int, total: int) -> None:
+def _show_nothing(done: int, total: int | None) -> None:
     """Ignores the progress: there is no bar."""
 
 
@@ -59,7 +62,7 @@ class _TqdmLine:
         self.bar, self.what, self.nested = bar, what, nested
         self.tqdm: Tqdm | None = None
 
-    def show(self, done: int, total: int) -> None:
+    def show(self, done: int, total: int | None) -> None:
         if self.tqdm is None:
             self.tqdm = Tqdm(
                 desc=self.what,
@@ -97,10 +100,10 @@ class _RichLine:
         self.progress: Any = None
         self.drawn = 0.0
 
-    def show(self, done: int, total: int) -> None:
+    def show(self, done: int, total: int | None) -> None:
         if self.progress is None:
             self.progress = _started(self.bar, self.trainer)
-            self.task = self.progress.add_task(self.what, total=total)
+            self.task = self.progress.add_task(self.what, total=math.inf if total is None else total)
         if time.monotonic() - self.drawn > _INTERVAL:
             self.drawn = time.monotonic()
             self.progress.update(self.task, completed=done, refresh=True)

@@ -18,10 +18,13 @@ from lightning_cld.data.indexed import check_indexed
 from lightning_cld.functional.checks import check_class_pair, check_count, listed
 from lightning_cld.guards import agreed, is_a
 from lightning_cld.recording.batch_hooks import BatchHooks
-from lightning_cld.recording.batch_losses import LossFunction, Step, StepFunction, check_loss, make_step
+from lightning_cld.recording.batch_losses import LossFunction, OutputsStep, Step, StepFunction, check_loss, make_step
 from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.recording.signals import IsStopped
-from lightning_cld.recording.sources import Sources, find_sources
+from lightning_cld.recording.sources import Sources, find_sources, warn_of_augmentation
+from lightning_cld.recording.stream_reading import Seen
+from lightning_cld.recording.stream_sweep import StreamSweep
+from lightning_cld.recording.sweep import Sweep
 from lightning_cld.recording.training_steps import StepLosses
 from lightning_cld.scores import OUTSIDE
 from lightning_cld.trajectories import LossTrajectories
@@ -77,11 +80,14 @@ class Recorder:
         val_dataloader: DataLoader[Any] | None,
         batch_size: int | None,
         buffer_device: str | torch.device | None,
+        num_samples: int | None = None,
         running: bool = False,
         from_steps: bool = False,
     ) -> None:
         if batch_size is not None:
             batch_size = check_count("batch_size", batch_size)
+        if num_samples is not None:
+            num_samples = check_count("num_samples", num_samples)
         if buffer_device is not None:
             buffer_device = torch.device(buffer_device)
         check_loss(loss_fn, step)
@@ -91,6 +97,7 @@ class Recorder:
         self.train_dataloader = train_dataloader
         self.val_dataloader = val_dataloader
         self.batch_size = batch_size
+        self.num_samples = num_samples
         self.buffer_device = buffer_device
         self.running = running
         self.step_losses = StepLosses() if from_steps else None
@@ -101,6 +108,7 @@ class Recorder:
         """Drops what was recorded."""
         self.history: LossTrajectories | RunningHistory | None = None
         self.seconds = 0.0
+        self._seen: dict[str, Seen] = {}  # what sweeps over streams saw
         self._diverged = False
         if self.step_losses is not None:
             self.step_losses.forget()
@@ -124,8 +132,7 @@ class Recorder:
         self._find_data(trainer)
         if self.history is not None:
             self.history.to(self.buffer_device or module.device)
-        if self.step_losses is not None:
-            self.step_losses.start(trainer, self.sources.train.length, module.device)
+        self._start_steps(trainer, module)
 
     def record(
         self, trainer: Trainer, module: LightningModule, epoch: int, is_stopped: IsStopped | None = None
@@ -156,6 +163,7 @@ class Recorder:
             val_row, val_classes = self.sources.val.run(trainer, module, self.step, self._hooks, is_stopped)
             # Without classes the history has at most marks of what the sampler draws, which are made again below.
             train_classes = None if val_classes is None else self.history.train_classes
+        self._note_seen()
         val_row = val_row[self.sources.val.positions.to(val_row.device)]
         self.step.check_sets(train_classes, val_classes)
         train_classes, val_classes = self._check_classes(train_classes, val_classes)
@@ -172,14 +180,23 @@ class Recorder:
                 if self.running
                 else partial(LossTrajectories, from_steps=self.step_losses is not None)
             )
-            fingerprint = self.sources.fingerprint.of_classes(train_classes)
+            fingerprint, names = self.sources.fingerprint, None
+            if fingerprint is not None:
+                fingerprint = fingerprint.of_classes(train_classes)
+            elif "train" in self._seen:
+                names = self._seen["train"].names
             self.history = begin(
-                train_row[None], val_row[None], train_classes, val_classes, [epoch], fingerprint=fingerprint
+                train_row[None],
+                val_row[None],
+                train_classes,
+                val_classes,
+                [epoch],
+                fingerprint=fingerprint,
+                names=names,
             ).to(self.buffer_device or module.device)
             self._reserve()
-            self.history.metadata["identity"] = fingerprint.known()
-            self.history.metadata["augmented"] = self.sources.augmented
-            self.history.metadata[_VAL_FINGERPRINT] = self.sources.val_fingerprint.to_dict()
+            self._describe(self.history, fingerprint)
+            self._start_steps(trainer, module)
         else:
             for name, classes, known in (
                 ("train", train_classes, self.history.train_classes),
@@ -203,6 +220,32 @@ class Recorder:
         self.seconds += seconds
         return Checkpoint(epoch, _mean(train_row), _mean(val_row), seconds)
 
+    def _describe(self, history: LossTrajectories | RunningHistory, fingerprint: Fingerprint | None) -> None:
+        """Writes into a new history what is known of the data."""
+        augmented = self.sources.augmented
+        if isinstance(self.sources.train, StreamSweep) and self.sources.train.augmented:
+            augmented = True
+            warn_of_augmentation()
+        if fingerprint is None:
+            history.metadata["identity"] = [] if history.names is None else ["names"]
+        else:
+            history.metadata["identity"] = fingerprint.known()
+        history.metadata["augmented"] = augmented
+        if self.sources.val_fingerprint is not None:
+            history.metadata[_VAL_FINGERPRINT] = self.sources.val_fingerprint.to_dict()
+
+    def _start_steps(self, trainer: Trainer, module: LightningModule) -> None:
+        """Prepares for the losses of training steps, once it is known how many samples there are."""
+        if self.step_losses is not None and self.sources.train.length is not None:
+            names = None if self.history is None else self.history.names
+            self.step_losses.start(trainer, self.sources.train.length, module.device, names)
+
+    def _note_seen(self) -> None:
+        """Keeps what sweeps over streams saw, for later ones and for a run that goes on."""
+        for kind, sweep in (("train", self.sources.train), ("val", self.sources.val)):
+            if isinstance(sweep, StreamSweep) and sweep.seen is not None:
+                self._seen[kind] = sweep.seen
+
     def leave_holes(self, epoch: int) -> None:
         """Marks due checkpoints up to `epoch` that are missing: no difference spans them."""
         if self.history is None or self.every_n_epochs is None:
@@ -221,14 +264,25 @@ class Recorder:
         return {
             "sweep_seconds": self.seconds,
             "step_losses": None if self.step_losses is None else self.step_losses.state_dict(),
+            "streams": {kind: self._state_of(kind, seen) for kind, seen in self._seen.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any], history: LossTrajectories | RunningHistory | None) -> None:
         """The inverse of `state_dict`, with the history that belongs to it."""
         self.history = history
         self.seconds = state["sweep_seconds"]
+        streams = state.get("streams", {})  # not in checkpoints of earlier versions
+        self._seen = {}
+        if history is not None and "val" in streams:
+            self._seen["val"] = Seen.from_state_dict(streams["val"])
+        if history is not None and "train" in streams:
+            self._seen["train"] = _seen_train(history, **streams["train"])
         if self.step_losses is not None:
             self.step_losses.load_state_dict(state["step_losses"])
+
+    def _state_of(self, kind: str, seen: Seen) -> dict[str, Any]:
+        """What is kept of a stream's samples. Those of the train stream are in the history."""
+        return seen.state_dict() if kind == "val" else {"length": seen.length, "one_class": seen.classes is None}
 
     def _reserve(self) -> None:
         """Makes room for the losses of the whole run, so that none are copied while it grows.
@@ -244,19 +298,26 @@ class Recorder:
 
     def _find_data(self, trainer: Trainer) -> None:
         with agreed(trainer, "Finding the data to sweep"):
-            found = find_sources(trainer, self.train_dataloader, self.val_dataloader, self.batch_size)
+            found = find_sources(
+                trainer,
+                self.train_dataloader,
+                self.val_dataloader,
+                self.batch_size,
+                self.num_samples,
+                self._seen,
+                vars(self).get("sources"),
+            )
+            self._check_step(found)
             if self.step_losses is not None:
                 check_indexed(getattr(trainer.train_dataloader, "dataset", None))
         if trainer.world_size > 1:
             # Numbers in samples that are no labels may differ between ranks.
-            own = (found.fingerprint.of_classes(None), found.val_fingerprint)
-            drawn = [hash_of(sweep.positions) for sweep in (found.train, found.val)]
+            train_print = None if found.fingerprint is None else found.fingerprint.of_classes(None)
+            own = [train_print, found.val_fingerprint]
+            drawn = [hash_of(sweep.positions) for sweep in (found.train, found.val) if isinstance(sweep, Sweep)]
             with agreed(trainer, "Comparing the data of the ranks"):
                 first, first_drawn = trainer.strategy.broadcast((own, drawn))
-                if drawn != first_drawn or any(
-                    one.positions != other.positions or one.mismatch(other, same_code=True)
-                    for one, other in zip(first, own, strict=True)
-                ):
+                if drawn != first_drawn or any(map(_differs, first, own)):
                     raise ValueError(
                         f"Rank {trainer.global_rank} has other data than rank 0. Every process must make the same "
                         "split in the same order: seed it (random_split takes a generator)."
@@ -265,6 +326,17 @@ class Recorder:
             _check_same(self.history, found)
         self.sources = found
         self._found_for = trainer.train_dataloader
+
+    def _check_step(self, found: Sources) -> None:
+        """Raises if there is a stream, but a step that can't say which samples a batch holds."""
+        for kind, sweep in (("train", found.train), ("validation", found.val)):
+            if isinstance(sweep, StreamSweep) and isinstance(self.step, OutputsStep):
+                raise TypeError(
+                    f"The {kind} loader is a stream: its samples have no positions of their own, so the batches must "
+                    "say which samples they hold. Give CLDCallback step=..., a function of (module, batch) that "
+                    "returns (losses, classes, positions), or define cld_step(self, batch) on the LightningModule. "
+                    "Positions are integers [B] from 0 to num_samples - 1, or a list of B names."
+                )
 
     def _check_classes(
         self, train_classes: Tensor | None, val_classes: Tensor | None
@@ -277,9 +349,10 @@ class Recorder:
         used = self.sources.train.positions
         if val_classes is not None:
             val_classes = val_classes.cpu()[self.sources.val.positions]
-        if train_classes is None and val_classes is None and len(used) < self.sources.train.length:
+        length = self.sources.train.length or 0
+        if train_classes is None and val_classes is None and len(used) < length:
             # One class, but positions that the sampler never draws are to be told apart.
-            train_classes = torch.full((self.sources.train.length,), OUTSIDE).index_fill(0, used, 0)
+            train_classes = torch.full((length,), OUTSIDE).index_fill(0, used, 0)
             val_classes = torch.zeros(len(self.sources.val.positions), dtype=torch.int64)
         train_classes = None if train_classes is None else train_classes.cpu()
         check_class_pair(
@@ -310,11 +383,14 @@ def _check_strategy(trainer: Trainer) -> None:
 def _check_same(history: LossTrajectories | RunningHistory, found: Sources) -> None:
     """Raises unless the data are those whose losses were logged so far."""
     recorded, val_recorded = history.fingerprint, history.metadata.get(_VAL_FINGERPRINT)
-    problem = None if recorded is None else recorded.mismatch(found.fingerprint, same_code=True)
-    kind = "train"
+    problem, kind = None, "train"
+    if recorded is not None and found.fingerprint is not None:
+        problem = recorded.mismatch(found.fingerprint, same_code=True)
+    elif recorded is not None:
+        problem = "one is a stream, and the other is not"
     if problem is None and len(found.val.positions) != history.references:
         problem, kind = f"it has {len(found.val.positions):,} samples, not {history.references:,}", "validation"
-    if problem is None and val_recorded is not None:
+    if problem is None and val_recorded is not None and found.val_fingerprint is not None:
         scored = Fingerprint.from_dict(val_recorded)
         problem, kind = scored.mismatch(found.val_fingerprint, same_code=True), "validation"
     if problem is not None:
@@ -322,6 +398,20 @@ def _check_same(history: LossTrajectories | RunningHistory, found: Sources) -> N
             f"The {kind} set is not the one whose losses were logged so far: {problem}. Seed what splits or orders it "
             "(random_split takes a generator), or start anew."
         )
+
+
+def _seen_train(history: LossTrajectories | RunningHistory, *, length: int, one_class: bool) -> Seen:
+    """What the first sweep over a train stream saw, from what was recorded."""
+    classes = history.train_classes
+    positions = torch.arange(length) if classes is None else torch.nonzero(classes != OUTSIDE).flatten()
+    return Seen(length, positions, history.names, None if one_class else classes)
+
+
+def _differs(one: Fingerprint | None, other: Fingerprint | None) -> bool:
+    """Whether two ranks have other data. A stream has no fingerprint: its first sweep compares what the ranks read."""
+    if one is None or other is None:
+        return one is not other
+    return one.positions != other.positions or one.mismatch(other, same_code=True) is not None
 
 
 def _mean(losses: Tensor) -> float:

@@ -21,7 +21,11 @@ from lightning_cld.data.loaders import (
     sampled_positions,
     unknown_sampler,
 )
+from lightning_cld.data.stream_loader import StreamLoader
 from lightning_cld.guards import preserved_rng
+from lightning_cld.recording.stream_reading import Seen
+from lightning_cld.recording.stream_sweep import StreamSweep
+from lightning_cld.recording.streams import Readings, length_of, readings_of_run, stream_in
 from lightning_cld.recording.sweep import Sweep
 
 _VIEW = (
@@ -41,22 +45,44 @@ class Sources(NamedTuple):
     Attributes:
         train: The sweep over the train set, or over its un-augmented view.
         val: The sweep over the validation set.
-        fingerprint: The identity of the train set that the Trainer holds.
-        val_fingerprint: The identity of the validation set.
+        fingerprint: The identity of the train set that the Trainer holds; None for a stream.
+        val_fingerprint: The identity of the validation set; None for a stream.
         own_val: Whether that is the set that the run itself validates on.
-        augmented: Whether samples of the train set look different from read to read.
+        augmented: Whether samples of the train set look different from read to read. Of a stream the first sweep tells.
     """
 
-    train: Sweep
-    val: Sweep
-    fingerprint: Fingerprint
-    val_fingerprint: Fingerprint
+    train: Sweep | StreamSweep
+    val: Sweep | StreamSweep
+    fingerprint: Fingerprint | None
+    val_fingerprint: Fingerprint | None
     own_val: bool
     augmented: bool
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known how many samples there are. Of streams it is after the first sweep."""
+        return not any(isinstance(sweep, StreamSweep) and sweep.seen is None for sweep in (self.train, self.val))
 
-def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, batch_size: int | None) -> Sources:
+
+def find_sources(
+    trainer: Trainer,
+    train_dataloader: Any,
+    val_dataloader: Any,
+    batch_size: int | None,
+    num_samples: int | None,
+    seen: Mapping[str, Seen],
+    before: Sources | None,
+) -> Sources:
     """Finds what a run is watched on.
+
+    Args:
+        trainer: The Trainer of the fit.
+        train_dataloader: As in `CLDCallback`.
+        val_dataloader: As in `CLDCallback`.
+        batch_size: As in `CLDCallback`.
+        num_samples: As in `CLDCallback`.
+        seen: What earlier sweeps over streams saw, by "train" and "val".
+        before: What this fit was watched on until its data were loaded anew; None at its start. Streams are kept.
 
     Raises:
         TypeError: If a loader can't be read.
@@ -66,6 +92,55 @@ def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, b
     view = train_dataloader
     if view is None:
         view = _from_run(trainer, "cld_train_dataloader")
+    given = trainer.train_dataloader if view is None else view
+    stream = stream_in(given)
+    if isinstance(stream, StreamLoader):
+        raise TypeError(
+            "The train loader serves a coreset of a stream, and CLD scores a stream in full. Train the proxy on the "
+            "full stream, or leave the callback out."
+        )
+    if stream is not None:
+        train: Sweep | StreamSweep = _stream_sweep(
+            trainer, stream, "train", seen, before and before.train, own=view is None, num_samples=num_samples
+        )
+        fingerprint, augmented = None, False
+    else:
+        train, fingerprint, augmented = _map_style_train(trainer, view, batch_size)
+        if num_samples is not None and num_samples != train.length:
+            raise ValueError(
+                f"num_samples={num_samples:,}, but the train set has {train.length:,} samples. Only streams need it: "
+                "leave it out."
+            )
+    reference = val_dataloader
+    if reference is None:
+        reference = _from_run(trainer, "cld_val_dataloader")
+    own_val = reference is None
+    if reference is None:
+        reference = _trainer_val_dataloader(trainer)
+    if reference is None or (isinstance(reference, (list, tuple, dict)) and len(reference) == 0):
+        raise ValueError(f"There is no validation data. {_REFERENCE}")
+    stream = stream_in(reference)
+    if stream is not None:
+        val = _stream_sweep(trainer, stream, "val", seen, before and before.val, own=own_val)
+        return Sources(train, val, fingerprint, None, own_val=own_val, augmented=augmented)
+    reference = check_loader(reference, "val")
+    if len(sampled_positions(reference)) == 0:
+        raise ValueError(f"The validation set is empty. {_REFERENCE}")
+    check_drawn(reference, "val")
+    look = look_at(reference, "val")
+    _warn_of_unknown_validation_sampler(reference)
+    return Sources(
+        train,
+        _sweep(reference, sampled_positions(reference), look, batch_size, "val"),
+        fingerprint,
+        look.fingerprint.of_classes(None),
+        own_val=own_val,
+        augmented=augmented,
+    )
+
+
+def _map_style_train(trainer: Trainer, view: Any, batch_size: int | None) -> tuple[Sweep, Fingerprint, bool]:
+    """The sweep over a map-style train set, its identity, and whether its samples change from read to read."""
     if view is None:
         given = view = check_loader(trainer.train_dataloader, "train")
         check_drawn(given, "train")
@@ -77,25 +152,39 @@ def find_sources(trainer: Trainer, train_dataloader: Any, val_dataloader: Any, b
         given, fingerprint = _viewed(trainer.train_dataloader, view, look.fingerprint)
     if len(sampled_positions(given)) == 0:
         raise ValueError("The train dataloader draws no samples. Are all weights of its sampler zero?")
-    reference = val_dataloader
-    if reference is None:
-        reference = _from_run(trainer, "cld_val_dataloader")
-    own_val = reference is None
-    if reference is None:
-        reference = _trainer_val_dataloader(trainer)
-    if reference is None or (isinstance(reference, (list, tuple, dict)) and len(reference) == 0):
-        raise ValueError(f"There is no validation data. {_REFERENCE}")
-    reference = check_loader(reference, "val")
-    if len(sampled_positions(reference)) == 0:
-        raise ValueError(f"The validation set is empty. {_REFERENCE}")
-    check_drawn(reference, "val")
-    reference_look = look_at(reference, "val")
     train = _sweep(view, sampled_positions(given), look, batch_size, "train")
-    val = _sweep(reference, sampled_positions(reference), reference_look, batch_size, "val")
     augmented = look.changes != "unknown" and not train.fixed
-    _warn_of_surprises(given, view, reference, augmented=augmented)
-    val_fingerprint = reference_look.fingerprint.of_classes(None)
-    return Sources(train, val, fingerprint, val_fingerprint, own_val=own_val, augmented=augmented)
+    _warn_of_surprises(given, view, augmented=augmented)
+    return train, fingerprint, augmented
+
+
+def _stream_sweep(
+    trainer: Trainer,
+    stream: Any,
+    kind: str,
+    seen: Mapping[str, Seen],
+    before: Sweep | StreamSweep | None,
+    *,
+    own: bool,
+    num_samples: int | None = None,
+) -> StreamSweep:
+    """The sweep over a stream, which is the run's own or was given for the sweeps alone."""
+    if isinstance(before, StreamSweep):
+        return before
+    if not own:
+        readings = Readings(stream, is_own=True, kind=kind)
+        return StreamSweep(readings, kind=kind, num_samples=num_samples, seen=seen.get(kind))
+    limit = trainer.limit_train_batches if kind == "train" else trainer.limit_val_batches
+    # Where a stream says its length, a limit is for the training alone, as with map-style sets. Without a length it may
+    # be what ends the stream.
+    is_number = isinstance(limit, int) and limit > 0 and length_of(stream) is None
+    return StreamSweep(
+        readings_of_run(trainer, stream, kind),
+        kind=kind,
+        num_samples=num_samples,
+        limit=int(limit) if is_number else None,
+        seen=seen.get(kind),
+    )
 
 
 def _sweep(loader: DataLoader[Any], positions: Tensor, look: Look, batch_size: int | None, kind: str) -> Sweep:
@@ -176,21 +265,12 @@ def _trainer_val_dataloader(trainer: Trainer) -> Any:
         return source.dataloader()
 
 
-def _warn_of_surprises(
-    given: DataLoader[Any], view: DataLoader[Any], reference: DataLoader[Any], *, augmented: bool
-) -> None:
+def _warn_of_surprises(given: DataLoader[Any], view: DataLoader[Any], *, augmented: bool) -> None:
     sampler = unknown_sampler(given)
     if sampler is not None:
         rank_zero_warn(
             f"CLD scores all {len(sampled_positions(given)):,} samples of the train set; whether {sampler} draws all "
             "of them in training is unknown."
-        )
-    sampler = unknown_sampler(reference)
-    if sampler is not None:
-        rank_zero_warn(
-            f"CLD scores against all {len(sampled_positions(reference)):,} samples of the validation set; whether "
-            f"{sampler} draws all of them is unknown. If it leaves some out, because they are trained on, give "
-            "val_dataloader=... over a torch.utils.data.Subset of the others."
         )
     if reads_in_its_own_way(view):
         rank_zero_warn(
@@ -198,9 +278,24 @@ def _warn_of_surprises(
             "which leaves that out."
         )
     if augmented:
+        warn_of_augmentation()
+
+
+def _warn_of_unknown_validation_sampler(reference: DataLoader[Any]) -> None:
+    sampler = unknown_sampler(reference)
+    if sampler is not None:
         rank_zero_warn(
-            "The train set shows the same sample differently when read twice (random augmentation?). CLD sweeps it as "
-            "it is: from the same seed each time, as far as it draws from the global generators of torch, numpy and "
-            "python. Its losses can't be compared with those of the validation set then, so no share of wrong labels "
-            f"is told. Better give the un-augmented view: {_VIEW}."
+            f"CLD scores against all {len(sampled_positions(reference)):,} samples of the validation set; whether "
+            f"{sampler} draws all of them is unknown. If it leaves some out, because they are trained on, give "
+            "val_dataloader=... over a torch.utils.data.Subset of the others."
         )
+
+
+def warn_of_augmentation() -> None:
+    """Says that train samples change from read to read."""
+    rank_zero_warn(
+        "The train set shows the same sample differently when read twice (random augmentation?). CLD sweeps it as "
+        "it is: from the same seed each time, as far as it draws from the global generators of torch, numpy and "
+        "python. Its losses can't be compared with those of the validation set then, so no share of wrong labels "
+        f"is told. Better give the un-augmented view: {_VIEW}."
+    )

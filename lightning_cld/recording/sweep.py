@@ -132,7 +132,7 @@ class Sweep:
         step: Step,
         prepare: Prepare,
         positions: Tensor,
-        show: Callable[[int, int], None],
+        show: Callable[[int, int | None], None],
         is_stopped: IsStopped,
     ) -> tuple[Tensor, Tensor | None]:
         """Losses, float32, and classes at `positions`, in that order, on the device."""
@@ -158,7 +158,7 @@ class Sweep:
                 on_device = to_device(batch)
                 prepare(on_device, done)
             with forward_context():
-                batch_losses, batch_classes = step(on_device)
+                batch_losses, batch_classes, _ = step(on_device)  # here positions are those in the dataset
             check_batch(batch_losses, batch_classes, end - start)
             losses[start:end] = batch_losses
             if start > 0 and (batch_classes is None) != (classes is None):

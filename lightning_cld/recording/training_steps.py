@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
@@ -12,11 +13,13 @@ from torch import Tensor
 
 from lightning_cld.functional.checks import is_integer, kind_of
 from lightning_cld.guards import agreed
+from lightning_cld.names import SampleNames
 
 _REMEDY = (
     'With CLDCallback(record="step") training_step must return {"loss": ..., "sample_losses": ..., "sample_index": '
     "...}. sample_losses holds the loss of each sample in the batch, floating point [B]. sample_index holds its "
-    "position in the train set, integer [B]; lightning_cld.IndexedDataset puts it into the batch."
+    "position in the train set, integer [B]; lightning_cld.IndexedDataset puts it into the batch. Of a stream it holds "
+    "positions or names, as cld_step or step returns them."
 )
 
 
@@ -39,9 +42,11 @@ class StepLosses:
         self._loaded = False
         self._checked = False
         self._warned = False
+        self._names: SampleNames | None = None
 
-    def start(self, trainer: Trainer, samples: int, device: torch.device) -> None:
-        """Prepares for steps on a train set of `samples` samples."""
+    def start(self, trainer: Trainer, samples: int, device: torch.device, names: SampleNames | None = None) -> None:
+        """Prepares for steps on a train set of `samples` samples, which may have names."""
+        self._names = names
         # What is loaded is rank 0's, and must count once.
         dropped = self._loaded and not trainer.is_global_zero
         if dropped or self._totals is None or self._totals.shape[1] != samples + 1:
@@ -56,15 +61,15 @@ class StepLosses:
             TypeError: At the first step, if an output is missing or has the wrong type.
             ValueError: At the first step, if shapes differ or an index is outside the train set.
         """
-        if self._totals is None:
-            raise RuntimeError("StepLosses.start was not called.")
+        if self._totals is None:  # the samples of a stream are not known yet
+            return
         if self._is_row:  # the first step of the next epoch
             self._totals.zero_()
             self._is_row = False
         if not self._checked:
             with agreed(trainer, "The first training step"):
                 self._check(outputs)
-                self._check_positions(outputs["sample_index"])
+                self._check_positions(self._positions(outputs["sample_index"]))
             self._checked = True
         elif outputs:  # else the step was skipped
             try:
@@ -77,17 +82,17 @@ class StepLosses:
         last = self._totals.shape[1] - 1
         losses = outputs["sample_losses"].detach().to(self._totals.device, torch.float32)
         losses = losses.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=torch.inf)
-        index = outputs["sample_index"].to(self._totals.device, torch.int64, non_blocking=True)
+        index = self._positions(outputs["sample_index"]).to(self._totals.device, torch.int64, non_blocking=True)
         index = index.where((index >= 0) & (index < last), last)
         self._totals.index_add_(1, index, torch.stack([losses, torch.ones_like(losses)]))
 
-    def row(self, trainer: Trainer) -> Tensor:
-        """Returns the losses of the finished epoch from all ranks, float32 `[N]`.
+    def row(self, trainer: Trainer) -> Tensor | None:
+        """Returns the losses of the finished epoch from all ranks, float32 `[N]`; None if `start` was not called.
 
         Until the next step is added it returns the same again, also from the state that a checkpoint holds of rank 0.
         """
         if self._totals is None:
-            raise RuntimeError("StepLosses.start was not called.")
+            return None
         totals = self._totals
         if trainer.world_size > 1:
             totals = trainer.strategy.reduce(totals.clone(), reduce_op="sum")
@@ -122,13 +127,19 @@ class StepLosses:
         losses, index = outputs["sample_losses"], outputs["sample_index"]
         if not isinstance(losses, Tensor) or not losses.is_floating_point():
             raise TypeError(f"sample_losses must be a floating point tensor, got {kind_of(losses)}. {_REMEDY}")
-        if not is_integer(index):
+        are_names = isinstance(index, (list, tuple, np.ndarray)) and all(isinstance(name, str) for name in index)
+        if not is_integer(index) and not (are_names and self._names is not None):
             raise TypeError(f"sample_index must be an integer tensor, got {kind_of(index)}. {_REMEDY}")
-        if losses.ndim != 1 or index.shape != losses.shape:
+        shape = [len(index)] if are_names else list(index.shape)
+        if losses.ndim != 1 or shape != list(losses.shape):
             raise ValueError(
-                f"sample_losses and sample_index must both have shape [B], got {list(losses.shape)} and "
-                f"{list(index.shape)}. {_REMEDY}"
+                f"sample_losses and sample_index must both have shape [B], got {list(losses.shape)} and {shape}. "
+                f"{_REMEDY}"
             )
+
+    def _positions(self, index: Any) -> Tensor:
+        """Positions as they are; of names their positions, -1 for unknown ones."""
+        return index if isinstance(index, Tensor) or self._names is None else self._names.find(index)
 
     def _check_positions(self, index: Tensor) -> None:
         samples = 0 if self._totals is None else self._totals.shape[1] - 1

@@ -29,6 +29,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
+    IterableDataset,
     RandomSampler,
     Sampler,
     Subset,
@@ -73,6 +74,34 @@ class Points(Dataset[Any]):
             raise OSError(f"sample {position} can't be read")
         self.reads.append(position)
         return self.inputs[position], self.targets[position], position
+
+
+class Shards(IterableDataset[Any]):
+    """Shows each rank samples of its own, rank 0 more than the others, with their positions or names.
+
+    Args:
+        points: All samples.
+        named: Whether samples say names.
+        split: Whether the ranks share the samples; else each rank reads all of them.
+    """
+
+    def __init__(self, points: Points, *, named: bool = False, split: bool = True) -> None:
+        self.points, self.named, self.split = points, named, split
+
+    def __iter__(self) -> Iterator[Any]:
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        count = len(self.points)
+        most = count - 4 * (world - 1)
+        share = (
+            range(count)[::-1]
+            if not self.split
+            else range(most)
+            if rank == 0
+            else range(most + rank - 1, count, world - 1)
+        )
+        for position in share:
+            inputs, target, _ = self.points[position]
+            yield inputs, target, f"sample {position}" if self.named else position
 
 
 class Data(L.LightningDataModule):
@@ -195,6 +224,18 @@ class ModelWithStep(Model):
         if self.broken in batch[2].tolist():
             raise OSError(f"sample {self.broken} can't be evaluated")
         return F.cross_entropy(outputs, batch[1], reduction="none"), batch[1]
+
+
+class ModelOfStreams(ModelWithStep):
+    def cld_step(self, batch: Any) -> Any:
+        outputs = self(batch[0])
+        if self.broken is not None and str(self.broken) in [str(each).split()[-1] for each in _plain(batch[2])]:
+            raise OSError(f"sample {self.broken} can't be evaluated")
+        return F.cross_entropy(outputs, batch[1], reduction="none"), batch[1], batch[2]
+
+
+def _plain(samples: Any) -> list[Any]:
+    return samples.tolist() if isinstance(samples, Tensor) else list(samples)
 
 
 class ModelThatReturns(Model):
@@ -546,6 +587,25 @@ class Runs:
         self.fit("device-long", CoresetDataModule(Prefetching(FULL, 11), KEPT_BY_HAND, **long))
         two = {"first": KEPT_BY_HAND, "second": None}
         self.fit("two", CoresetDataModule(Two(FULL, 11), two), model=ModelOfTwo)
+
+    def streams(self) -> None:
+        for name, how, num_samples in (
+            ("stream", {}, 49),
+            ("stream-names", {"named": True}, None),
+            ("stream-shared", {"split": False}, 49),
+            ("stream-small", {}, 20),
+            ("stream-broken", {}, 49),
+        ):
+            views = [Points(49, seed=0), Points(11, seed=1)]
+            loaders = [DataLoader(Shards(view, **how), batch_size=8) for view in views]
+            cld = CLDCallback(
+                dirpath=self.root / name,
+                train_dataloader=loaders[0],
+                val_dataloader=loaders[1],
+                num_samples=num_samples,
+            )
+            before = (Apart(), Breaks()) if name == "stream-broken" else (Apart(),)
+            self.fit(name, Data(49, 11), *before, cld=cld, views=views, model=ModelOfStreams)
 
     def later_errors(self) -> None:
         self.watched("later-sample", max_epochs=6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -43,6 +44,7 @@ EVERYWHERE = [
     "no_reference",
     "other_data",
     "steps",
+    "streams",
 ]
 # The last part breaks the connection between the processes if the library fails. It comes last because the parts
 # before it are saved by then.
@@ -209,6 +211,52 @@ def test_every_rank_ends_with_the_same_rows(ranks, samples):
         assert other["fingerprint"] == first["fingerprint"]
         for name in ("train_losses", "val_losses", "train_classes", "val_classes"):
             assert torch.equal(other[name], first[name])
+
+
+@pytest.mark.parametrize("name", ["stream", "stream-names", "stream-shared"])
+def test_a_stream_that_the_ranks_share_unevenly_gives_each_sample_the_loss_of_rank_0s_weights(ranks, name):
+    ends = ranks.ends(name)
+    logged = [LossTrajectories.from_state_dict(end["rows"]) for end in ends]
+    for other in logged[1:]:
+        assert torch.equal(other.train_losses, logged[0].train_losses)
+        assert torch.equal(other.val_losses, logged[0].val_losses)
+        assert torch.equal(other.train_classes, logged[0].train_classes)
+        assert other.names == logged[0].names
+    points = Points(49, seed=0)
+    places = torch.arange(49)
+    if name == "stream-names":
+        places = torch.tensor([int(called.split()[1]) for called in logged[0].names])
+        assert sorted(places.tolist()) == list(range(49))
+    assert torch.equal(logged[0].train_classes, points.targets[places])
+    assert logged[0].epochs == [0, 1, 2, 3]
+    for epoch, weights in ends[0]["weights"].items():
+        expected = losses_one_by_one(Model(), weights, points)[places]
+        torch.testing.assert_close(logged[0].train_losses[epoch], expected, rtol=1e-5, atol=1e-6)
+        mean = losses_one_by_one(Model(), weights, Points(11, seed=1)).mean()
+        torch.testing.assert_close(logged[0].val_losses[epoch].mean(), mean, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stream_leaves_the_training_as_it_was(ranks):
+    assert_same_training(ranks.ends("stream"), ranks.ends("unwatched"), range(4))
+
+
+def test_a_stream_that_is_not_split_by_rank_is_said(ranks):
+    assert re.search(r"49 of the 49 samples of the train stream came on several\s+ranks", ranks.log)
+
+
+def test_too_many_positions_end_the_run(ranks):
+    error = ranks.main("stream-small")["error"]
+    assert (
+        "With num_samples=20 positions must be from 0 to 19, but the train stream has positions from 0 to 48" in error
+    )
+
+
+def test_a_sample_of_a_stream_that_fails_later_costs_one_checkpoint(ranks):
+    first, *others = (end["rows"] for end in ranks.ends("stream-broken"))
+    missed = first["train_losses"].isnan().all(dim=1).nonzero().flatten().tolist()
+    assert missed == [2]
+    for other in others:
+        assert torch.equal(other["train_losses"].nan_to_num(), first["train_losses"].nan_to_num())
 
 
 def test_a_running_history_is_the_same_on_every_rank_and_gives_the_scores_of_a_full_one(ranks):

@@ -20,7 +20,8 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from toys import Blobs, Classifier, blobs, fit, plain_losses
 
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, IndexedDataset, LossTrajectories
@@ -733,16 +734,46 @@ def loads(checkpoint):
     return True
 
 
-def one_life(root, saver, started):
+def one_life(root, saver, started, **data):
     """One process of a run: resumes from the last checkpoint, if any, and writes a file when it is done."""
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     cld = CLDCallback(dirpath=root)
     keeps = ModelCheckpoint(root, save_last=True, enable_version_counter=False, **saver)
     last = root / "last.ckpt"
-    run(root, cld, Announces(started), keeps, max_epochs=EPOCHS, ckpt_path=last if loads(last) else None)
+    run(root, cld, Announces(started), keeps, max_epochs=EPOCHS, ckpt_path=last if loads(last) else None, **data)
     cld.trajectories.save(root / "done-trajectories.npz")
     cld.scores.save(root / "done-scores.npz")
+
+
+class Named(IterableDataset):
+    """A part of `Blobs` as a stream whose samples have names."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __iter__(self):
+        return ((inputs, label, f"sample {place}") for place, (inputs, label) in enumerate(self.samples))
+
+
+class Streams(Blobs):
+    def train_dataloader(self):
+        return DataLoader(Named(self.train_set), batch_size=16)
+
+    def val_dataloader(self):
+        return DataLoader(Named(self.val_set), batch_size=16)
+
+
+class Tells(Steady):
+    """Says which samples a batch holds."""
+
+    def cld_step(self, batch):
+        return F.cross_entropy(self(batch[0]), batch[1], reduction="none"), batch[1], batch[2]
+
+
+def one_streamed_life(root, saver, started):
+    """As `one_life`, over streams."""
+    one_life(root, saver, started, module=Tells, datamodule=Streams())
 
 
 class NotesEpochs(Steady):
@@ -830,10 +861,17 @@ def killed_after(process, seconds):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, which is safe with torch on Linux only")
-@pytest.mark.parametrize("saver", [EPOCH_END, VALIDATION_END, LAST_BATCH, MID_EPOCH], ids=str)
-def test_a_run_killed_again_and_again_ends_with_the_scores_of_the_uninterrupted_one(tmp_path, processes, saver):
+@pytest.mark.parametrize(
+    ("saver", "life"),
+    [
+        *((saver, one_life) for saver in (EPOCH_END, VALIDATION_END, LAST_BATCH, MID_EPOCH)),
+        (EPOCH_END, one_streamed_life),
+    ],
+    ids=str,
+)
+def test_a_run_killed_again_and_again_ends_with_the_scores_of_the_uninterrupted_one(tmp_path, processes, saver, life):
     whole, root = tmp_path / "whole", tmp_path / "killed"
-    uninterrupted = start(processes, one_life, whole, saver)
+    uninterrupted = start(processes, life, whole, saver)
     uninterrupted.join(120)
     assert uninterrupted.exitcode == 0
 
@@ -841,7 +879,7 @@ def test_a_run_killed_again_and_again_ends_with_the_scores_of_the_uninterrupted_
     kills, longest = 0, SHORT
     while not (root / "done-scores.npz").exists():
         before = last.stat().st_mtime_ns if last.exists() else None
-        kills += killed_after(start(processes, one_life, root, saver), chance.uniform(0, longest))
+        kills += killed_after(start(processes, life, root, saver), chance.uniform(0, longest))
         after = last.stat().st_mtime_ns if last.exists() else None
         longest = SHORT if after != before else 1.3 * longest  # a slow machine needs longer lives to make progress
         assert kills < 100, "the run makes no progress"
@@ -856,6 +894,8 @@ def test_a_run_killed_again_and_again_ends_with_the_scores_of_the_uninterrupted_
     if same:
         killed, uninterrupted = (CLDScores.load(path / "done-scores.npz") for path in (root, whole))
         assert torch.equal(killed.values, uninterrupted.values)
+        assert killed.names == uninterrupted.names
+        assert (killed.names is None) == (life is one_life)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are forked, which is safe with torch on Linux only")

@@ -1,14 +1,17 @@
 """Hooks that prepare a batch for evaluation, in sweeps."""
 
 import threading
+from typing import NamedTuple
 
 import pytest
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch.callbacks import Callback, DeviceStatsMonitor
 from lightning.pytorch.loggers import CSVLogger
 from toys import Blobs, Classifier, fit, plain_losses, quiet_trainer
 
 from lightning_cld import CLDCallback, trajectories_from_checkpoints
+from lightning_cld.recording.batch_hooks import _moved
 
 
 class Scaled(Blobs):
@@ -167,3 +170,20 @@ def test_checkpoints_are_swept_with_the_hooks_of_their_run(tmp_path, module, cal
     found = trajectories_from_checkpoints(trainer, module(), files, datamodule=data)
     assert torch.equal(found.train_losses, cld.trajectories.train_losses[1:])
     assert found.train_losses.max() < 50
+
+
+class Pair(NamedTuple):
+    inputs: torch.Tensor
+    name: str
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_batch_comes_to_the_device_as_lightning_brings_it(device):
+    pairs = [Pair(torch.ones(2), "a"), (torch.ones(1), [3, None], [])]
+    batch = {"inputs": torch.ones(2), "names": ["a", "b"], "pairs": pairs, "number": 2.5, 7: None}
+    moved = _moved(batch, torch.device(device))
+    assert repr(moved) == repr(move_data_to_device(batch, torch.device(device)))
+    assert moved["pairs"][0].inputs.device.type == moved["pairs"][1][0].device.type == device
+    moved["names"].append("c")
+    moved["pairs"].append("c")
+    assert len(batch["names"]) == len(batch["pairs"]) == 2

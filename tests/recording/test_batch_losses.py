@@ -487,7 +487,7 @@ def test_the_default_loss_of_pixels_says_how_to_average(shape):
     with pytest.raises(TypeError, match=r"logits \[B, C\].*returned a float32 tensor of shape") as error:
         step((None, targets))
     (code,) = re.findall(r"loss_fn=(lambda .*)\.$", str(error.value))
-    losses, _ = make_step(Returns(outputs), eval(code, {"torch": torch}))((None, targets))
+    losses, _, _ = make_step(Returns(outputs), eval(code, {"torch": torch}))((None, targets))
     check_batch(losses, None, 8)
     pixels = outputs.log_softmax(1).gather(1, targets[:, None]).numpy()
     np.testing.assert_allclose(losses.numpy(), -pixels.reshape(8, -1).mean(1), rtol=1e-5)
