@@ -1,7 +1,7 @@
 """Runs the scripts beside it, or those named, and prints a table of versions, seconds and outcomes.
 
 pip install -e . -r examples/projects/requirements.txt
-python examples/projects/run_all.py [torchgeo transformers pyg monai anomalib timm torchio]
+python examples/projects/run_all.py [torchgeo transformers pyg monai anomalib timm torchio webdataset litdata streaming]
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ PACKAGES = {
     "anomalib": ["anomalib"],
     "timm": ["timm"],
     "torchio": ["torchio"],
+    "webdataset": ["webdataset"],
+    "litdata": ["litdata"],
+    "streaming": ["datasets"],
 }
 QUIET = ["-W", "ignore::FutureWarning", "-W", "ignore::DeprecationWarning"]  # of those packages, as they are imported
 

@@ -7,7 +7,7 @@ What is special:
 - Batches are dictionaries and the model returns an object with `logits`: `cld_step` on your LightningModule says what
   the loss is. It needs one loss a sample, and so not the `loss` that the model returns.
 - A `datasets.Dataset` is a map-style dataset, and `DataCollatorWithPadding` is kept: the callback's and the coreset's
-  batches are padded as yours are. An `IterableDataset` (`streaming=True`) has no positions to score.
+  batches are padded as yours are. For an `IterableDataset` (`streaming=True`) see `with_streaming.py`.
 - Positions are those of the dataset that the loader has. `filter`, `shuffle` and `train_test_split` give others: seed
   them, so that the target's run makes the same dataset as the proxy's.
 """
