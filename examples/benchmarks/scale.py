@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from lightning.pytorch import LightningDataModule
 from scoring import extra_memory, make_losses
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset
 
-from lightning_cld import CLDMetric, CLDScores, CoresetDataModule, LossTrajectories, plotting
+from lightning_cld import CLDMetric, CLDScores, CoresetDataModule, LossTrajectories, SampleNames, plotting
 from lightning_cld.data.loaders import sampled_positions
 from lightning_cld.recording.settling import Settling
 
@@ -154,6 +154,18 @@ def _sampler(case: Case) -> Made:
     return lambda: sampled_positions(loader)
 
 
+def _texts(case: Case) -> Iterator[str]:
+    """Names of 20 letters, made one by one as a stream would."""
+    return (f"shard-{place // 1_000:05}/{place:08}" for place in range(case.samples))
+
+
+def _find(case: Case) -> Made:
+    """The names of 100 batches of 256, each from all over."""
+    names = SampleNames(_texts(case))
+    batches = [names[torch.randint(case.samples, (256,), generator=case.generator)] for _ in range(100)]
+    return lambda: [names.find(batch) for batch in batches]
+
+
 CALLS: dict[str, Callable[[Case], Made]] = {
     "two reads": _of_losses(lambda t, _: (t.train_losses.sum(), t.train_losses.sum())),
     "np.save": _of_losses(lambda t, case: np.save(case.folder / "plain.npy", t.train_losses.numpy())),
@@ -183,8 +195,10 @@ CALLS: dict[str, Callable[[Case], Made]] = {
     "CoresetDataModule, scores": _from_scores,
     "reading a SubsetRandomSampler": _sampler,
     "settling, one look": _settling,
+    "SampleNames, making": lambda case: lambda: SampleNames(_texts(case)),
+    "SampleNames.find, 100 batches of 256": _find,
 }
-_BY_SAMPLES = ("CLDScores.", "plot_scores", "CLDMetric", "CoresetDataModule", "reading", "settling")
+_BY_SAMPLES = ("CLDScores.", "plot_scores", "CLDMetric", "CoresetDataModule", "reading", "settling", "SampleNames")
 """Calls whose time does not depend on the checkpoints. They are measured for the first number of these only."""
 
 
