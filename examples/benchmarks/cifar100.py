@@ -8,7 +8,8 @@ decay 5e-4, batches of 128, crops and flips, 10 % of each class for validation: 
 is a quarter of the usual one, and the proxy trains for 30 epochs instead of 164, in bfloat16.
 
 Proxies and targets save their state after every epoch, and finished ones are rows of a CSV: a killed run goes on with
-the same command. `--only proxies` and `--seeds`, `--noise`, `--fractions`, `--methods`, `--targets` choose a part.
+the same command. `--only proxies`, `--only choices` (what early or fewer checkpoints would have chosen), `--only
+targets` and `--seeds`, `--noise`, `--fractions`, `--methods`, `--targets` choose a part.
 """
 
 from __future__ import annotations
@@ -17,18 +18,20 @@ import argparse
 import functools
 import itertools
 import json
+import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from _grid import run_cells
+from _grid import Row, markdown, read_rows, run_cells
 from _methods import METHODS
 from _networks import NETWORKS, make_network
-from _runs import RESULTS, Case, make_splits
+from _runs import RESULTS, Case, make_splits, overlap, rank_correlation
+from early import PARTS
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -46,6 +49,7 @@ DRAWS = {
 }
 """The rules that draw, and whether each pass has a draw of its own."""
 DEFAULT = [*DRAWS, "CLD", "CLD near zero", "lowest CLD"]
+_TENTH = 0.1
 PROXY = ("network", "width", "epochs", "noise", "seed")
 """What a cell says of its proxy."""
 
@@ -150,6 +154,67 @@ def train_target(cell: dict[str, Any], root: Path, work: Path, precision: str) -
     }
 
 
+def compare_choices(cell: dict[str, Any], work: Path) -> dict[str, Any]:
+    """Compares the choice of a tenth by some of a proxy's checkpoints with the choice by all of them."""
+    losses = losses_of(folder_of({name: cell[name] for name in PROXY}, work))
+    share, every = PARTS[cell["part"]]
+    whole, part = losses.score(), losses.score(round(share * losses.epochs[-1]), every)
+    tops, draws = ([scores.select(fraction=_TENTH, rule=rule) for scores in (whole, part)] for rule in ("top", "draw"))
+    return {
+        "checkpoints": len(part.epochs),
+        "spearman": round(rank_correlation(part.values, whole.values), 4),
+        "top": round(overlap(*tops), 4),
+        "draw": round(overlap(*draws), 4),
+    }
+
+
+def choices_table(rows: Iterable[Row]) -> str:
+    """A Markdown table: mean over the seeds, for each share of wrong labels and part of the checkpoints."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["noise"], row["part"]), []).append(row)
+    body = [
+        [
+            f"{float(noise):.0%}",
+            part,
+            group[0]["checkpoints"],
+            *(f"{statistics.mean(float(row[name]) for row in group):.2f}" for name in ("spearman", "top", "draw")),
+        ]
+        for (noise, part), group in sorted(groups.items(), key=lambda item: (item[0][0], list(PARTS).index(item[0][1])))
+    ]
+    head = ["wrong labels", "checkpoints used", "how many", "spearman", "overlap, top", "overlap, draw (same seed)"]
+    return markdown(head, body)
+
+
+def table(rows: Iterable[Row], proxies: Iterable[Row]) -> str:
+    """A Markdown table: test accuracy by method, for each share of wrong labels and share kept."""
+    rows, proxies = list(rows), list(proxies)
+    columns = sorted({(float(row["noise"]), float(row["fraction"])) for row in rows if row["method"] != EVERYTHING})
+    body = []
+    for name in [
+        method for method in dict.fromkeys([*DRAWS, *METHODS]) if any(row["method"] == method for row in rows)
+    ]:
+        found = [
+            [row for row in rows if row["method"] == name and (float(row["noise"]), float(row["fraction"])) == column]
+            for column in columns
+        ]
+        body.append([name, *map(_spread, found)])
+    for name, given in ((f"{EVERYTHING}, the same steps", rows), (f"{EVERYTHING}, all epochs (the proxy)", proxies)):
+        alike = [row for row in given if row.get("method", EVERYTHING) == EVERYTHING]
+        body.append([name, *(_spread([row for row in alike if float(row["noise"]) == noise]) for noise, _ in columns)])
+    head = [f"{'clean' if noise == 0 else f'{noise:.0%} wrong'}, {kept:.0%} kept" for noise, kept in columns]
+    return markdown(["trained on", *head], body)
+
+
+def _spread(rows: Sequence[Row]) -> str:
+    """Mean and standard deviation over the seeds; one seed has no deviation."""
+    values = [float(row["accuracy"]) for row in rows]
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
 def make_cells(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """The cells of the proxies and of the targets, seed after seed, so that the first seeds are complete early."""
     proxies = [
@@ -159,7 +224,7 @@ def make_cells(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dic
     targets = []
     for proxy, budget, target in itertools.product(proxies, args.budgets, args.targets):
         steps = args.steps if budget == "steps" else 0
-        for fraction, method in [(1.0, EVERYTHING), *itertools.product(args.fractions, args.methods)]:
+        for fraction, method in [*itertools.product(args.fractions, args.methods), (1.0, EVERYTHING)]:
             cell = {**proxy, "target": target, "budget": budget, "steps": steps, "fraction": fraction, "method": method}
             targets.append(cell)
     return proxies, targets
@@ -179,20 +244,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--methods", nargs="+", choices=[*DRAWS, *METHODS], default=DEFAULT, metavar="METHOD")
     add("--targets", nargs="+", choices=NETWORKS, default=["resnet18"], help=f"networks of the targets {known}")
     add("--budgets", nargs="+", choices=["epochs", "steps"], default=["steps"], help=f"what is equal {known}")
-    add("--only", choices=["proxies", "targets"], help="leave out the others")
+    add("--only", choices=["proxies", "choices", "targets"], help="leave out the others")
     add("--jobs", type=int, default=1, help=f"worker processes; several get one thread each {known}")
     add("--work", type=Path, default=Path("benchmark-runs"), help=f"folder of finished proxies {known}")
     args = parser.parse_args(argv)
     where = {"root": args.root.absolute(), "work": args.work.absolute(), "precision": args.precision}
     proxies, targets = make_cells(args)
-    if args.only != "targets":
+    if args.only in (None, "proxies"):
         rows = run_cells(
             RESULTS / "cifar100_resnet_proxies.csv", proxies, functools.partial(train_proxy, **where), jobs=args.jobs
         )
         print(json.dumps(rows, indent=1))
-    if args.only != "proxies":
+    if args.only in (None, "choices"):
+        cells = [{**proxy, "part": part} for proxy, part in itertools.product(proxies, PARTS)]
+        compare = functools.partial(compare_choices, work=where["work"])
+        print(choices_table(run_cells(RESULTS / "cifar100_resnet_choices.csv", cells, compare, jobs=args.jobs)))
+    if args.only in (None, "targets"):
         run = functools.partial(train_target, **where)
-        run_cells(RESULTS / "cifar100_resnet.csv", targets, run, jobs=args.jobs)
+        rows = run_cells(RESULTS / "cifar100_resnet.csv", targets, run, jobs=args.jobs)
+        print(table(rows, read_rows(RESULTS / "cifar100_resnet_proxies.csv")))
 
 
 if __name__ == "__main__":

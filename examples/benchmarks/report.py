@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import accuracy
+import cifar100
 import cleaning
 import early
 import keeping
@@ -23,6 +24,7 @@ import path
 import peers
 import quality
 import scale
+import streams
 import transfer
 import tuning
 import validation
@@ -101,8 +103,11 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"tried, digits, {float(n):.0%}": _accuracy("digits", n, RULES + TRIED) for n in ("0.0", "0.2", "0.4")},
     **{f"early accuracy, {float(n):.0%}": _accuracy("fashion_mnist", n, ("random", *PARTS)) for n in ("0.0", "0.2")},
     **{f"overhead, {part}": partial(_overhead, part) for part in ("run", "sweep", "fit")},
+    "streams": lambda: streams.table(_rows("streams")),
     "scale": lambda: scale.table(_rows("scale")),
     "cifar100": _accuracy("cifar100", "0.0", (*RULES, "former draw above zero")),
+    "cifar100, ResNet-18": lambda: cifar100.table(_rows("cifar100_resnet"), _rows("cifar100_resnet_proxies")),
+    "cifar100, ResNet-18, choices": lambda: cifar100.choices_table(_rows("cifar100_resnet_choices")),
     "cifar100, small": _accuracy("cifar100_small", "0.0", OTHERS),
     **{
         f"quality, {dataset}, {noise:.0%}": _quality(dataset, noise)

@@ -54,6 +54,36 @@ def test_a_proxy_and_its_targets_are_trained(tmp_path, method, budget):
     assert 0 < found["wrong"] < 1
 
 
+def test_choices_by_some_checkpoints_are_compared_with_those_by_all(tmp_path):
+    cell = {**CELL, "epochs": 8}
+    cifar100.train_proxy(cell, tmp_path, tmp_path, "32-true")
+    losses = cifar100.losses_of(cifar100.folder_of(cell, tmp_path))
+    found = cifar100.compare_choices({**cell, "part": "first half"}, tmp_path)
+    chosen = [set(losses.score(cutoff).select(fraction=0.1).tolist()) for cutoff in (None, 4)]
+    assert found["checkpoints"] == 5
+    assert found["top"] == pytest.approx(len(chosen[0] & chosen[1]) / 9, abs=1e-4)
+    row = {name: str(value) for name, value in {**cell, "part": "first half", **found}.items()}
+    assert f"| 40% | first half | 5 | {found['spearman']:.2f} |" in cifar100.choices_table([row])
+
+
+def test_the_table_has_every_method_and_what_everything_gives():
+    rows = [
+        {"noise": noise, "fraction": fraction, "method": method, "accuracy": accuracy}
+        for noise, fraction, method, accuracy in (
+            ("0.0", "0.1", "random", "20"),
+            ("0.0", "0.1", "random", "24"),
+            ("0.4", "0.1", "CLD, drawn", "11"),
+            ("0.0", "1.0", "everything", "31"),
+        )
+    ]
+    table = cifar100.table(rows, [{"noise": "0.4", "accuracy": "41"}])
+    assert table.splitlines()[0] == "| trained on | clean, 10% kept | 40% wrong, 10% kept |"
+    assert "| random | 22.0 ± 2.8 |  |" in table
+    assert "| CLD, drawn |  | 11.0 |" in table
+    assert "| everything, the same steps | 31.0 |  |" in table
+    assert "| everything, all epochs (the proxy) |  | 41.0 |" in table
+
+
 def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
     def killed(self):
         if self.current_epoch == 2:
