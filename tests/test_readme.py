@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from toys import Blobs, Classifier, fit
 
 from lightning_cld import CLDCallback
@@ -114,6 +114,28 @@ def check_other_tasks(names: dict[str, Any]) -> None:
     torch.testing.assert_close(names["values"], names["scores"].values, atol=1e-5, rtol=0)
 
 
+class Named(IterableDataset):
+    """The samples of `Blobs` as a stream of dictionaries with ids."""
+
+    def __iter__(self):
+        for place, (point, label) in enumerate(Blobs().train_set):
+            yield {"image": point, "label": label, "id": f"sample {place}"}
+
+
+def check_streams(names: dict[str, Any]) -> None:
+    step = names["Streamed"].cld_step
+    steps = {"training_step": lambda self, batch, _: step(self, batch)[0].mean(), "validation_step": lambda *_: None}
+    module = type("Told", (Classifier,), {"cld_step": step, **steps})
+    streams = L.LightningDataModule()
+    streams.train_dataloader = streams.val_dataloader = lambda: DataLoader(Named(), 8)
+    L.Trainer(max_epochs=3, callbacks=[names["cld"]], logger=False).fit(module(), datamodule=streams)
+    coreset = names["target_data"](streams)
+    assert [key for batch in coreset.train_dataloader() for key in batch["id"]] == sorted(
+        names["cld"].scores.names[coreset.indices], key=lambda name: int(name.split()[1])
+    )
+    assert names["scores"].names[names["scores"].suspects()] == ["shard-0/dog"]
+
+
 class Library(Classifier):
     """A module of somebody else's, for batches that are dictionaries."""
 
@@ -172,6 +194,7 @@ CHECKS: dict[str, Callable[[dict[str, Any]], None]] = {
     "README": check_readme,
     "your_data": check_your_data,
     "other_tasks": check_other_tasks,
+    "streams": check_streams,
     "costs": check_costs,
     "comparing": check_comparing,
     "tuning": check_tuning,
