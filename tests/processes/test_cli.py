@@ -186,6 +186,7 @@ def test_every_argument_of_the_callback_can_be_given(parsed, cutoff, loss_fn):
         "train_dataloader": None,
         "val_dataloader": None,
         "batch_size": 64,
+        "num_samples": 120,  # for streams; see below
         "history": "full",
         "record": "sweep",
         "buffer_device": "cpu",
@@ -335,7 +336,7 @@ def test_a_wrong_type_is_refused_when_parsed(parsed, capsys, arguments, message)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([*INNER, "--data.size=9"], "Positions are the coreset itself"),
+        ([*INNER, "--data.size=9"], "Positions or names are the coreset itself"),
         ([*INNER, "--data.redraw=true"], "Positions are the same coreset each time"),
         ([*INNER, "--data.coreset=nowhere.npz", "--data.size=2"], "no file nowhere.npz.*CLDCallback"),
         (
