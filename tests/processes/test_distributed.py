@@ -429,10 +429,11 @@ def test_an_error_on_one_rank_later_on_leaves_a_hole_on_all(ranks, name):
 def test_the_warning_of_a_hole_has_the_message_of_the_rank_that_failed(ranks):
     ranks.ends("later-step")
     warnings = [line for line in ranks.log.splitlines() if "could not be logged" in line]
-    assert len(warnings) == 3
+    assert len(warnings) == 4
     assert f"sample {BROKEN} can't be read" in warnings[0]
     assert f"sample {BROKEN} can't be evaluated" in warnings[1]
     assert "the train set gave its classes in another order than before" in warnings[2]
+    assert f"sample {BROKEN} can't be evaluated" in warnings[3]  # of the stream
 
 
 def test_classes_cross_the_network_once_a_run(ranks):
