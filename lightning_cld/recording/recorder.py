@@ -332,10 +332,12 @@ class Recorder:
         for kind, sweep in (("train", found.train), ("validation", found.val)):
             if isinstance(sweep, StreamSweep) and isinstance(self.step, OutputsStep):
                 raise TypeError(
-                    f"The {kind} loader is a stream: its samples have no positions of their own, so the batches must "
-                    "say which samples they hold. Give CLDCallback step=..., a function of (module, batch) that "
-                    "returns (losses, classes, positions), or define cld_step(self, batch) on the LightningModule. "
-                    "Positions are integers [B] from 0 to num_samples - 1, or a list of B names."
+                    f"The {kind} loader, a {sweep.readings.name}, is a stream: its samples have no positions of their "
+                    "own, so the batches must say which samples they hold. Give CLDCallback step=..., a function of "
+                    "(module, batch) that returns (losses, classes, positions), or define cld_step(self, batch) on the "
+                    "LightningModule. Positions are integers [B] from 0 to num_samples - 1, or a list of B names. Or "
+                    "give a DataLoader over a map-style dataset with the same samples: "
+                    f"{'val' if kind == 'validation' else kind}_dataloader=... of CLDCallback."
                 )
 
     def _check_classes(

@@ -53,11 +53,15 @@ class Readings:
         is_own: Whether nobody else reads it.
         kind: "train" or "val", for errors.
 
+    Attributes:
+        name: What kind of loader it is, for errors.
+
     Raises:
         TypeError: If the stream would have to be copied and can't be.
     """
 
     def __init__(self, stream: Any, *, is_own: bool, kind: str) -> None:
+        self.name = type(stream).__name__
         self._stream = stream
         self._is_own = is_own
         self._by_workers = (

@@ -268,7 +268,7 @@ def test_a_loader_that_does_not_read_its_loader_is_refused(tmp_path, kind):
     with pytest.raises(TypeError, match=f"CoresetDataModule narrows a torch DataLoader.* a {kind.__name__}"):
         CoresetDataModule(Custom(own_loader), KEPT).train_dataloader()
     cld = CLDCallback(dirpath=tmp_path, train_dataloader=kind(DataLoader(Images(), 16)))
-    with pytest.raises(TypeError, match=f"train dataloader is a {kind.__name__}.*train_dataloader="):
+    with pytest.raises(TypeError, match=f"train loader, a {kind.__name__}, is a stream.*train_dataloader="):
         quiet_trainer(tmp_path, cld).fit(Model(), datamodule=Data(own_loader))
 
 

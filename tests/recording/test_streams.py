@@ -395,7 +395,9 @@ def test_bad_positions_raise_before_the_first_step(tmp_path, change, error, mess
 
 
 def test_the_default_loss_says_that_a_stream_needs_a_step(tmp_path):
-    with pytest.raises(TypeError, match=r"The train loader is a stream.*step=.*\(losses, classes, positions\)"):
+    with pytest.raises(
+        TypeError, match=r"The train loader, a DataLoader, is a stream.*step=.*\(losses, classes, positions\)"
+    ):
         fit(tmp_path, CLDCallback(num_samples=TRAIN), Streams(), Classifier)
 
 
