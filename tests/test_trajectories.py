@@ -471,7 +471,7 @@ def test_scores_by_something_else_serve_their_coreset(tmp_path):
     train_set = Blobs().train_set
     expected = sorted(train_set[i][0].tolist() for i in coreset.indices)
     assert sorted(inputs.tolist() for batch in coreset.train_dataloader() for inputs in batch[0]) == expected
-    of_others = CoresetDataModule(Blobs(), trajectories().score(by=last_loss), size=3)
+    of_others = CoresetDataModule(Blobs(), trajectories(names=None).score(by=last_loss), size=3)
     with pytest.raises(ValueError, match="not of this train set"):
         of_others.train_dataloader()
 

@@ -69,9 +69,9 @@ def find_sources(
     train_dataloader: Any,
     val_dataloader: Any,
     batch_size: int | None,
-    num_samples: int | None,
-    seen: Mapping[str, Seen],
-    before: Sources | None,
+    num_samples: int | None = None,
+    seen: Mapping[str, Seen] | None = None,
+    before: Sources | None = None,
 ) -> Sources:
     """Finds what a run is watched on.
 
@@ -81,7 +81,7 @@ def find_sources(
         val_dataloader: As in `CLDCallback`.
         batch_size: As in `CLDCallback`.
         num_samples: As in `CLDCallback`.
-        seen: What earlier sweeps over streams saw, by "train" and "val".
+        seen: What earlier sweeps over streams saw, by "train" and "val"; None if there were none.
         before: What this fit was watched on until its data were loaded anew; None at its start. Streams are kept.
 
     Raises:
@@ -89,6 +89,7 @@ def find_sources(
         ValueError: If there is none or are several, if the un-augmented view is of other data than the train set, or if
             the positions of a dataset mean nothing.
     """
+    seen = seen or {}
     view = train_dataloader
     if view is None:
         view = _from_run(trainer, "cld_train_dataloader")
