@@ -68,7 +68,8 @@ class CLDCallback(Callback):
             does what a `cld_step` does, for a module that you can't change. It gets the LightningModule in evaluation
             mode, and the batch on the device. Not with `loss_fn`, nor for a module that has a `cld_step`.
         train_dataloader: A loader over the same train samples at the same positions, for example without augmentation.
-            The callback reads a loader's dataset and settings, and never iterates the loader.
+            Of a map-style dataset the callback reads the loader's dataset and settings, and never iterates the loader.
+            A stream that is given here is read itself, by nobody else.
         val_dataloader: A loader over the validation samples to score against.
         batch_size: Number of samples evaluated at a time; None uses the loader's. Larger batches are faster. Streams
             make their own.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -25,7 +26,7 @@ from lightning_cld.data.stream_loader import StreamLoader
 from lightning_cld.guards import preserved_rng
 from lightning_cld.recording.stream_reading import Seen
 from lightning_cld.recording.stream_sweep import StreamSweep
-from lightning_cld.recording.streams import Readings, length_of, readings_of_run, stream_in
+from lightning_cld.recording.streams import Readings, readings_of_run, stream_in
 from lightning_cld.recording.sweep import Sweep
 
 _VIEW = (
@@ -178,7 +179,7 @@ def _stream_sweep(
     limit = trainer.limit_train_batches if kind == "train" else trainer.limit_val_batches
     # Where a stream says its length, a limit is for the training alone, as with map-style sets. Without a length it may
     # be what ends the stream.
-    is_number = isinstance(limit, int) and limit > 0 and length_of(stream) is None
+    is_number = isinstance(limit, int) and limit > 0 and sized_len(stream) is None
     return StreamSweep(
         readings_of_run(trainer, stream, kind),
         kind=kind,

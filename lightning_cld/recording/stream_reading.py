@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -16,7 +17,6 @@ from lightning_cld.names import SampleNames, find_in_order
 from lightning_cld.recording.batch_hooks import transfer_of
 from lightning_cld.recording.batch_losses import Step, check_batch
 from lightning_cld.recording.signals import IsStopped
-from lightning_cld.recording.streams import length_of
 
 _PASSES = 10
 """A stream that showed its samples so many times in one sweep will not end."""
@@ -119,7 +119,7 @@ class StreamReader:
             seen: What the first sweep saw; None in the first sweep.
         """
         device = trainer.strategy.root_device
-        total = length_of(stream) or limit
+        total = sized_len(stream) or limit
         to_device, forward_context = transfer_of(trainer, module), trainer.precision_plugin.forward_context
         losses: list[Tensor] = []
         classes: list[Tensor | None] = []

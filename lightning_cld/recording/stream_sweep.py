@@ -40,7 +40,7 @@ class StreamSweep:
     what its own stream shows, and every rank gets the whole row.
 
     Args:
-        readings: Gives a copy of the stream for each sweep.
+        readings: Gives the stream for each sweep.
         kind: "train" or "val", for errors.
         num_samples: As in `CLDCallback`, for a train stream.
         limit: The number of batches of a sweep; None reads to the end.

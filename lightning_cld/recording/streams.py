@@ -33,14 +33,6 @@ def stream_in(loaders: Any) -> Any:
     return loaders if is_stream(loaders) and isinstance(inside, Iterable) and not isinstance(inside, str) else None
 
 
-def length_of(stream: Any) -> int | None:
-    """The number of batches, if the stream says it."""
-    try:
-        return len(stream)
-    except (TypeError, NotImplementedError):
-        return None
-
-
 class Readings:
     """Reads a stream again and again from the same state, while the stream itself goes on as it would have.
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
 import sys
 from collections import Counter
 from functools import cache
@@ -27,6 +24,7 @@ from distributed_runs import (
     Points,
     Runs,
 )
+from launching import run_script
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -104,30 +102,10 @@ def run_of(tmp_path_factory):
             run(strategy, 2)
         root = folder / f"{strategy}-{devices}"
         root.mkdir()
-        command = [sys.executable, "distributed_runs.py", strategy, str(devices), root, *PARTS[strategy, devices]]
-        paths = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-        environment = {
-            "PATH": "",
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            "CUDA_VISIBLE_DEVICES": "",
-            "OMP_NUM_THREADS": "1",
-        }
-        # Log to a file: a pipe would stay open as long as any process hangs.
-        with (root / "log.txt").open("w") as log:
-            script = subprocess.Popen(
-                command,
-                cwd=Path(__file__).parent,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            try:
-                script.wait(timeout=300)
-            except subprocess.TimeoutExpired:
-                os.killpg(script.pid, signal.SIGKILL)
-                script.wait()
-        return Run(strategy, devices, root, (root / "log.txt").read_text())
+        log = run_script(
+            "distributed_runs.py", strategy, str(devices), root, *PARTS[strategy, devices], log=root / "log.txt"
+        )
+        return Run(strategy, devices, root, log)
 
     return run
 

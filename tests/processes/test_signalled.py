@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
 import socket
-import subprocess
 import sys
 from functools import cache
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import run_script
 from signalled_runs import EPOCHS, batches, one_life
 
 from lightning_cld import CLDScores, LossTrajectories
@@ -309,28 +308,8 @@ def test_rank_0_passes_sigterm_on_at_once(tmp_path):
     # Lightning starts the other process itself, and only the first gets the signal.
     call = 5
     plan = json.dumps({"name": "first", "at": {call: TERM}, "waits_at": 2})
-    paths = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = {
-        "PATH": "",
-        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": "1",
-    }
-    with (tmp_path / "log.txt").open("w") as log:
-        script = subprocess.Popen(
-            [sys.executable, "signalled_runs.py", tmp_path, plan],
-            cwd=Path(__file__).parent,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            script.wait(timeout=180)
-        except subprocess.TimeoutExpired:
-            os.killpg(script.pid, signal.SIGKILL)
-            script.wait()
-    life = Life(tmp_path, "first", 2, (tmp_path / "log.txt").read_text())
+    log = run_script("signalled_runs.py", tmp_path, plan, log=tmp_path / "log.txt", timeout=180)
+    life = Life(tmp_path, "first", 2, log)
     assert life.each("ended") == ["SIGTERMException"] * 2
     first, other = life.each("calls")
     assert first == call + 1

@@ -69,6 +69,17 @@ class Tells(Classifier):
         return F.cross_entropy(self(batch[0]), batch[1], reduction="none"), batch[1], batch[2]
 
 
+class Idle(Tells):
+    """Trains nothing, and has no BatchNorm, so that its losses stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(4, CLASSES)
+
+    def configure_optimizers(self) -> None:
+        return None
+
+
 class Streams(L.LightningDataModule):
     """The streams of a run. `train_dataloader` makes a new loader over the same stream, as most do."""
 
@@ -240,14 +251,6 @@ def test_random_augmentation_is_noticed_by_its_losses(tmp_path):
 
 
 def test_a_sample_that_is_augmented_at_random_looks_the_same_at_every_checkpoint(tmp_path):
-    class Idle(Tells):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = torch.nn.Linear(4, CLASSES)
-
-        def configure_optimizers(self) -> None:
-            return None
-
     cld = CLDCallback(dirpath=tmp_path, num_samples=TRAIN)
     fit(tmp_path, cld, Streams(train=Stream(0, TRAIN, noise=0.5)), Idle)
     rows = cld.trajectories.train_losses
@@ -599,14 +602,6 @@ def test_augmentation_from_a_generator_of_the_stream_is_noticed_and_repeated(tmp
         def __iter__(self) -> Iterator[Any]:
             for place in range(TRAIN) if get_worker_info() is None else range(TRAIN)[get_worker_info().id :: 2]:
                 yield POOL[place][0] + 0.5 * torch.randn(4, generator=self.generator), POOL[place][1], place
-
-    class Idle(Tells):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = torch.nn.Linear(4, CLASSES)
-
-        def configure_optimizers(self) -> None:
-            return None
 
     cld = CLDCallback(dirpath=tmp_path, num_samples=TRAIN)
     data = Streams(lambda stream: DataLoader(stream, 8, num_workers=workers), train=Noisy(0, TRAIN))

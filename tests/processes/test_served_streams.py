@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from launching import run_script
 from stream_runs import BATCH, CUT, DEVICES, EPOCHS, SIZE
 from streams import SAMPLES, flat, scores_of
 
@@ -24,26 +21,11 @@ SHARE = -(-SIZE // DEVICES)
 def ends(tmp_path_factory):
     """A function that gives the results of each rank of a fit."""
     root = tmp_path_factory.mktemp("streams")
-    paths = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    environment = {"PATH": "", "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
-    with (root / "log.txt").open("w") as log:
-        script = subprocess.Popen(
-            [sys.executable, "stream_runs.py", root],
-            cwd=Path(__file__).parent,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            script.wait(timeout=300)
-        except subprocess.TimeoutExpired:
-            os.killpg(script.pid, signal.SIGKILL)
-            script.wait()
+    log = run_script("stream_runs.py", root, log=root / "log.txt")
 
     def load(name: str) -> list[dict[str, Any]]:
         files = [root / f"{name}-{rank}.pt" for rank in range(DEVICES)]
-        assert all(file.exists() for file in files), (root / "log.txt").read_text()[-6000:]
+        assert all(file.exists() for file in files), log[-6000:]
         return [torch.load(file) for file in files]
 
     return load
