@@ -49,8 +49,8 @@ class CLDScores:
             "positions", "files", "samples" and "names"); and `reference_sizes`, the number of validation samples per
             class. There are also `reference_reliability` (`lightning_cld.functional.reference_reliability`, per class,
             None if unknown), `half_overlap`, the share of the best tenth that was the same after `half_epoch` epochs,
-            or `half_problem`, why that is not known, and `implausible`, the share of implausible labels in all samples and
-            in each class.
+            or `half_problem`, why that is not known, and `implausible`, the share of implausible labels in all samples
+            and in each class.
         plausibility: How plausible each label is, in [0, 1], `[N]`, for `select(rule="draw")` and `suspects`: the share
             of the training samples like it that the validation samples of its class explain. None if unknown.
         confidence: `lightning_cld.functional.early_confidence`, `[N]`, for the same; None if unknown.

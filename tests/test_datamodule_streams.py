@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from streams import (
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
+from toy_streams import (
     SAMPLES,
     Data,
     Stream,
@@ -26,8 +28,6 @@ from streams import (
     scores_of,
     served,
 )
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, default_collate, get_worker_info
 from toys import Blobs, quiet_trainer
 
 from lightning_cld import CLDScores, CoresetDataModule, SampleNames

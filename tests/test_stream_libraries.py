@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from streams import SAMPLES, Data, Stream, flat, index_of, name_at, sample_at, scores_of, served
 from torch.utils.data import DataLoader
+from toy_streams import SAMPLES, Data, Stream, flat, index_of, name_at, sample_at, scores_of, served
 
 from lightning_cld import CLDScores, CoresetDataModule, SampleNames
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from streams import Stream
 from torch.utils.data import DataLoader, IterableDataset
+from toy_streams import Stream
 
 from lightning_cld.data.gate import Gate
 from lightning_cld.data.random_access import map_style, samples_in

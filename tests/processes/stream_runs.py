@@ -15,9 +15,9 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
-from streams import SAMPLES, Data, Stream, index_of, scores_of
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessRaisedException
+from toy_streams import SAMPLES, Data, Stream, index_of, scores_of
 from toys import quiet_trainer
 
 from lightning_cld import CoresetDataModule

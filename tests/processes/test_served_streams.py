@@ -10,7 +10,7 @@ import pytest
 import torch
 from launching import run_script
 from stream_runs import BATCH, CUT, DEVICES, EPOCHS, SIZE
-from streams import SAMPLES, flat, scores_of
+from toy_streams import SAMPLES, flat, scores_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ddp_fork needs fork")
 
