@@ -186,24 +186,33 @@ def choices_table(rows: Iterable[Row]) -> str:
     return markdown(head, body)
 
 
-def table(rows: Iterable[Row], proxies: Iterable[Row]) -> str:
-    """A Markdown table: test accuracy by method, for each share of wrong labels and share kept."""
-    rows, proxies = list(rows), list(proxies)
-    columns = sorted({(float(row["noise"]), float(row["fraction"])) for row in rows if row["method"] != EVERYTHING})
+def table(rows: Iterable[Row], proxies: Iterable[Row], target: str = "resnet18") -> str:
+    """A Markdown table of a target's test accuracy by method: a column for each share wrong, share kept and budget."""
+    rows, proxies = [row for row in rows if row["target"] == target], list(proxies)
+    columns = sorted({_column(row) for row in rows if row["method"] != EVERYTHING})
     body = []
-    for name in [
-        method for method in dict.fromkeys([*DRAWS, *METHODS]) if any(row["method"] == method for row in rows)
-    ]:
-        found = [
-            [row for row in rows if row["method"] == name and (float(row["noise"]), float(row["fraction"])) == column]
-            for column in columns
-        ]
-        body.append([name, *map(_spread, found)])
-    for name, given in ((f"{EVERYTHING}, the same steps", rows), (f"{EVERYTHING}, all epochs (the proxy)", proxies)):
-        alike = [row for row in given if row.get("method", EVERYTHING) == EVERYTHING]
-        body.append([name, *(_spread([row for row in alike if float(row["noise"]) == noise]) for noise, _ in columns)])
-    head = [f"{'clean' if noise == 0 else f'{noise:.0%} wrong'}, {kept:.0%} kept" for noise, kept in columns]
+    for name in dict.fromkeys([*DRAWS, *METHODS]):
+        of_method = [row for row in rows if row["method"] == name]
+        if of_method:
+            body.append([name, *(_spread([row for row in of_method if _column(row) == column]) for column in columns)])
+    everything: dict[tuple[float, int], list[Row]] = {(noise, steps): [] for noise, _, steps in columns}
+    for row in rows:
+        noise, _, steps = _column(row)
+        if row["method"] == EVERYTHING and (noise, steps) in everything:
+            everything[noise, steps].append(row)
+    body.append([f"{EVERYTHING}, as long", *(_spread(everything[noise, steps]) for noise, _, steps in columns)])
+    whole = [[row for row in proxies if float(row["noise"]) == noise] for noise, *_ in columns]
+    body.append([f"{EVERYTHING}, all epochs (the proxy)", *map(_spread, whole)])
+    head = [
+        f"{f'{noise:.0%} wrong' if noise else 'clean'}, {kept:.0%}, {f'{steps:,} steps' if steps else 'all epochs'}"
+        for noise, kept, steps in columns
+    ]
     return markdown(["trained on", *head], body)
+
+
+def _column(row: Row) -> tuple[float, float, int]:
+    """The share of wrong labels, the share kept, and the steps, which are 0 where epochs are equal."""
+    return float(row["noise"]), float(row["fraction"]), int(row["steps"])
 
 
 def _spread(rows: Sequence[Row]) -> str:

@@ -68,20 +68,25 @@ def test_choices_by_some_checkpoints_are_compared_with_those_by_all(tmp_path):
 
 def test_the_table_has_every_method_and_what_everything_gives():
     rows = [
-        {"noise": noise, "fraction": fraction, "method": method, "accuracy": accuracy}
-        for noise, fraction, method, accuracy in (
-            ("0.0", "0.1", "random", "20"),
-            ("0.0", "0.1", "random", "24"),
-            ("0.4", "0.1", "CLD, drawn", "11"),
-            ("0.0", "1.0", "everything", "31"),
+        {"noise": noise, "fraction": kept, "steps": steps, "target": target, "method": method, "accuracy": accuracy}
+        for noise, kept, steps, target, method, accuracy in (
+            ("0.0", "0.1", "1056", "resnet18", "random", "20"),
+            ("0.0", "0.1", "1056", "resnet18", "random", "24"),
+            ("0.0", "0.1", "2112", "resnet18", "random", "29"),
+            ("0.0", "0.1", "1056", "vgg16", "random", "7"),
+            ("0.4", "0.1", "0", "resnet18", "CLD, drawn", "11"),
+            ("0.0", "1.0", "1056", "resnet18", "everything", "31"),
+            ("0.0", "1.0", "1056", "vgg16", "everything", "8"),
         )
     ]
     table = cifar100.table(rows, [{"noise": "0.4", "accuracy": "41"}])
-    assert table.splitlines()[0] == "| trained on | clean, 10% kept | 40% wrong, 10% kept |"
-    assert "| random | 22.0 ± 2.8 |  |" in table
-    assert "| CLD, drawn |  | 11.0 |" in table
-    assert "| everything, the same steps | 31.0 |  |" in table
-    assert "| everything, all epochs (the proxy) |  | 41.0 |" in table
+    head = "| trained on | clean, 10%, 1,056 steps | clean, 10%, 2,112 steps | 40% wrong, 10%, all epochs |"
+    assert table.splitlines()[0] == head
+    assert "| random | 22.0 ± 2.8 | 29.0 |  |" in table
+    assert "| CLD, drawn |  |  | 11.0 |" in table
+    assert "| everything, as long | 31.0 |  |  |" in table
+    assert "| everything, all epochs (the proxy) |  |  | 41.0 |" in table
+    assert "| random | 7.0 |" in cifar100.table(rows, [], "vgg16")
 
 
 def test_a_killed_run_goes_on_from_its_last_epoch(tmp_path, monkeypatch):
