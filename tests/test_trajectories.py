@@ -576,7 +576,7 @@ def test_a_state_and_a_pickle_of_a_version_without_names_are_read():
         assert_same(made, trajectories(names=None))
 
 
-@pytest.mark.parametrize("by", [None, last_loss, baselines.near_zero_cld], ids=str)
+@pytest.mark.parametrize("by", [None, last_loss, baselines.near_zero_cld])
 def test_scores_have_the_names_of_the_losses(by):
     assert list(trajectories().score(8, 2, by=by).names) == NAMES
     assert trajectories(names=None).score(by=by).names is None

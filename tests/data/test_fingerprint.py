@@ -84,7 +84,6 @@ def test_labels_are_read_from_attributes_as_int64(name, values):
         lambda: LABELS,
         torch.tensor(4),
     ],
-    ids=str,
 )
 def test_attributes_that_are_no_label_for_each_sample_are_ignored(values):
     assert labels_of(flat(Labelled(targets=values))) is None

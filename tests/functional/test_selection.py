@@ -232,7 +232,6 @@ def test_bad_budgets_raise(budget, error, message):
         (torch.rand(2), ["a", "b"], TypeError, r"classes must be integers.*got 'a' at position 0"),
         (torch.rand(2), torch.tensor([0, -2]), ValueError, r"classes must not be negative, got -2"),
     ],
-    ids=str,
 )
 def test_bad_scores_and_classes_raise(scores, classes, error, message):
     with pytest.raises(error, match=message):

@@ -867,7 +867,7 @@ def killed_after(process, seconds):
         *((saver, one_life) for saver in (EPOCH_END, VALIDATION_END, LAST_BATCH, MID_EPOCH)),
         (EPOCH_END, one_streamed_life),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if callable(value) else str(value),
 )
 def test_a_run_killed_again_and_again_ends_with_the_scores_of_the_uninterrupted_one(tmp_path, processes, saver, life):
     whole, root = tmp_path / "whole", tmp_path / "killed"

@@ -276,7 +276,6 @@ def test_the_remedy_for_several_losses_gives_their_mean(shape, samples):
         ([torch.rand(1)] * 8, 8, "a list of 8. Return the losses alone, as one tensor"),
         (None, 8, "a NoneType. Return the losses alone"),
     ],
-    ids=lambda value: f"{value}"[:30],
 )
 def test_other_shapes_and_kinds_have_remedies_of_their_own(losses, samples, message):
     with pytest.raises(ValueError, match=message):

@@ -254,9 +254,7 @@ def test_tensorboard_gets_a_histogram_of_the_scores(tmp_path):
 FIGURES = {"cld/scores_by_class", "cld/agreement", "cld/trajectories"}
 
 
-@pytest.mark.parametrize(
-    ("watching", "figures"), [({}, FIGURES), ({"history": "running"}, {"cld/scores_by_class"})], ids=str
-)
+@pytest.mark.parametrize(("watching", "figures"), [({}, FIGURES), ({"history": "running"}, {"cld/scores_by_class"})])
 def test_tensorboard_gets_figures(tmp_path, watching, figures):
     run(tmp_path, CLDCallback(dirpath=tmp_path, **watching), logger=TensorBoardLogger(tmp_path))
     events = read_events(tmp_path)

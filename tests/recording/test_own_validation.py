@@ -81,7 +81,6 @@ def test_no_warning_of_the_same_loss_or_of_what_is_no_loss(tmp_path, how):
         {"limit_val_batches": 0},
         {"val_check_interval": 4},  # in an epoch of six steps
     ],
-    ids=str,
 )
 def test_other_samples_or_other_weights_are_not_compared(tmp_path, arguments):
     assert warned(tmp_path, validating(log("val_loss", 3.0)), **arguments) == []

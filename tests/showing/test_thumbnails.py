@@ -57,7 +57,6 @@ CHW = torch.from_numpy(COLOURED).permute(2, 0, 1)
         {"attention_mask": torch.ones(1, 7), "pixel_values": CHW},
         (torch.rand(3, 4, 4), torch.rand(4, 4), Image.fromarray(COLOURED)),
     ],
-    ids=str,
 )
 def test_an_image_is_found_in_whatever_form_it_comes(sample):
     images = read_images(Samples(sample), [0])
@@ -128,7 +127,7 @@ def test_random_states_stay_as_they_are():
 
 
 @pytest.mark.parametrize(
-    "sample", [torch.rand(784), ("text", 3), torch.rand(5, 8, 8), {"x": None}, 3, torch.rand(0, 3, 3)], ids=str
+    "sample", [torch.rand(784), ("text", 3), torch.rand(5, 8, 8), {"x": None}, 3, torch.rand(0, 3, 3)]
 )
 def test_a_sample_without_an_image_is_refused(sample):
     with pytest.raises(TypeError, match="Sample 1 holds no image: no PIL image"):
