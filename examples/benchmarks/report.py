@@ -88,7 +88,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rules": lambda: accuracy.compact_table(_rows("fashion_mnist"), RULES),
     "rules, in short": lambda: accuracy.compact_table(_of_sizes("fashion_mnist", "0.1", "0.3"), RULES),
     "label noise": lambda: label_noise.table(_rows("label_noise")),
-    "robustness": lambda: accuracy.compact_table(_rows("robustness"), (*FORMER, "former draw above zero")),
+    "robustness": lambda: accuracy.compact_table(_rows("robustness"), (*RULES, *TRIED[:2])),
     "fresh seeds": lambda: accuracy.compact_table(_rows("digits_fresh"), RULES),
     "early": lambda: early.table(_rows("early")),
     "early, cifar100": lambda: early.table(_rows("early_cifar100")),

@@ -695,8 +695,8 @@ def test_scale_runs_each_call_once_and_prints_a_table(tmp_path, capsys, monkeypa
         ["LossTrajectories.values", "8"],
         ["CLDScores.select, top", ""],
     ]
-    # The memory is that beyond the peak of this process so far, which may be none.
-    assert all(float(row[2]) > 0 and float(row[4]) >= 0 for row in rows)
+    # Of a fast machine the seconds round to none. The memory is that beyond the peak of this process so far.
+    assert all(float(row[2]) >= 0 and float(row[4]) >= 0 for row in rows)
 
 
 def test_scale_measures_in_a_process_of_its_own_and_says_what_failed():
