@@ -188,21 +188,20 @@ def choices_table(rows: Iterable[Row]) -> str:
 
 def table(rows: Iterable[Row], proxies: Iterable[Row], target: str = "resnet18") -> str:
     """A Markdown table of a target's test accuracy by method: a column for each share wrong, share kept and budget."""
-    rows, proxies = [row for row in rows if row["target"] == target], list(proxies)
+    rows = [row for row in rows if row["target"] == target]
+    proxies = [row for row in proxies if row["network"] == target]
     columns = sorted({_column(row) for row in rows if row["method"] != EVERYTHING})
     body = []
     for name in dict.fromkeys([*DRAWS, *METHODS]):
         of_method = [row for row in rows if row["method"] == name]
         if of_method:
             body.append([name, *(_spread([row for row in of_method if _column(row) == column]) for column in columns)])
-    everything: dict[tuple[float, int], list[Row]] = {(noise, steps): [] for noise, _, steps in columns}
-    for row in rows:
-        noise, _, steps = _column(row)
-        if row["method"] == EVERYTHING and (noise, steps) in everything:
-            everything[noise, steps].append(row)
-    body.append([f"{EVERYTHING}, as long", *(_spread(everything[noise, steps]) for noise, _, steps in columns)])
-    whole = [[row for row in proxies if float(row["noise"]) == noise] for noise, *_ in columns]
-    body.append([f"{EVERYTHING}, all epochs (the proxy)", *map(_spread, whole)])
+    everything = [row for row in rows if row["method"] == EVERYTHING]
+    as_long = [[row for row in everything if _column(row)[::2] == column[::2]] for column in columns]
+    body.append([f"{EVERYTHING}, as long", *map(_spread, as_long)])
+    if proxies:
+        whole = [[row for row in proxies if float(row["noise"]) == noise] for noise, *_ in columns]
+        body.append([f"{EVERYTHING}, all epochs (the proxy)", *map(_spread, whole)])
     head = [
         f"{f'{noise:.0%} wrong' if noise else 'clean'}, {kept:.0%}, {f'{steps:,} steps' if steps else 'all epochs'}"
         for noise, kept, steps in columns

@@ -40,7 +40,6 @@ _BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end of table -->
 
 
 RULES = ("random", "CLD", "CLD, drawn")
-FORMER = ("random", "CLD", "former draw")
 TRIED = ("former draw", "former draw above zero", "former draw, but without CLD", "drop negative", "drop Otsu")
 PARTS = ("CLD", "CLD, first half", "CLD, first third", "CLD, every 2nd", "CLD, every 3rd")
 USES = ("letter", "landsat", "digits")
@@ -88,7 +87,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "rules": lambda: accuracy.compact_table(_rows("fashion_mnist"), RULES),
     "rules, in short": lambda: accuracy.compact_table(_of_sizes("fashion_mnist", "0.1", "0.3"), RULES),
     "label noise": lambda: label_noise.table(_rows("label_noise")),
-    "robustness": lambda: accuracy.compact_table(_rows("robustness"), (*RULES, *TRIED[:2])),
+    "robustness": lambda: accuracy.compact_table(
+        _rows("robustness"), (*RULES, "former draw", "former draw above zero")
+    ),
     "fresh seeds": lambda: accuracy.compact_table(_rows("digits_fresh"), RULES),
     "early": lambda: early.table(_rows("early")),
     "early, cifar100": lambda: early.table(_rows("early_cifar100")),
@@ -106,11 +107,11 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"overhead, {part}": partial(_overhead, part) for part in ("run", "sweep", "fit")},
     "streams": lambda: streams.table(_rows("streams")),
     "scale": lambda: scale.table(_rows("scale")),
-    "cifar100": _accuracy("cifar100", "0.0", (*FORMER, "former draw above zero")),
+    "cifar100": _accuracy("cifar100", "0.0", (*RULES, "former draw", "former draw above zero")),
     "cifar100, ResNet-18": lambda: cifar100.table(_rows("cifar100_resnet"), _rows("cifar100_resnet_proxies")),
     "cifar100, VGG-16": lambda: cifar100.table(_rows("cifar100_resnet"), _rows("cifar100_resnet_proxies"), "vgg16"),
     "cifar100, ResNet-18, choices": lambda: cifar100.choices_table(_rows("cifar100_resnet_choices")),
-    "cifar100, small": _accuracy("cifar100_small", "0.0", (*FORMER, *OTHERS[3:])),
+    "cifar100, small": _accuracy("cifar100_small", "0.0", (*OTHERS, "former draw")),
     **{
         f"quality, {dataset}, {noise:.0%}": _quality(dataset, noise)
         for dataset, noise in (
