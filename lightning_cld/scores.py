@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_cld.data.fingerprint import Fingerprint
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 
 OUTSIDE = -1
 """The class of positions that the train loader's sampler never draws. They are unscored, and no budget counts them."""
+
+MOST = 0.5
+"""If more than this share of the labels look wrong, the validation samples may be to blame."""
 
 _KIND = "cld-scores"
 
@@ -149,6 +153,9 @@ class CLDScores:
         Returns:
             Sorted positions in the train dataset, int64.
 
+        Warns:
+            UserWarning: For "draw", if the validation samples don't explain more than half of the train samples.
+
         Raises:
             TypeError: As `select_top`, or if `seed` is not a whole number.
             ValueError: As `select_top`; or if the rule is unknown; or for "draw", if the scores hold no plausibility;
@@ -174,10 +181,18 @@ class CLDScores:
                 'rule="draw" weights by how plausible each label is, but these scores hold no plausibility'
                 f'{self._why_none()}. Score logged losses with LossTrajectories.load(...).score(), or use rule="top".'
             )
+        plausible = self.plausibility[pool]
+        explained = float(plausible.nanmean())
+        if explained < 1 - MOST and is_compared(self):
+            rank_zero_warn(
+                f"CLD: the validation samples explain only {explained:.0%} of the train samples. Unless most labels "
+                "are wrong, the validation samples are easier than the train samples, and a draw may be worse than a "
+                'random one: hold them out at random (proportional_holdout), or use rule="random".'
+            )
         confidence = None if self.confidence is None else self.confidence[pool]
         drawn = select_drawn(
             values,
-            self.plausibility[pool],
+            plausible,
             classes,
             confidence=confidence,
             fraction=fraction,

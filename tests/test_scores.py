@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import warnings
 import zipfile
 
 import numpy as np
@@ -280,8 +281,24 @@ def test_a_reliability_is_never_told_to_be_more_than_it_is():
             "mean score +0.95 in the best tenth, +0.40 overall, +0.98 in a best tenth by chance",
             "with care:- the best tenth of classes 0, 3 is aligned no better than by chance: train",
         ),
+        (
+            {"metadata": {"implausible": {"share": [0.51, 0.4, 0.6], "classes": {"0": [0.51, 0.4, 0.6]}}}},
+            "labels",
+            "about 51% look wrong",
+            "with care:- more than half of the labels look wrong: look at some. If they are right, the validation",
+        ),
+        (
+            {
+                "metadata": {
+                    "implausible": {"share": [0.5, 0.4, 0.6], "classes": {"0": [0.5, 0.4, 0.6], "3": [0.6] * 3}}
+                }
+            },
+            "labels",
+            "about 50% look wrong",
+            "with care:- more than half of the labels of class 3 look wrong: look at some. If they are right, the",
+        ),
     ],
-    ids=["not settled", "thin", "unreliable", "weak", "too few checkpoints"],
+    ids=["not settled", "thin", "unreliable", "weak", "too few checkpoints", "most wrong", "most of a class wrong"],
 )
 def test_a_summary_says_what_not_to_trust_and_what_to_do(changes, name, line, trust):
     found = told(sound(**changes))
@@ -772,6 +789,26 @@ def test_a_random_choice_needs_no_scores_and_keeps_the_classes():
         assert torch.equal(scores.classes[drawn].bincount(), torch.tensor([4, 8]))
         counts[drawn] += 1
     assert (np.abs(counts / draws - 0.2) < 5 * (0.2 * 0.8 / draws) ** 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("plausibility", "metadata", "told"),
+    [
+        ([1.0, 0.4, 0.0, NAN, 1.0], {}, "explain only 47% of the train samples"),  # of those in the sampler
+        ([1.0, 0.5, 0.0, NAN, 0.0], {}, None),
+        ([1.0, 0.4, 0.0, NAN, 1.0], {"record": "step"}, None),
+        ([1.0, 0.4, 0.0, NAN, 1.0], {"augmented": True}, None),
+    ],
+    ids=["most", "half", "of steps", "augmented"],
+)
+def test_a_draw_warns_where_validation_explains_less_than_half(plausibility, metadata, told):
+    scores = CLDScores([0.9] * 5, [0, 0, 0, 0, OUTSIDE], plausibility=plausibility, metadata=metadata)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scores.select(size=1, rule="random")
+        scores.select(size=1, rule="draw")
+        scores.suspects()
+    assert [told in str(warning.message) for warning in caught] == ([True] if told else [])
 
 
 def test_a_draw_needs_the_plausibility():

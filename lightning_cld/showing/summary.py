@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_cld.functional.checks import MIN_CHECKPOINTS, distinct, labels_in, listed
 from lightning_cld.functional.diagnostics import OVERLAP, RELIABLE, Alignment, alignment, chance_alignment
-from lightning_cld.scores import CLDScores
+from lightning_cld.scores import MOST, CLDScores
 
 THIN_REFERENCE = 10
 """Classes with fewer validation samples than this are reported: the mean of so few losses is mostly noise."""
@@ -60,7 +60,9 @@ def account(scores: CLDScores) -> list[tuple[str, str]]:
     if metadata.get("scored_by", "CLD") != "CLD":  # the rest applies to CLD only
         return [*lines, *_references(metadata)[0]]
 
-    lines += _labels(metadata)
+    more, doubts = _labels(metadata)
+    lines += more
+    findings += doubts
     parts = [_references(metadata), _alignment(values, classes, epochs)]
     if metadata.get("record") != "step":  # the best tenth of step losses is never chosen
         parts.insert(0, _settled(metadata))
@@ -98,21 +100,28 @@ def _unscored(values: Tensor, classes: Tensor | None) -> tuple[list[tuple[str, s
     return [("unscored", text)], [_Finding(False, "", remedy)]
 
 
-def _labels(metadata: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The share of labels that look wrong, in all and in the classes with the most."""
+def _labels(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[_Finding]]:
+    """The share of labels that look wrong, in all and in the classes with the most. A finding only if most do."""
     known = metadata.get("implausible")
     if not isinstance(known, Mapping) or not known.get("share"):
-        return []
+        return [], []
     share, low, high = known["share"]
     if share == 0:
-        return [("labels", f"no clear sign of wrong ones; there may be up to {high:.0%}")]
+        return [("labels", f"no clear sign of wrong ones; there may be up to {high:.0%}")], []
     text = f"about {share:.0%} look wrong ({low:.0%} to {high:.0%}), suspects() lists them"
     classes = {c: found for c, found in known["classes"].items() if found and found[0] > 0}
     worst = sorted(classes, key=lambda c: -classes[c][0])[:3]
     if len(known["classes"]) > 1:
         shown = ", ".join(f"{c} ({classes[c][0]:.0%}, {classes[c][1]:.0%} to {classes[c][2]:.0%})" for c in worst)
         text += f"; most in class {shown}"
-    return [("labels", text)]
+    mostly = [int(c) for c, found in classes.items() if found[0] > MOST]
+    if not mostly and share <= MOST:
+        return [("labels", text)], []
+    remedy = (
+        f"more than half of the labels{f' of {_classes_named(mostly)}' if share <= MOST else ''} look wrong: look at "
+        "some. If they are right, the validation samples are easier than the train samples: hold them out at random"
+    )
+    return [("labels", text)], [_Finding(False, "", remedy)]
 
 
 def _settled(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], _Finding]:
