@@ -107,11 +107,11 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"overhead, {part}": partial(_overhead, part) for part in ("run", "sweep", "fit")},
     "streams": lambda: streams.table(_rows("streams")),
     "scale": lambda: scale.table(_rows("scale")),
-    "cifar100": _accuracy("cifar100", "0.0", (*RULES, "former draw", "former draw above zero")),
+    "cifar100": _accuracy("cifar100", "0.0", RULES),
     "cifar100, ResNet-18": lambda: cifar100.table(_rows("cifar100_resnet"), _rows("cifar100_resnet_proxies")),
     "cifar100, VGG-16": lambda: cifar100.table(_rows("cifar100_resnet"), _rows("cifar100_resnet_proxies"), "vgg16"),
     "cifar100, ResNet-18, choices": lambda: cifar100.choices_table(_rows("cifar100_resnet_choices")),
-    "cifar100, small": _accuracy("cifar100_small", "0.0", (*OTHERS, "former draw")),
+    "cifar100, small": _accuracy("cifar100_small", "0.0", OTHERS),
     **{
         f"quality, {dataset}, {noise:.0%}": _quality(dataset, noise)
         for dataset, noise in (

@@ -120,15 +120,12 @@ def table(rows: Iterable[Row]) -> str:
     for row in rows:
         key = (float(row["noise"]), references.index(row["reference"]))
         groups.setdefault(key, {}).setdefault(row["rule"], []).append(row)
+    measured = any("draw" in by_rule for by_rule in groups.values())
     columns = {
         "Spearman with 20 %": ("top", "spearman", 3),
         "overlap at 10 %": ("top", "overlap", 2),
         "accuracy, top": ("top", "accuracy", 1),
-        **{
-            f"accuracy, {rule}": (rule, "accuracy", 1)
-            for rule in ("draw", "former draw")
-            if any(rule in by_rule for by_rule in groups.values())
-        },
+        **({"accuracy, draw": ("draw", "accuracy", 1)} if measured else {}),
     }
     body = []
     for (noise, number), by_rule in sorted(groups.items()):
