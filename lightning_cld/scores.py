@@ -154,7 +154,7 @@ class CLDScores:
             Sorted positions in the train dataset, int64.
 
         Warns:
-            UserWarning: For "draw", if the validation samples don't explain more than half of the train samples.
+            UserWarning: For "draw", if the validation samples explain less than half of the train samples.
 
         Raises:
             TypeError: As `select_top`, or if `seed` is not a whole number.
