@@ -187,7 +187,7 @@ class CLDScores:
             rank_zero_warn(
                 f"CLD: the validation samples explain only {explained:.0%} of the train samples. Unless most labels "
                 "are wrong, the validation samples are easier than the train samples, and a draw may be worse than a "
-                'random one: hold them out at random (proportional_holdout), or use rule="random".'
+                'random one: hold validation samples out at random (proportional_holdout), or use rule="random".'
             )
         confidence = None if self.confidence is None else self.confidence[pool]
         drawn = select_drawn(

@@ -54,7 +54,7 @@ def table(rows: Iterable[Row]) -> str:
         groups.setdefault((row["target"], row["noise"], row["fraction"]), {}).setdefault(choice, []).append(row)
     choices = {"random": ("random", False)}
     measured = {method for group in groups.values() for method, _ in group}
-    for rule in (rule for rule in RULES if rule in measured):
+    for rule in [rule for rule in RULES if rule in measured]:
         choices |= {f"{rule}, small proxy": (rule, False), f"{rule}, own proxy": (rule, True)}
     body = []
     for (target, noise, fraction), group in groups.items():
