@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 GUIDES = sorted((ROOT / "examples" / "guides").glob("*.md"))
 RESULTS = ROOT / "examples" / "benchmarks" / "RESULTS.md"
+MEASURED = sorted((RESULTS.parent / "results").glob("*.md"))
 PAGES = [README, *GUIDES]
 
 
@@ -270,7 +271,7 @@ def sections(text: str) -> dict[str, str]:
     return dict(zip(anchors, parts[1::2], strict=True))
 
 
-@of_page([*PAGES, RESULTS])
+@of_page([*PAGES, RESULTS, *MEASURED])
 def test_links_lead_to_files_and_sections_that_there_are(page):
     assert page in GUIDES or targets(read(page))
     for target in targets(read(page)):
@@ -282,6 +283,10 @@ def test_links_lead_to_files_and_sections_that_there_are(page):
 
 def test_the_readme_leads_to_every_guide():
     assert {f"examples/guides/{guide.name}" for guide in GUIDES} <= set(targets(read(README)))
+
+
+def test_the_results_lead_to_every_page_of_them():
+    assert {f"results/{page.name}" for page in MEASURED} <= set(targets(read(RESULTS)))
 
 
 @pytest.fixture
@@ -314,11 +319,11 @@ def test_the_readme_is_short():
 
 
 def test_the_summary_of_the_results_has_the_figures_of_its_sections():
-    rows = re.findall(r"^\|.*\| (.+) \| \[.+\]\(#(.+)\) \|$", sections(read(RESULTS))["summary"], re.MULTILINE)
+    rows = re.findall(r"^\|.*\| (.+) \| \[.+\]\((.+)#(.+)\) \|$", sections(read(RESULTS))["summary"], re.MULTILINE)
     assert len(rows) >= 10
-    for figures, anchor in rows:
+    for figures, page, anchor in rows:
         numbers = re.findall(r"\d+\.\d+", figures)
         assert numbers, figures
-        section = sections(read(RESULTS))[anchor]
+        section = sections(read(RESULTS.parent / page))[anchor]
         for number in numbers:
             assert re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", section), (number, anchor)

@@ -1,4 +1,4 @@
-"""Rewrites the tables of RESULTS.md and of the README, and the figures of RESULTS.md, from the CSVs.
+"""Rewrites the tables of the README and of the pages in `results`, and the figures of these, from the CSVs.
 
     python examples/benchmarks/report.py
 
@@ -35,7 +35,7 @@ from _rule_cases import CHOSE, JUDGE
 from _rule_tables import cases_table, parts_table, rivals_table, rules_table, shares_table, suspects_table
 from _runs import RESULTS
 
-PAGES = (Path(__file__).with_name("RESULTS.md"), Path(__file__).parents[2] / "README.md")
+PAGES = (Path(__file__).parents[2] / "README.md", *sorted(RESULTS.glob("*.md")))
 _BLOCK = re.compile(r"(<!-- table: (?P<name>.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 
