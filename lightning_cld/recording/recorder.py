@@ -13,27 +13,23 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_cld.data.fingerprint import Fingerprint, hash_of
 from lightning_cld.data.indexed import check_indexed
 from lightning_cld.functional.checks import check_class_pair, check_count, listed
 from lightning_cld.guards import agreed, is_a
+from lightning_cld.recording.agreement import check_ranks, check_recorded, describe
 from lightning_cld.recording.batch_hooks import BatchHooks
 from lightning_cld.recording.batch_losses import LossFunction, OutputsStep, Step, StepFunction, check_loss, make_step
 from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.recording.signals import IsStopped
-from lightning_cld.recording.sources import Sources, find_sources, warn_of_augmentation
+from lightning_cld.recording.sources import Sources, find_sources
 from lightning_cld.recording.stream_reading import Seen
 from lightning_cld.recording.stream_sweep import StreamSweep
-from lightning_cld.recording.sweep import Sweep
 from lightning_cld.recording.training_steps import StepLosses
 from lightning_cld.scores import OUTSIDE
 from lightning_cld.trajectories import LossTrajectories
 
 _RESERVED = 2**30
 """Bytes of a device (1 GiB) that are reserved for losses which are not logged yet, at most."""
-
-_VAL_FINGERPRINT = "validation_fingerprint"
-"""Where the identity of the validation set stands in the metadata of a history."""
 
 
 class Checkpoint(NamedTuple):
@@ -154,6 +150,24 @@ class Recorder:
         started = time.perf_counter()
         if trainer.train_dataloader is not self._found_for:  # reload_dataloaders_every_n_epochs
             self._find_data(trainer)
+        train_row, val_row, train_classes, val_classes = self._sweep(trainer, module, is_stopped)
+        self._check_val(epoch, val_row, val_classes)
+        if self.history is None:
+            self._begin(module, epoch, train_row, val_row, train_classes, val_classes)
+            self._start_steps(trainer, module)
+        else:
+            _check_order(self.history, train_classes, val_classes)
+            self._reserve()
+            self.leave_holes(epoch - 1)
+            self.history.record(epoch, train_row, val_row)
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        return Checkpoint(epoch, _mean(train_row), _mean(val_row), seconds)
+
+    def _sweep(
+        self, trainer: Trainer, module: LightningModule, is_stopped: IsStopped
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """The losses of the train and the validation set, and the classes of both."""
         step_row = None if self.step_losses is None else self.step_losses.row(trainer)
         if step_row is None or self.history is None:
             train_row, train_classes = self.sources.train.run(trainer, module, self.step, self._hooks, is_stopped)
@@ -166,73 +180,53 @@ class Recorder:
         self._note_seen()
         val_row = val_row[self.sources.val.positions.to(val_row.device)]
         self.step.check_sets(train_classes, val_classes)
-        train_classes, val_classes = self._check_classes(train_classes, val_classes)
-        if epoch == 0 and val_row.isinf().any():
-            first = int(self.sources.val.positions[int(val_row.isinf().int().argmax())])
-            raise ValueError(
-                f"Validation losses{_classes_at(val_row.isinf(), val_classes)} are not finite before the first step "
-                f"(position {first} of the validation set, say), so nothing could be scored. Repair or leave out those "
-                "samples."
-            )
-        if self.history is None:
-            begin: Callable[..., LossTrajectories | RunningHistory] = (
-                RunningHistory.of_losses
-                if self.running
-                else partial(LossTrajectories, from_steps=self.step_losses is not None)
-            )
-            fingerprint, names = self.sources.fingerprint, None
-            if fingerprint is not None:
-                fingerprint = fingerprint.of_classes(train_classes)
-            elif "train" in self._seen:
-                names = self._seen["train"].names
-            self.history = begin(
-                train_row[None],
-                val_row[None],
-                train_classes,
-                val_classes,
-                [epoch],
-                fingerprint=fingerprint,
-                names=names,
-            ).to(self.buffer_device or module.device)
-            self._reserve()
-            self._describe(self.history, fingerprint)
-            self._start_steps(trainer, module)
-        else:
-            for name, classes, known in (
-                ("train", train_classes, self.history.train_classes),
-                ("validation", val_classes, self.history.val_classes),
-            ):
-                if known is not None and (classes is None or not torch.equal(classes, known)):
-                    raise ValueError(
-                        f"the {name} set gave its classes in another order than before, so positions mean nothing. "
-                        "Its __getitem__ must return the same sample for the same position."
-                    )
-            self._reserve()
-            self.leave_holes(epoch - 1)
-            self.history.record(epoch, train_row, val_row)
-        if not self._diverged and val_row.isinf().any():
-            self._diverged = True
-            rank_zero_warn(
-                f"CLD: validation losses{_classes_at(val_row.isinf(), val_classes)} are not finite after {epoch} "
-                "epochs; checkpoints from here on can't be scored."
-            )
-        seconds = time.perf_counter() - started
-        self.seconds += seconds
-        return Checkpoint(epoch, _mean(train_row), _mean(val_row), seconds)
+        return train_row, val_row, *self._check_classes(train_classes, val_classes)
 
-    def _describe(self, history: LossTrajectories | RunningHistory, fingerprint: Fingerprint | None) -> None:
-        """Writes into a new history what is known of the data."""
-        augmented = self.sources.augmented
-        if isinstance(self.sources.train, StreamSweep) and self.sources.train.augmented:
-            augmented = True
-            warn_of_augmentation()
-        if fingerprint is None:
-            history.metadata["identity"] = [] if history.names is None else ["names"]
-        else:
-            history.metadata["identity"] = fingerprint.known()
-        history.metadata["augmented"] = augmented
-        if self.sources.val_fingerprint is not None:
-            history.metadata[_VAL_FINGERPRINT] = self.sources.val_fingerprint.to_dict()
+    def _check_val(self, epoch: int, row: Tensor, classes: Tensor | None) -> None:
+        """Raises if a validation loss is not finite before the first step, and warns if one becomes so."""
+        if self._diverged or not row.isinf().any():
+            return
+        losses = f"validation losses{_classes_at(row.isinf(), classes)} are not finite"
+        if epoch == 0:
+            first = int(self.sources.val.positions[int(row.isinf().int().argmax())])
+            raise ValueError(
+                f"Before the first step {losses} (position {first} of the validation set, say), so nothing could be "
+                "scored. Repair or leave out those samples."
+            )
+        self._diverged = True
+        rank_zero_warn(f"CLD: {losses} after {epoch} epochs; checkpoints from here on can't be scored.")
+
+    def _begin(
+        self,
+        module: LightningModule,
+        epoch: int,
+        train_row: Tensor,
+        val_row: Tensor,
+        train_classes: Tensor | None,
+        val_classes: Tensor | None,
+    ) -> None:
+        """Begins a history with its first checkpoint."""
+        begin: Callable[..., LossTrajectories | RunningHistory] = (
+            RunningHistory.of_losses
+            if self.running
+            else partial(LossTrajectories, from_steps=self.step_losses is not None)
+        )
+        fingerprint, names = self.sources.fingerprint, None
+        if fingerprint is not None:
+            fingerprint = fingerprint.of_classes(train_classes)
+        elif "train" in self._seen:
+            names = self._seen["train"].names
+        self.history = begin(
+            train_row[None],
+            val_row[None],
+            train_classes,
+            val_classes,
+            [epoch],
+            fingerprint=fingerprint,
+            names=names,
+        ).to(self.buffer_device or module.device)
+        self._reserve()
+        describe(self.history, self.sources)
 
     def _start_steps(self, trainer: Trainer, module: LightningModule) -> None:
         """Prepares for the losses of training steps, once it is known how many samples there are."""
@@ -310,20 +304,9 @@ class Recorder:
             self._check_step(found)
             if self.step_losses is not None:
                 check_indexed(getattr(trainer.train_dataloader, "dataset", None))
-        if trainer.world_size > 1:
-            # Numbers in samples that are no labels may differ between ranks.
-            train_print = None if found.fingerprint is None else found.fingerprint.of_classes(None)
-            own = [train_print, found.val_fingerprint]
-            drawn = [hash_of(sweep.positions) for sweep in (found.train, found.val) if isinstance(sweep, Sweep)]
-            with agreed(trainer, "Comparing the data of the ranks"):
-                first, first_drawn = trainer.strategy.broadcast((own, drawn))
-                if drawn != first_drawn or any(map(_differs, first, own)):
-                    raise ValueError(
-                        f"Rank {trainer.global_rank} has other data than rank 0. Every process must make the same "
-                        "split in the same order: seed it (random_split takes a generator)."
-                    )
+        check_ranks(trainer, found)
         if self.history is not None:
-            _check_same(self.history, found)
+            check_recorded(self.history, found)
         self.sources = found
         self._found_for = trainer.train_dataloader
 
@@ -382,24 +365,19 @@ def _check_strategy(trainer: Trainer) -> None:
         )
 
 
-def _check_same(history: LossTrajectories | RunningHistory, found: Sources) -> None:
-    """Raises unless the data are those whose losses were logged so far."""
-    recorded, val_recorded = history.fingerprint, history.metadata.get(_VAL_FINGERPRINT)
-    problem, kind = None, "train"
-    if recorded is not None and found.fingerprint is not None:
-        problem = recorded.mismatch(found.fingerprint, same_code=True)
-    elif recorded is not None:
-        problem = "one is a stream, and the other is not"
-    if problem is None and len(found.val.positions) != history.references:
-        problem, kind = f"it has {len(found.val.positions):,} samples, not {history.references:,}", "validation"
-    if problem is None and val_recorded is not None and found.val_fingerprint is not None:
-        scored = Fingerprint.from_dict(val_recorded)
-        problem, kind = scored.mismatch(found.val_fingerprint, same_code=True), "validation"
-    if problem is not None:
-        raise ValueError(
-            f"The {kind} set is not the one whose losses were logged so far: {problem}. Seed what splits or orders it "
-            "(random_split takes a generator), or start anew."
-        )
+def _check_order(
+    history: LossTrajectories | RunningHistory, train_classes: Tensor | None, val_classes: Tensor | None
+) -> None:
+    """Raises unless a sweep gave the classes in the order of the first one."""
+    for name, classes, known in (
+        ("train", train_classes, history.train_classes),
+        ("validation", val_classes, history.val_classes),
+    ):
+        if known is not None and (classes is None or not torch.equal(classes, known)):
+            raise ValueError(
+                f"the {name} set gave its classes in another order than before, so positions mean nothing. "
+                "Its __getitem__ must return the same sample for the same position."
+            )
 
 
 def _seen_train(history: LossTrajectories | RunningHistory, *, length: int, one_class: bool) -> Seen:
@@ -407,13 +385,6 @@ def _seen_train(history: LossTrajectories | RunningHistory, *, length: int, one_
     classes = history.train_classes
     positions = torch.arange(length) if classes is None else torch.nonzero(classes != OUTSIDE).flatten()
     return Seen(length, positions, history.names, None if one_class else classes)
-
-
-def _differs(one: Fingerprint | None, other: Fingerprint | None) -> bool:
-    """Whether two ranks have other data. A stream has no fingerprint: its first sweep compares what the ranks read."""
-    if one is None or other is None:
-        return one is not other
-    return one.positions != other.positions or one.mismatch(other, same_code=True) is not None
 
 
 def _mean(losses: Tensor) -> float:
