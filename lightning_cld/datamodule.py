@@ -8,20 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import numpy as np
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_cld.data.hyperparameters import restore_hyperparameters
 from lightning_cld.data.identity import compare, look_at
+from lightning_cld.data.listed_coreset import as_names, as_positions
 from lightning_cld.data.narrowing import loaders_by_key, narrow_loader, narrowable, put_back
 from lightning_cld.data.redrawing import Draws
 from lightning_cld.data.streams import Identify, Members, is_stream, serve_stream
-from lightning_cld.functional.checks import is_integer
 from lightning_cld.functional.selection import check_budget
 from lightning_cld.names import SampleNames
 from lightning_cld.scores import CLDScores
@@ -252,18 +251,16 @@ class CoresetDataModule(LightningDataModule):
         identify: Any,
         view: Callable[[], Any] | None = None,
     ) -> Any:
+        draws = self._draws(scores, indices)
+        is_full = self.epoch_length == "full"
         if is_stream(loader):
             if isinstance(identify, Mapping):
                 raise TypeError(
                     "identify is a mapping, but train_dataloader() returned one loader. Give the function alone."
                 )
+            members = _members(scores, indices, names)
             return serve_stream(
-                loader,
-                _members(scores, indices, names),
-                identify=identify,
-                full_length=self.epoch_length == "full",
-                trainer=self.trainer,
-                draws=self._draws(scores, indices),
+                loader, members, identify=identify, full_length=is_full, trainer=self.trainer, draws=draws
             )
         inside = narrowable(loader)
         if identify is not None or names is not None:
@@ -272,31 +269,30 @@ class CoresetDataModule(LightningDataModule):
                 f"{given}, but the train loader is no stream: the samples of {type(inside.dataset).__name__} have "
                 f"positions. {'Leave identify out.' if names is None else 'Give positions, or the scores.'}"
             )
-        if scores is not None and scores.names is not None:
+        if scores is None:
+            _check_positions(inside, indices)
+        else:
+            self._check_scores(inside, scores, view)
+        return narrow_loader(loader, indices, full_length=is_full, trainer=self.trainer, draws=draws)
+
+    def _check_scores(self, inside: DataLoader[Any], scores: CLDScores, view: Callable[[], Any] | None) -> None:
+        """Raises unless the scores are of the dataset of a loader; what can't be compared is said once."""
+        if scores.names is not None:
             raise ValueError(
                 f"The scores are of a stream: they know samples by name, such as {scores.names[0]!r}, and the "
                 f"positions of {type(inside.dataset).__name__} are others. Find the positions of the chosen names "
                 "yourself, scores.names[scores.select(...)], and give these in place of the scores."
             )
-        length = len(inside.dataset)  # type: ignore[arg-type]  # map-style, as checked
-        if scores is not None:
-            problem, doubt = compare(scores.fingerprint, inside, view)
-            if problem:
-                raise ValueError(
-                    f"The scores are not of this train set: {problem}. Score this one, or make the same split again "
-                    "(random_split needs a seeded generator). If you know better, pass the positions: "
-                    "CoresetDataModule(datamodule, scores.select(...))."
-                )
-            if doubt and not self._doubted:
-                self._doubted = True
-                rank_zero_warn(doubt)
-        elif max(indices) >= length:
-            raise ValueError(f"Position {max(indices)} is outside of the train set of {length:,} samples.")
-        else:
-            look_at(inside, "train")  # raises if positions mean nothing
-        full_length = self.epoch_length == "full"
-        draws = self._draws(scores, indices)
-        return narrow_loader(loader, indices, full_length=full_length, trainer=self.trainer, draws=draws)
+        problem, doubt = compare(scores.fingerprint, inside, view)
+        if problem:
+            raise ValueError(
+                f"The scores are not of this train set: {problem}. Score this one, or make the same split again "
+                "(random_split needs a seeded generator). If you know better, pass the positions: "
+                "CoresetDataModule(datamodule, scores.select(...))."
+            )
+        if doubt and not self._doubted:
+            self._doubted = True
+            rank_zero_warn(doubt)
 
     def _draws(self, scores: CLDScores | None, indices: list[int]) -> Draws | None:
         if scores is None or self._redrawn is None:
@@ -318,6 +314,14 @@ def _is_own(coreset: CoresetDataModule, name: str) -> bool:
         or name in vars(coreset)
         or any(name in vars(kind) for kind in type(coreset).__mro__ if kind not in LightningDataModule.__mro__)
     )
+
+
+def _check_positions(inside: DataLoader[Any], indices: list[int]) -> None:
+    """Raises unless a loader's dataset has samples at some positions, and positions mean something to it."""
+    length = len(inside.dataset)  # type: ignore[arg-type]  # map-style, as checked
+    if max(indices) >= length:
+        raise ValueError(f"Position {max(indices)} is outside of the train set of {length:,} samples.")
+    look_at(inside, "train")  # raises if positions mean nothing
 
 
 def _drawn(scores: CLDScores, number: int, *, rule: Any, seed: int, **budget: Any) -> Tensor:
@@ -368,8 +372,8 @@ def _choose(
 
 def _choose_listed(coreset: Any) -> _Choice:
     """Of positions or names."""
-    names = _check_names(coreset)
-    return (None, _check_indices(coreset), None) if names is None else (None, None, names)
+    names = as_names(coreset)
+    return (None, as_positions(coreset), None) if names is None else (None, None, names)
 
 
 def _choose_each(
@@ -402,45 +406,3 @@ def _about(key: Hashable) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"Train loader {key!r}: {error}") from error
-
-
-def _check_names(coreset: Any) -> SampleNames | None:
-    """Names of samples, in order; None for what are no names."""
-    if isinstance(coreset, SampleNames):
-        return coreset
-    if not isinstance(coreset, (Sequence, np.ndarray)) or len(coreset) == 0 or not isinstance(coreset[0], str):
-        return None
-    names = SampleNames(coreset)
-    if len(names) < len(coreset):
-        raise ValueError(f"Names must not repeat, but {len(coreset) - len(names)} of {len(coreset)} do.")
-    return names
-
-
-def _check_indices(coreset: Any) -> list[int]:
-    try:
-        # Of a list numpy makes an array several times faster than torch.
-        listed = isinstance(coreset, list) and len(coreset) > 0 and type(coreset[0]) is int
-        positions = torch.as_tensor(np.asarray(coreset) if listed else coreset)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
-            "coreset must be CLDScores, the path of a scores file, or a sequence of whole numbers, got "
-            f"{type(coreset).__name__}. Give the `.scores` of a CLDCallback, or the `.score()` of LossTrajectories."
-        ) from None
-    if positions.ndim == 1 and len(positions) == 0:
-        raise ValueError("coreset is empty: there would be nothing to train on.")
-    if positions.dtype == torch.bool:
-        raise TypeError("coreset must be positions, got a mask of bool: use mask.nonzero().flatten().")
-    if positions.ndim != 1 or not is_integer(positions):
-        raise TypeError(
-            "coreset must be CLDScores, the path of a scores file, or a sequence of whole numbers, got "
-            f"{type(coreset).__name__} of shape {list(positions.shape)} and dtype {positions.dtype}."
-        )
-    positions = positions.cpu().long()
-    if positions.min() < 0:
-        raise ValueError(f"Positions must not be negative, got {int(positions.min())}.")
-    ordered = positions if (positions[1:] > positions[:-1]).all() else positions.sort().values
-    repeated = torch.unique(ordered[1:][ordered[1:] == ordered[:-1]]).tolist()
-    if repeated:
-        raise ValueError(f"Positions must not repeat, but {len(repeated)} do ({repeated[:5]}): use torch.unique.")
-    checked: list[int] = positions.tolist()
-    return checked

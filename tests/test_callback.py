@@ -874,7 +874,9 @@ def test_a_dirpath_that_cannot_be_is_found_out_at_the_start(tmp_path):
 def test_a_reference_that_is_not_finite_before_training_raises_at_the_start(tmp_path):
     pool = blobs()
     pool.tensors[0][int(Blobs().val_set.indices[4])] = torch.nan
-    with pytest.raises(ValueError, match=r"Before the first step validation losses of class \d are not finite \(position 4 of"):
+    with pytest.raises(
+        ValueError, match=r"Before the first step validation losses of class \d are not finite \(position 4 of"
+    ):
         fit(tmp_path, CLDCallback(), datamodule=Blobs(pool))
 
 

@@ -9,13 +9,17 @@ import torch
 from _runs import _imbalanced, flip_labels, load
 from _side_by_side import Networks, train
 from _tables import load_table
+from sklearn.datasets import load_breast_cancer, load_wine
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from lightning_cld import CLDScores, LossTrajectories, proportional_holdout
 
 CHOSE = ("digits", "optdigits", "trec", "adult", "fashion-mnist")
 JUDGE = ("landsat", "spambase", "letter")
-"""The sets that the rule was chosen by, and those that were kept to report on. See RESULTS.md."""
+TINY = ("wine", "breast-cancer")
+"""The sets that the rule was chosen by, those that were kept to report on, and scikit-learn's two smallest, which were
+run after all choices. See RESULTS.md."""
 
 _WEIGHTS = 6_000_000
 """Networks are trained together up to so many weights of their first layers."""
@@ -92,13 +96,19 @@ def load_data(name: str, root: Path, tables: Path | None) -> Data:
     """Reads a data set.
 
     Args:
-        name: One of `CHOSE` and `JUDGE`.
+        name: One of `CHOSE`, `JUDGE` and `TINY`.
         root: The folder of torchvision's data sets.
         tables: The folder of `<name>.npz`, as `_tables.load_table` reads it.
 
     Raises:
         SystemExit: If the files are missing.
     """
+    if name in TINY:
+        inputs, classes = (load_wine if name == "wine" else load_breast_cancer)(return_X_y=True)
+        parts = train_test_split(inputs, classes, test_size=0.3, stratify=classes, random_state=0)
+        of_pool, of_test, pool_classes, test_classes = map(torch.from_numpy, parts)
+        of_pool, of_test = _standardised(of_pool.float(), of_test.float())
+        return Data(of_pool, pool_classes.long(), of_test, test_classes.long())
     if name not in ("digits", "fashion-mnist"):
         if tables is None:
             raise SystemExit(f"{name} needs --tables DIR, the folder of {name}.npz.")
@@ -106,15 +116,21 @@ def load_data(name: str, root: Path, tables: Path | None) -> Data:
         return Data(pool.images.flatten(1), pool.targets, test.images.flatten(1), test.targets)
     pool, test = load(name, root)
     images = pool.images[:_IMAGES].flatten(1).float()
-    std, mean = torch.std_mean(images, dim=0)
     if name == "digits":
-        # A pixel that never changes says nothing.
-        inputs, of_test = ((part.flatten(1) - mean) / std.where(std > 0, 1.0) for part in (images, test.images))
+        inputs, of_test = _standardised(images, test.images.flatten(1))
     else:
+        mean = images.mean(dim=0)
         axes = torch.linalg.svd(images[:8_000] - mean, full_matrices=False).Vh[:_COMPONENTS].mT
         inputs, of_test = ((part.flatten(1) - mean) @ axes for part in (images, test.images))
         inputs, of_test = inputs / inputs.std(), of_test / inputs.std()
     return Data(inputs, pool.targets[:_IMAGES], of_test, test.targets)
+
+
+def _standardised(pool: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets by the pool's mean and deviation."""
+    std, mean = torch.std_mean(pool, dim=0)
+    std = std.where(std > 0, 1.0)  # a number that never changes says nothing
+    return (pool - mean) / std, (test - mean) / std
 
 
 def cases_of(data: Data) -> list[str]:

@@ -31,7 +31,7 @@ import validation
 from _figures import draw_accuracy, draw_compute
 from _grid import Row, read_rows
 from _methods import EVERYTHING, HELD_OUT, METHODS
-from _rule_cases import CHOSE, JUDGE
+from _rule_cases import CHOSE, JUDGE, TINY
 from _rule_tables import cases_table, parts_table, rivals_table, rules_table, shares_table, suspects_table
 from _runs import RESULTS
 
@@ -129,8 +129,8 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"cleaning, {dataset}": _of_dataset(cleaning, dataset) for dataset in USES},
     **{f"keeping, {dataset}": _of_dataset(keeping, dataset) for dataset in USES},
     **{
-        f"{name}, sets that {did}": partial(_of_sets, make, csv, sets)
-        for did, sets in (("chose", CHOSE), ("judge", JUDGE))
+        f"{name}, {which}": partial(_of_sets, make, csv, sets)
+        for which, sets in (("sets that chose", CHOSE), ("sets that judge", JUDGE), ("tiny sets", TINY))
         for name, make, csv in (
             ("rules", rules_table, "rules"),
             ("rivals", rivals_table, "rules"),

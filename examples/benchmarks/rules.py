@@ -4,8 +4,11 @@
 
 A cell is a data set, a case and a fraction. In every cell each rule chooses a coreset for each seed from the same
 proxies' losses, and the targets are trained side by side. `--tables` is a folder of `.npz` files as `_tables.py` reads
-them (landsat, spambase, letter, optdigits, trec, adult), `--root` the folder of torchvision's Fashion-MNIST. Digits
-need no files: `--datasets digits`.
+them (landsat, spambase, letter, optdigits, trec, adult), `--root` the folder of torchvision's Fashion-MNIST. These need
+no files:
+
+    python examples/benchmarks/rules.py --datasets digits
+    python examples/benchmarks/rules.py --datasets wine breast-cancer --fractions 0.05 0.1 0.3 0.5 0.9
 
 Rows of finished cases are kept and not run again. A second CSV tells how well the library finds wrong labels there.
 """
@@ -20,7 +23,7 @@ from typing import Any
 import torch
 from _diagnoses import diagnose
 from _grid import Row, read_rows, write_rows
-from _rule_cases import CASES, CHOSE, JUDGE, Data, Proxy, accuracies_of, cases_of, load_data, run_proxies
+from _rule_cases import CASES, CHOSE, JUDGE, TINY, Data, Proxy, accuracies_of, cases_of, load_data, run_proxies
 from _rule_tables import cases_table, rules_table
 from _runs import RESULTS
 from torch import Tensor
@@ -101,7 +104,7 @@ def run_case(proxies: Sequence[Proxy], data: Data, cells: Sequence[dict[str, Any
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="The rules against random subsets, by data sets that did not choose.")
     add, known = parser.add_argument, "(default: %(default)s)"
-    add("--datasets", nargs="+", choices=JUDGE + CHOSE, default=[*JUDGE, *CHOSE], help="(default: all)")
+    add("--datasets", nargs="+", choices=JUDGE + CHOSE + TINY, default=[*JUDGE, *CHOSE], help=f"data {known}")
     add("--cases", nargs="+", choices=CASES, default=list(CASES), help="(default: all)")
     add("--fractions", type=float, nargs="+", default=FRACTIONS, help=f"shares of the train set kept {known}")
     add("--tables", type=Path, help="folder of the tables, as .npz files")
@@ -121,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             bar.update()
     bar.close()
     rows = read_rows(args.csv)
-    for datasets in (JUDGE, CHOSE):
+    for datasets in (JUDGE, CHOSE, TINY):
         if any(row["dataset"] in datasets for row in rows):
             print(f"\n{', '.join(datasets)}\n\n{rules_table(rows, datasets)}\n\n{cases_table(rows, datasets)}")
 

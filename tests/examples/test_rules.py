@@ -22,7 +22,7 @@ import _rule_tables
 import rules
 from _common import Images
 from _diagnoses import diagnose
-from _rule_cases import CASES, CHOSE, JUDGE, Case, accuracies_of, load_data, run_proxies
+from _rule_cases import CASES, CHOSE, JUDGE, TINY, Case, accuracies_of, load_data, run_proxies
 from _side_by_side import Networks, one_cycle, train
 
 from lightning_cld import CLDScores, LossTrajectories
@@ -118,6 +118,18 @@ def test_a_table_is_read_as_rows(tmp_path):
         "20 % to the next class",
         "40 % to the next class",
     ]
+
+
+@pytest.mark.parametrize(("name", "samples", "classes"), [("wine", 178, 3), ("breast-cancer", 569, 2)])
+def test_tiny_sets_need_no_folder_and_are_standardised_by_the_pool(name, samples, classes):
+    data = load_data(name, Path("nowhere"), None)
+    assert (len(data.pool) + len(data.test), data.count) == (samples, classes)
+    assert len(data.test) == np.ceil(0.3 * samples)
+    for labels in (data.classes, data.test_classes):
+        assert set(labels.tolist()) == set(range(classes))
+    np.testing.assert_allclose(data.pool.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(data.pool.numpy().std(0, ddof=1), 1, atol=1e-5)
+    assert 1e-3 < data.test.mean(0).abs().max() < 0.5
     assert _rule_cases.cases_of(DIGITS) == list(CASES)
 
 
@@ -395,7 +407,7 @@ def test_rules_are_counted_by_the_sets_that_are_named():
     assert lines(_rule_tables.rules_table(ROWS, CHOSE)) == [
         ["draw", "0", "0", "1", "+80.33", "+80.3 (digits, clean, 10 %)"]
     ]
-    assert not set(JUDGE) & set(CHOSE)
+    assert len({*JUDGE, *CHOSE, *TINY}) == len(JUDGE + CHOSE + TINY)
 
 
 def test_the_draw_is_compared_with_other_rules():
