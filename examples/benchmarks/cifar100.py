@@ -49,6 +49,9 @@ DRAWS = {
 }
 """The rules that draw, and whether each pass has a draw of its own."""
 DEFAULT = [*DRAWS, "CLD", "CLD near zero", "lowest CLD"]
+WIDTH, EPOCHS = 16, 30
+"""Of the networks and the proxies: a quarter of the usual width, and a fifth of the authors' epochs."""
+
 _TENTH = 0.1
 PROXY = ("network", "width", "epochs", "noise", "seed")
 """What a cell says of its proxy."""
@@ -168,10 +171,10 @@ def compare_choices(cell: dict[str, Any], work: Path) -> dict[str, Any]:
     }
 
 
-def choices_table(rows: Iterable[Row]) -> str:
+def choices_table(rows: Iterable[Row], width: int = WIDTH, epochs: int = EPOCHS) -> str:
     """A Markdown table: mean over the seeds, for each share of wrong labels and part of the checkpoints."""
     groups: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
+    for row in _of_size(rows, width, epochs):
         groups.setdefault((row["noise"], row["part"]), []).append(row)
     body = [
         [
@@ -186,10 +189,24 @@ def choices_table(rows: Iterable[Row]) -> str:
     return markdown(head, body)
 
 
-def table(rows: Iterable[Row], proxies: Iterable[Row], target: str = "resnet18") -> str:
-    """A Markdown table of a target's test accuracy by method: a column for each share wrong, share kept and budget."""
-    rows = [row for row in rows if row["target"] == target]
-    proxies = [row for row in proxies if row["network"] == target]
+def table(
+    rows: Iterable[Row],
+    proxies: Iterable[Row],
+    target: str = "resnet18",
+    width: int = WIDTH,
+    epochs: int = EPOCHS,
+) -> str:
+    """A Markdown table of a target's test accuracy by method: a column for each share wrong, share kept and budget.
+
+    Args:
+        rows: Those of the targets.
+        proxies: Those of the proxies.
+        target: The network of the targets.
+        width: The width of proxies and targets; rows of others are left out.
+        epochs: The same for the epochs of the proxies.
+    """
+    rows = [row for row in _of_size(rows, width, epochs) if row["target"] == target]
+    proxies = [row for row in _of_size(proxies, width, epochs) if row["network"] == target]
     columns = sorted({_column(row) for row in rows if row["method"] != EVERYTHING})
     body = []
     for name in dict.fromkeys([*DRAWS, *METHODS]):
@@ -207,6 +224,11 @@ def table(rows: Iterable[Row], proxies: Iterable[Row], target: str = "resnet18")
         for noise, kept, steps in columns
     ]
     return markdown(["trained on", *head], body)
+
+
+def _of_size(rows: Iterable[Row], width: int, epochs: int) -> list[Row]:
+    """The rows of one width and number of epochs, which have nothing to do with those of others."""
+    return [row for row in rows if (int(row["width"]), int(row["epochs"])) == (width, epochs)]
 
 
 def _column(row: Row) -> tuple[float, float, int]:
@@ -242,8 +264,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="A ResNet-18 on CIFAR-100 by the authors' recipe.")
     add, known = parser.add_argument, "(default: %(default)s)"
     add("--root", type=Path, default=Path("data"), help=f"folder of torchvision's datasets {known}")
-    add("--width", type=int, default=16, help=f"channels of the first layer {known}")
-    add("--epochs", type=int, default=30, help=f"epochs of the proxies, and of the targets for equal epochs {known}")
+    add("--width", type=int, default=WIDTH, help=f"channels of the first layer {known}")
+    add(
+        "--epochs", type=int, default=EPOCHS, help=f"epochs of the proxies, and of the targets for equal epochs {known}"
+    )
     add("--steps", type=int, default=2112, help=f"steps of the targets for equal steps {known}")
     add("--precision", default="bf16-mixed", help=f"of the Trainer {known}")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help=f"seeds {known}")
@@ -266,11 +290,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.only in (None, "choices"):
         cells = [{**proxy, "part": part} for proxy, part in itertools.product(proxies, PARTS)]
         compare = functools.partial(compare_choices, work=where["work"])
-        print(choices_table(run_cells(RESULTS / "cifar100_resnet_choices.csv", cells, compare, jobs=args.jobs)))
+        rows = run_cells(RESULTS / "cifar100_resnet_choices.csv", cells, compare, jobs=args.jobs)
+        print(choices_table(rows, args.width, args.epochs))
     if args.only in (None, "targets"):
         run = functools.partial(train_target, **where)
         rows = run_cells(RESULTS / "cifar100_resnet.csv", targets, run, jobs=args.jobs)
-        print(table(rows, read_rows(RESULTS / "cifar100_resnet_proxies.csv")))
+        for target in args.targets:
+            print(table(rows, read_rows(RESULTS / "cifar100_resnet_proxies.csv"), target, args.width, args.epochs))
 
 
 if __name__ == "__main__":

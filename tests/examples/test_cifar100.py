@@ -63,12 +63,19 @@ def test_choices_by_some_checkpoints_are_compared_with_those_by_all(tmp_path):
     assert found["checkpoints"] == 5
     assert found["top"] == pytest.approx(len(chosen[0] & chosen[1]) / 9, abs=1e-4)
     row = {name: str(value) for name, value in {**cell, "part": "first half", **found}.items()}
-    assert f"| 40% | first half | 5 | {found['spearman']:.2f} |" in cifar100.choices_table([row])
+    assert f"| 40% | first half | 5 | {found['spearman']:.2f} |" in cifar100.choices_table(
+        [row], cell["width"], cell["epochs"]
+    )
+    assert len(cifar100.choices_table([row]).splitlines()) == 2  # the head alone
 
 
 def test_the_table_has_every_method_and_what_everything_gives():
+    size = {"width": "16", "epochs": "30"}
     rows = [
-        {"noise": noise, "fraction": kept, "steps": steps, "target": target, "method": method, "accuracy": accuracy}
+        {
+            **{**size, "noise": noise, "fraction": kept, "steps": steps},
+            **{"target": target, "method": method, "accuracy": accuracy},
+        }
         for noise, kept, steps, target, method, accuracy in (
             ("0.0", "0.1", "1056", "resnet18", "random", "20"),
             ("0.0", "0.1", "1056", "resnet18", "random", "24"),
@@ -79,7 +86,8 @@ def test_the_table_has_every_method_and_what_everything_gives():
             ("0.0", "1.0", "1056", "vgg16", "everything", "8"),
         )
     ]
-    proxies = [{"network": "resnet18", "noise": "0.4", "accuracy": "41"}]
+    proxies = [{**size, "network": "resnet18", "noise": "0.4", "accuracy": "41"}]
+    rows, proxies = ([*of, {**of[0], "width": "64", "accuracy": "99"}] for of in (rows, proxies))
     table = cifar100.table(rows, proxies)
     head = "| trained on | clean, 10%, 1,056 steps | clean, 10%, 2,112 steps | 40% wrong, 10%, all epochs |"
     assert table.splitlines()[0] == head
@@ -87,6 +95,8 @@ def test_the_table_has_every_method_and_what_everything_gives():
     assert "| CLD, drawn |  |  | 11.0 |" in table
     assert "| everything, as long | 31.0 |  |  |" in table
     assert "| everything, all epochs (the proxy) |  |  | 41.0 |" in table
+    assert "99" not in table
+    assert "| random | 99.0 |" in cifar100.table(rows, proxies, width=64)
     assert cifar100.table(rows, proxies, "vgg16").splitlines()[2:] == [
         "| random | 7.0 |",
         "| everything, as long | 8.0 |",
