@@ -1,4 +1,4 @@
-"""Figures of scores and trajectories. They need matplotlib: `pip install "lightning-cld[plots]"`.
+"""Figures of scores and trajectories. They need matplotlib: `pip install matplotlib`.
 
 Every function returns `(figure, axes)` and leaves matplotlib's global state alone: it does not use pyplot, opens no
 window and chooses no backend. Save a figure with `figure.savefig(path)`.

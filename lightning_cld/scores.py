@@ -333,7 +333,7 @@ class CLDScores:
         """Writes an HTML page with the summary, figures, and the samples with the highest and lowest scores.
 
         The page is one file that loads nothing, for a browser, an attachment or a logger. It needs matplotlib
-        (`pip install "lightning-cld[plots]"`). If there are many classes, it shows those with the lowest mean scores.
+        (`pip install matplotlib`). If there are many classes, it shows those with the lowest mean scores.
 
         Args:
             path: The file to write, atomically, or a URL. Missing parent directories are created.

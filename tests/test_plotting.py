@@ -121,7 +121,7 @@ def test_without_matplotlib_all_but_the_figures_work_and_these_name_the_extra():
     done = subprocess.run([sys.executable, "-c", WITHOUT_MATPLOTLIB], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "without\n")
     assert done.stderr.splitlines()[-1] == (
-        'ModuleNotFoundError: Figures need matplotlib, which is not installed: pip install "lightning-cld[plots]".'
+        "ModuleNotFoundError: Figures need matplotlib, which is not installed: pip install matplotlib."
     )
 
 

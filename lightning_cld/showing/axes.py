@@ -30,9 +30,7 @@ def new_figure(width: float, height: float) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'Figures need matplotlib, which is not installed: pip install "lightning-cld[plots]".'
-        ) from error
+        raise ModuleNotFoundError("Figures need matplotlib, which is not installed: pip install matplotlib.") from error
     return Figure(figsize=(width, height), layout="constrained")
 
 
