@@ -72,9 +72,10 @@ class CoresetDataModule(LightningDataModule):
             that are further apart than there are epochs. The loader reads the full train set at the positions of the
             draw, so `len(loader.dataset)` is the full set's length; `len(loader)` counts the batches that are served.
             With `epoch_length="full"` each pass over a coreset has a draw of its own: if an epoch takes p passes, its
-            seeds are `seed + e * p` to `seed + e * p + p - 1`, and of the last draw only a part is served. In a loop
-            without a Trainer, call `loader.sampler.set_epoch(e)` before each epoch. With several train loaders, those
-            with scores are redrawn; one that Lightning begins again within an epoch serves the same draw again.
+            seeds are `seed + e * p` to `seed + e * p + p - 1`, and of the last draw only a part is served. So it is
+            with a sampler that draws more samples than the train set has. In a loop without a Trainer, call
+            `loader.sampler.set_epoch(e)` before each epoch. With several train loaders, those with scores are redrawn;
+            one that Lightning begins again within an epoch serves the same draw again.
             A stream has no such draws, unless it gives any sample by its position.
         epoch_length: "coreset" makes an epoch one pass over the coreset. "full" keeps epochs as long as the full
             set's, so that schedules and step budgets stay as they were: each epoch consists of whole passes over the

@@ -154,7 +154,7 @@ class CLDMetric(Metric):
         known = None if self.labels is None or self.groups is None else self.labels[self.groups.long()]
         reliability = reliability_by_class(moments, classes)
         metadata = {
-            **provenance(self.val_classes, len(moments.val_last)),
+            **provenance(known, self.val_classes, len(moments.val_last), int(moments.differences.max())),
             "record": "sweep",
             "history": "running",
             "half_problem": "CLDMetric keeps no coreset of an earlier checkpoint",

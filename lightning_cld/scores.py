@@ -51,10 +51,10 @@ class CLDScores:
             callback's settings, and the `settled_epoch` for a cutoff of "auto"; `sweep_seconds`, the time that logging
             took; `identity`, what is known of the train set beside its length (some of "labels", "some labels",
             "positions", "files", "samples" and "names"); and `reference_sizes`, the number of validation samples per
-            class. There are also `reference_reliability` (`lightning_cld.functional.reference_reliability`, per class,
-            None if unknown), `half_overlap`, the share of the best tenth that was the same after `half_epoch` epochs,
-            or `half_problem`, why that is not known, and `implausible`, the share of implausible labels in all samples
-            and in each class.
+            trained class, and `differences`, the number of differences that the scores are made of. There are also
+            `reference_reliability` (`lightning_cld.functional.reference_reliability`, per class, None if unknown),
+            `half_overlap`, the share of the best tenth that was the same after `half_epoch` epochs, or `half_problem`,
+            why that is not known, and `implausible`, the share of implausible labels in all samples and in each class.
         plausibility: How plausible each label is, in [0, 1], `[N]`, for `select(rule="draw")` and `suspects`: the share
             of the training samples like it that the validation samples of its class explain. None if unknown.
         confidence: `lightning_cld.functional.early_confidence`, `[N]`, for the same; None if unknown.
@@ -63,7 +63,8 @@ class CLDScores:
 
     Raises:
         TypeError: If `values`, `classes`, `plausibility`, `confidence` or `names` have the wrong type.
-        ValueError: If shapes don't match, a class is negative (except -1), or two names are the same.
+        ValueError: If shapes don't match, a class is negative (except -1), a plausibility lies outside of [0, 1], or
+            two names are the same.
 
     Example:
         >>> import torch
@@ -105,6 +106,9 @@ class CLDScores:
         self.fingerprint = fingerprint
         self.metadata = dict(metadata or {})
         self.plausibility = self._for_each(plausibility, "plausibility")
+        if self.plausibility is not None and ((self.plausibility < 0) | (self.plausibility > 1)).any():
+            wrong = self.plausibility[(self.plausibility < 0) | (self.plausibility > 1)][0]
+            raise ValueError(f"plausibility must lie in [0, 1], got {float(wrong):g}.")
         self.confidence = self._for_each(confidence, "confidence")
         self.names = checked_names(names, len(self.values))
 
@@ -154,20 +158,29 @@ class CLDScores:
             Sorted positions in the train dataset, int64.
 
         Warns:
-            UserWarning: For "draw", if the validation samples explain less than half of the train samples.
+            UserWarning: If the budget is smaller than the number of classes; for "draw" also if the validation samples
+                explain less than half of the train samples.
 
         Raises:
             TypeError: As `select_top`, or if `seed` is not a whole number.
             ValueError: As `select_top`; or if the rule is unknown; or for "draw", if the scores hold no plausibility;
                 or for "top", if the scores are CLD from `CLDCallback(record="step")`.
         """
+        chosen = self._selected(rule, seed, {"fraction": fraction, "size": size, "per_class": per_class})
+        if len(chosen) < self.num_classes:
+            rank_zero_warn(
+                f"CLD: {len(chosen)} samples can't have one of each of the {self.num_classes} classes. Of classes of "
+                "one size those with the lowest numbers come first, whatever the seed. Keep more samples."
+            )
+        return chosen
+
+    def _selected(self, rule: str, seed: int, budget: dict[str, Any]) -> Tensor:
         check_rule(rule, seed)
         pool = self.positions()
         values, classes = self.values[pool], None if self.classes is None else self.classes[pool]
         if rule == "random":
             alike = torch.ones(len(pool))
-            drawn = select_drawn(alike, alike, classes, fraction=fraction, size=size, per_class=per_class, seed=seed)
-            return pool[drawn]
+            return pool[select_drawn(alike, alike, classes, **budget, seed=seed)]
         if rule == "top":
             if self.metadata.get("record") == "step" and self.metadata.get("scored_by") == "CLD":
                 raise ValueError(
@@ -175,7 +188,7 @@ class CLDScores:
                     'good ones, but do not rank the good ones as sweeps would, so rule="top" does not work with them. '
                     "Use rule=\"draw\", or log with record='sweep'."
                 )
-            return pool[select_top(values, classes, fraction=fraction, size=size, per_class=per_class)]
+            return pool[select_top(values, classes, **budget)]
         if self.plausibility is None:
             raise ValueError(
                 'rule="draw" weights by how plausible each label is, but these scores hold no plausibility'
@@ -190,17 +203,7 @@ class CLDScores:
                 'random one: hold validation samples out at random (proportional_holdout), or use rule="random".'
             )
         confidence = None if self.confidence is None else self.confidence[pool]
-        drawn = select_drawn(
-            values,
-            plausible,
-            classes,
-            confidence=confidence,
-            fraction=fraction,
-            size=size,
-            per_class=per_class,
-            seed=seed,
-        )
-        return pool[drawn]
+        return pool[select_drawn(values, plausible, classes, confidence=confidence, **budget, seed=seed)]
 
     def _why_none(self) -> str:
         if self.metadata.get("scored_by", "CLD") != "CLD":
@@ -213,9 +216,9 @@ class CLDScores:
         """Lists samples whose labels may be wrong, the most suspicious first.
 
         There are as many as the validation samples don't explain: the sum of `1 - plausibility`. They are those with
-        the lowest product of plausibility and confidence, and where that is equal the lowest confidence. None are
-        listed without clear evidence. If the validation split has wrong labels too, fewer are listed, or none. Unscored
-        samples are left out.
+        the lowest product of plausibility and confidence, and where that is equal the lowest confidence, then the
+        lowest score. None are listed without clear evidence. If the validation split has wrong labels too, fewer are
+        listed, or none. Unscored samples are left out.
 
         Args:
             max_score: List the samples with at most this score instead, in [-1, 1], the lowest score first. Below zero,
@@ -242,7 +245,9 @@ class CLDScores:
         pool = self.positions()
         if max_score is None and self.plausibility is not None and is_compared(self):
             plausible = self.plausibility[pool].double()
-            doubted = torch.nonzero(plausible < 1).flatten()  # neither plausible nor NaN
+            values = self.values[pool]
+            doubted = torch.nonzero((plausible < 1) & ~values.isnan()).flatten()  # neither plausible nor NaN
+            doubted = doubted[torch.argsort(values[doubted], stable=True)]  # decides where all else is equal
             count = round(float((1 - plausible[doubted]).sum()))
             if self.confidence is not None:
                 confidence = self.confidence[pool].double()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from lightning_cld.functional.checks import (
     as_classes,
     as_numbers,
     check_class_pair,
+    check_count,
     check_differences,
     check_losses,
     check_reference,
@@ -189,7 +190,7 @@ class LossTrajectories:
             val_row: Losses of the validation samples, `[M]`.
 
         Raises:
-            TypeError: If a row holds no numbers.
+            TypeError: If a row holds no numbers, or `epoch` is not a whole one.
             ValueError: If `epoch` is before the newest checkpoint, or a row has the wrong shape.
 
         Example:
@@ -201,6 +202,9 @@ class LossTrajectories:
             tensor([[2.5000, 1.0000],
                     [1.5000, 1.2500]])
         """
+        if isinstance(epoch, bool) or not isinstance(epoch, SupportsIndex):
+            raise TypeError(f"epoch must be a whole number, got {epoch!r}.")
+        epoch = operator.index(epoch)
         if epoch < self.epochs[-1]:
             raise ValueError(f"Checkpoints must be recorded in order: got {epoch} after {self.epochs[-1]}.")
         train, val = as_numbers(train_row, "train_row"), as_numbers(val_row, "val_row")
@@ -216,6 +220,8 @@ class LossTrajectories:
     def leave_hole(self, epoch: int) -> None:
         """Records that the checkpoint after `epoch` completed epochs was not logged, as NaN. No difference spans it.
 
+        If that is the newest checkpoint already, it stays.
+
         Example:
             >>> from lightning_cld import LossTrajectories
             >>> trajectories = LossTrajectories([[2.5, 1.0]], [[2.0]])
@@ -224,6 +230,8 @@ class LossTrajectories:
             tensor([[2.],
                     [nan]])
         """
+        if epoch == self.epochs[-1]:
+            return
         train_row, val_row = (torch.full((rows.width,), torch.nan) for rows in (self._train, self._val))
         self.record(epoch, train_row, val_row)
 
@@ -292,11 +300,18 @@ class LossTrajectories:
         half, at_half = None, None
         if by is None:
             half = half_of(part.epochs, part.epochs[-1])
-            values, at_half = part._cld(half)
+            values, at_half, differences = part._cld(half)
         else:
-            values = part._values_of(by)
+            values, differences = part._values_of(by), None
         scored_by = "CLD" if by is None else _name_of(by)
-        origin = provenance(self.val_classes, self.references, scored_by=scored_by, every_n_epochs=every_n_epochs)
+        origin = provenance(
+            self.train_classes,
+            self.val_classes,
+            self.references,
+            differences,
+            scored_by=scored_by,
+            every_n_epochs=every_n_epochs,
+        )
         confidence, plausible, shares = part._judged(values, self.from_steps) if by is None else (None, None, {})
         metadata = {
             **self.metadata,
@@ -314,8 +329,7 @@ class LossTrajectories:
 
         Rows of training steps are turned into losses at checkpoints.
         """
-        if every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs must be at least 1, got {every_n_epochs}.")
+        every_n_epochs = check_count("every_n_epochs", every_n_epochs)
         if cutoff_epoch is not None and cutoff_epoch > self.epochs[-1]:
             raise ValueError(
                 f"cutoff_epoch={cutoff_epoch} was not reached: the last checkpoint is after {self.epochs[-1]} epochs."
@@ -367,10 +381,10 @@ class LossTrajectories:
         """
         return self._thinned(cutoff_epoch, 1)._cld()[0]
 
-    def _cld(self, early: int | None = None) -> tuple[Tensor, Tensor | None]:
+    def _cld(self, early: int | None = None) -> tuple[Tensor, Tensor | None, int]:
         """CLD from all checkpoints, as in `values`, and from those up to the epoch `early`, in one pass.
 
-        The second is None if that is too few checkpoints or differences.
+        The second is None if that is too few checkpoints or differences. The third is the number of differences.
         """
         train, val = self.train_losses, self.val_losses
         used = self._used_positions()
@@ -389,7 +403,7 @@ class LossTrajectories:
         values = torch.full((1 + len(at_early), self._train.width), torch.nan, dtype=torch.float32)
         for row, scores in zip(values, [final, *(scores for scores, _ in at_early)], strict=True):
             row[used] = scores.cpu()
-        return values[0], values[1] if at_early else None
+        return values[0], values[1] if at_early else None, differences
 
     def _judged(self, values: Tensor, from_steps: bool) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """The early confidence, the plausibility of the labels, and what the metadata say of it."""

@@ -880,6 +880,46 @@ def test_a_reference_that_is_not_finite_before_training_raises_at_the_start(tmp_
         fit(tmp_path, CLDCallback(), datamodule=Blobs(pool))
 
 
+def test_a_validation_loss_of_an_untrained_class_may_be_infinite(tmp_path):
+    pool = blobs()
+    data = Blobs(pool)
+    untrained = int(data.val_set.dataset.tensors[1][data.val_set.indices[4]])
+    pool.tensors[0][int(data.val_set.indices[4])] = torch.nan
+    data.train_set.indices = [p for p in data.train_set.indices if int(pool.tensors[1][p]) != untrained]
+    cld = CLDCallback()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not finite.*")
+        fit(tmp_path, cld, datamodule=data)
+    assert not cld.scores.values.isnan().any()
+
+
+@pytest.mark.parametrize("history", ["full", "running"])
+@pytest.mark.parametrize(
+    ("before", "after"), [(range(90), range(45)), (range(45), range(90)), (range(45), range(45, 90))]
+)
+@pytest.mark.parametrize("classes", [True, False])
+def test_a_run_does_not_go_on_with_another_sampler(tmp_path, history, before, after, classes):
+    class OneClass(Classifier):
+        def cld_step(self, batch):
+            losses, labels = torch.nn.functional.cross_entropy(self(batch[0]), batch[1], reduction="none"), batch[1]
+            return losses, labels if classes else None
+
+    def over(positions):
+        return Blobs(shuffle=None, sampler=SubsetRandomSampler(positions))
+
+    trainer, _ = fit(tmp_path, CLDCallback(history=history), OneClass(), over(before), max_epochs=4)
+    trainer.save_checkpoint(tmp_path / "four.ckpt")
+    with pytest.raises(ValueError, match=r"its sampler draws \d+ positions.*Resume with the sampler that was logged"):
+        fit(
+            tmp_path,
+            CLDCallback(history=history),
+            OneClass(),
+            over(after),
+            ckpt_path=tmp_path / "four.ckpt",
+            max_epochs=8,
+        )
+
+
 @pytest.mark.parametrize("history", ["full", "running"])
 def test_a_sample_with_a_non_finite_loss_is_unscored(tmp_path, history):
     pool = blobs()

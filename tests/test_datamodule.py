@@ -2,6 +2,7 @@ import copy
 import pickle
 import warnings
 from collections import Counter, OrderedDict
+from functools import partial
 from typing import NamedTuple
 
 import lightning as L
@@ -162,7 +163,29 @@ def test_a_target_trains_on_the_coreset(tmp_path):
 # Forms of a coreset
 
 
-@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def reversed_view(positions):
+    return np.array(positions[::-1])[::-1]
+
+
+def frozen(positions):
+    array = np.array(positions)
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list,
+        tuple,
+        np.array,
+        torch.tensor,
+        reversed_view,
+        frozen,
+        partial(np.array, dtype=">i8"),
+        partial(np.array, dtype=object),
+    ],
+)
 def test_bare_positions_are_served_as_they_are(kind):
     data = Blobs(shuffle=False)
     coreset = CoresetDataModule(data, kind([7, 3, 50]))
@@ -190,6 +213,7 @@ def test_a_random_baseline_is_balanced_like_the_coreset():
         ([1.5], {}, TypeError, "whole numbers"),
         ([[1, 2]], {}, TypeError, r"shape \[1, 2\]"),
         ([True, False], {}, TypeError, "nonzero"),
+        (np.ma.array([1, 2, 3], mask=[0, 1, 0]), {}, TypeError, "whole numbers, got a masked array"),
         ("nowhere.npz", {"fraction": 0.1}, FileNotFoundError, "nowhere.npz"),
         (None, {}, TypeError, "exactly one budget"),
         (None, {"fraction": 0.1, "size": 3}, TypeError, "exactly one budget"),

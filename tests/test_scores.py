@@ -282,6 +282,12 @@ def test_a_reliability_is_never_told_to_be_more_than_it_is():
             "with care:- the best tenth of classes 0, 3 is aligned no better than by chance: train",
         ),
         (
+            {"metadata": {"differences": 3}},  # with 31 checkpoints, some of which were not logged
+            "alignment",
+            "mean score +0.95 in the best tenth, +0.40 overall, +0.98 in a best tenth by chance",
+            "with care:- the best tenth of classes 0, 3 is aligned no better than by chance: train",
+        ),
+        (
             {"metadata": {"implausible": {"share": [0.51, 0.4, 0.6], "classes": {"0": [0.51, 0.4, 0.6]}}}},
             "labels",
             "about 51% look wrong",
@@ -298,7 +304,16 @@ def test_a_reliability_is_never_told_to_be_more_than_it_is():
             "with care:- more than half of the labels of class 3 look wrong: look at some. If they are right, the",
         ),
     ],
-    ids=["not settled", "thin", "unreliable", "weak", "too few checkpoints", "most wrong", "most of a class wrong"],
+    ids=[
+        "not settled",
+        "thin",
+        "unreliable",
+        "weak",
+        "too few checkpoints",
+        "too few differences",
+        "most wrong",
+        "most of a class wrong",
+    ],
 )
 def test_a_summary_says_what_not_to_trust_and_what_to_do(changes, name, line, trust):
     found = told(sound(**changes))
@@ -860,3 +875,30 @@ def test_names_are_those_of_the_positions(kind):
 def test_names_that_are_not_one_a_sample_are_refused(make, names, error, message):
     with pytest.raises(error, match=message):
         make([0.5, -0.25, 0.75], names=names)
+
+
+def test_epochs_to_settle_are_not_told_of_scores_from_fewer():
+    settled = {"cutoff_epoch": "auto", "settled_epoch": 18}
+    assert told(sound(metadata=settled))["settled"].startswith("after 18 epochs; ")
+    assert "18" not in told(sound(metadata=settled, epochs=range(9)))["settled"]
+
+
+def test_suspects_that_are_alike_but_for_the_score_come_by_it_without_the_unscored():
+    scores = CLDScores([0.3, NAN, -0.2, 0.1], plausibility=[0.0] * 4, confidence=[0.0] * 4)
+    assert scores.suspects().tolist() == [2, 3, 0]
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 1.5])
+def test_a_plausibility_is_a_share(wrong):
+    with pytest.raises(ValueError, match=rf"plausibility must lie in \[0, 1\], got {wrong}"):
+        CLDScores([0.5, 0.5], plausibility=[1.0, wrong])
+
+
+@pytest.mark.parametrize("rule", ["top", "draw", "random"])
+def test_a_budget_below_the_number_of_classes_is_told(rule):
+    scores = CLDScores(torch.rand(40), torch.arange(40) % 20, plausibility=torch.ones(40))
+    with pytest.warns(UserWarning, match="5 samples can't have one of each of the 20 classes.*Keep more"):
+        scores.select(size=5, rule=rule)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores.select(size=20, rule=rule)

@@ -16,6 +16,7 @@ from toys import Blobs, fit
 from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, baselines
 from lightning_cld.data.fingerprint import Fingerprint
 from lightning_cld.functional.diagnostics import reference_reliability
+from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.scores import OUTSIDE
 from lightning_cld.trajectories import LossTrajectories
 
@@ -365,7 +366,7 @@ def test_scores_by_something_else_carry_classes_identity_and_provenance():
     assert by_cld.pop("scored_by") == "CLD"
     by_loss = dict(scores.metadata)
     assert by_loss.pop("scored_by") == "last_loss"
-    for only_of_cld in ("reference_reliability", "half_epoch", "half_overlap", "implausible"):
+    for only_of_cld in ("reference_reliability", "half_epoch", "half_overlap", "implausible", "differences"):
         assert by_cld.pop(only_of_cld) is not None
     assert {**by_loss, "created": None} == {**by_cld, "created": None}
 
@@ -725,3 +726,42 @@ def test_loading_takes_a_tenth_more_memory_than_the_file_has_bytes(tmp_path):
     )
     said = subprocess.run([sys.executable, "-c", PEAK, small, large], capture_output=True, text=True, check=True)
     assert 0.9 * large.stat().st_size < int(said.stdout) < 1.1 * large.stat().st_size
+
+
+def test_a_checkpoint_that_is_logged_is_no_hole():
+    made, expected = trajectories(), trajectories()
+    made.leave_hole(16)
+    assert_same(made, expected)
+    made.leave_hole(17)
+    assert made.epochs == [*EPOCHS, 17]
+    assert made.logged_epochs == EPOCHS
+    with pytest.raises(ValueError, match="in order"):
+        made.leave_hole(16)
+
+
+@pytest.mark.parametrize("wrong", [2.5, True, "2"])
+def test_epochs_are_whole_numbers(wrong):
+    made = trajectories()
+    with pytest.raises(TypeError, match="every_n_epochs must be a whole number"):
+        made.score(every_n_epochs=wrong)
+    with pytest.raises(TypeError, match="epoch must be a whole number"):
+        made.record(wrong, torch.zeros(30), torch.zeros(12))
+    made.record(np.int64(17), torch.zeros(30), torch.zeros(12))
+    assert type(made.epochs[-1]) is int
+
+
+def test_complex_losses_are_refused():
+    with pytest.raises(TypeError, match="train_row must be numbers"):
+        trajectories().record(17, torch.zeros(30, dtype=torch.complex64), torch.zeros(12))
+
+
+@pytest.mark.parametrize("history", [LossTrajectories, RunningHistory.of_losses])
+def test_references_are_counted_of_trained_classes_and_differences_without_holes(history):
+    val, val_classes = torch.cat([VAL, VAL[:, :2]], dim=1), torch.cat([VAL_CLASSES, torch.tensor([5, 5])])
+    made = history(TRAIN[:6], val[:6], CLASSES, val_classes, EPOCHS[:6])
+    made.leave_hole(6)
+    made.record(7, TRAIN[7], val[7])
+    made.record(8, TRAIN[8], val[8])
+    found = made.score().metadata
+    assert found["reference_sizes"] == {"0": 4, "3": 4, "700": 4}
+    assert found["differences"] == 6  # five, and that from epoch 7 to 8

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightning_cld.functional.arrays import as_tensor, described
 from lightning_cld.functional.checks import is_integer
 from lightning_cld.names import SampleNames
 
@@ -26,15 +27,14 @@ def as_names(coreset: Any) -> SampleNames | None:
 
 def as_positions(coreset: Any) -> list[int]:
     """Positions in the train set, each once, in the order given; raises if they are something else."""
-    try:
-        # Of a list numpy makes an array several times faster than torch.
-        listed = isinstance(coreset, list) and len(coreset) > 0 and type(coreset[0]) is int
-        positions = torch.as_tensor(np.asarray(coreset) if listed else coreset)
-    except (TypeError, ValueError, RuntimeError):
+    # Of a list numpy makes an array several times faster than torch.
+    is_list = isinstance(coreset, list) and len(coreset) > 0 and type(coreset[0]) is int
+    positions = as_tensor(np.asarray(coreset) if is_list else coreset)
+    if positions is None:
         raise TypeError(
             "coreset must be CLDScores, the path of a scores file, or a sequence of whole numbers, got "
-            f"{type(coreset).__name__}. Give the `.scores` of a CLDCallback, or the `.score()` of LossTrajectories."
-        ) from None
+            f"{described(coreset)}. Give the `.scores` of a CLDCallback, or the `.score()` of LossTrajectories."
+        )
     if positions.ndim == 1 and len(positions) == 0:
         raise ValueError("coreset is empty: there would be nothing to train on.")
     if positions.dtype == torch.bool:

@@ -85,10 +85,12 @@ class RedrawingSampler(FullLengthSampler):
     @override
     def _drawn(self, number: int, length: int) -> Tensor:
         positions = self.draws.draw(number)
-        if self.weights is None:
+        if self.weights is None and not self.replacement:
             return positions[super()._drawn(number, length)]
-        weights, generator = self.weights[positions], self._generator(number)
-        return positions[torch.multinomial(weights, length, self.replacement, generator=generator)]
+        generator = self._generator(number)
+        if self.weights is None:
+            return positions[torch.randint(len(positions), (length,), generator=generator)]
+        return positions[torch.multinomial(self.weights[positions], length, self.replacement, generator=generator)]
 
 
 def redrawing_sampler(
@@ -120,11 +122,12 @@ def redrawing_sampler(
     elif hasattr(sampler, "replacement"):  # one that draws at random, or by weight
         scaled = max(1, round(sampler.num_samples * draws.size / full))
         epoch_size = sampler.num_samples if full_length else scaled
-        if draws_by_weight(sampler) or sampler.replacement:
-            weights = torch.as_tensor(sampler.weights, dtype=torch.double) if draws_by_weight(sampler) else None
-            weights = torch.ones(full) if weights is None else weights
+        if draws_by_weight(sampler):
+            weights = torch.as_tensor(sampler.weights, dtype=torch.double)
             _check_weights(weights, draws, scaled, replacement=sampler.replacement)
-            settings |= {"weights": weights, "replacement": sampler.replacement, "pass_size": scaled}
+            settings["weights"] = weights
+        if draws_by_weight(sampler) or sampler.replacement:
+            settings |= {"replacement": sampler.replacement, "pass_size": scaled}
     if is_distributed(sampler):
         settings |= {name: getattr(sampler, name) for name in ("shuffle", "num_replicas", "rank", "seed", "drop_last")}
     else:

@@ -60,7 +60,7 @@ def as_numbers(values: object, name: str) -> Tensor:
             raise ValueError(f"{name} must have rows of the same length, got shapes {sorted(shapes)[:3]}.")
         return torch.stack(rows)
     numbers = as_tensor(values)
-    if numbers is None:
+    if numbers is None or numbers.is_complex():
         raise TypeError(f"{name} must be numbers, in rows of the same length, got {kind_of(values)}.")
     return numbers
 
@@ -68,6 +68,8 @@ def as_numbers(values: object, name: str) -> Tensor:
 def as_classes(values: object, name: str) -> Tensor:
     """Returns integers of any type that `as_tensor` reads as an int64 tensor, or raises."""
     classes = as_tensor(values)
+    if classes is not None and classes.numel() == 0:  # the dtype of an empty list means nothing
+        return classes.long()
     if is_integer(classes):
         if classes.dtype != torch.uint64 or (classes.long() >= 0).all():
             return classes.long().contiguous()  # which searchsorted asks for
@@ -83,7 +85,9 @@ def as_classes(values: object, name: str) -> Tensor:
 def check_classes(classes: object, samples: int, name: str) -> Tensor:
     """Returns `classes` as int64 `[samples]`, or raises."""
     classes = as_classes(classes, name)
-    if list(classes.shape) != [samples] or samples == 0:
+    if classes.numel() == 0:
+        raise ValueError(f"{name} is empty: there must be at least one sample.")
+    if list(classes.shape) != [samples]:
         raise ValueError(f"{name} must have shape [{samples}], one class per sample, got {list(classes.shape)}.")
     if classes.min() < 0:
         raise ValueError(

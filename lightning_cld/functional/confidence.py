@@ -30,7 +30,8 @@ def early_confidence(train_losses: Tensor, val_losses: Tensor) -> tuple[Tensor, 
     Returns:
         The confidence of the training samples, float32 `[N]`, and of the validation samples, float32 `[M]`, on the
         device of their losses. In [0, 1] if no loss is negative. Rows that either side lacks and single NaN (not
-        logged) are left out. NaN marks samples without a logged loss or with an infinite one.
+        logged) are left out. NaN marks samples without a logged loss or with one that is infinite in float32. Losses
+        above 104 give 0, so samples that have no others are not told apart.
 
     Raises:
         TypeError: If the losses are not floating point tensors.

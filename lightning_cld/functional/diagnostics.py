@@ -270,10 +270,16 @@ def _of_each(classes: IntegersLike | None, values: Tensor) -> Tensor:
 
 def _ranks(scores: Tensor, groups: Tensor) -> Tensor:
     """Ranks by class, then by score, float64; equal scores share the mean of their ranks."""
-    # Scores lie in [-1, 1], so a spacing of 4 keeps classes apart; float64 keeps every bit of a float32 score.
-    _, places, counts = torch.unique(groups.double() * 4 + scores.double(), return_inverse=True, return_counts=True)
-    middles: Tensor = (counts.cumsum(0) - (counts - 1) / 2).double()
-    return middles[places]
+    order = torch.argsort(scores, stable=True)
+    order = order[torch.argsort(groups[order], stable=True)]
+    scores, groups = scores[order], groups[order]
+    begins = torch.ones_like(groups, dtype=torch.bool)
+    begins[1:] = (scores[1:] != scores[:-1]) | (groups[1:] != groups[:-1])
+    run = begins.cumsum(0) - 1  # the number of each sample's run of equal scores
+    counts = torch.bincount(run)
+    ranks = torch.empty(len(order), dtype=torch.float64, device=scores.device)
+    ranks[order] = (counts.cumsum(0) - (counts - 1) / 2).double()[run]
+    return ranks
 
 
 def _means(values: Tensor, groups: Tensor, count: int) -> Tensor:

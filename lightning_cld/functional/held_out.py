@@ -47,9 +47,16 @@ def held_out_scores(val_losses: Tensor, val_classes: Tensor) -> Tensor:
     for start in range(0, len(values), width):
         part = slice(start, start + width)
         losses, size = val_losses[:, part].double(), sizes[:, groups[part]]
-        others = (size * reference[:, groups[part]] - losses.diff(dim=0)) / (size - 1)  # NaN where there are none
-        values[part] = correlate(losses, others)[0].float()
+        whole, own = size * reference[:, groups[part]], losses.diff(dim=0)
+        others = (whole - own) / (size - 1)  # NaN where there are none
+        known = _squares(whole - own) > _CANCELLED * torch.maximum(_squares(whole), _squares(own))
+        values[part] = correlate(losses, others)[0].where(known, torch.nan).float()
     return values
+
+
+def _squares(values: Tensor) -> Tensor:
+    """The sum of squares of each column about its mean, without NaN."""
+    return (values - values.nanmean(dim=0)).square().nansum(dim=0)
 
 
 def _logged(losses: Tensor, groups: Tensor, count: int) -> Tensor:

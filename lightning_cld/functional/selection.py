@@ -79,7 +79,10 @@ def select_top(
     if short:
         lacking = "; ".join(f"class {int(labels[c])} needs {budgets[c]} but has {scored[c]}" for c in short[:5])
         more = f" (and {len(short) - 5} more classes)" if len(short) > 5 else ""
-        raise ValueError(f"The budget needs more scored samples than there are: {lacking}{more}. Lower it.")
+        raise ValueError(
+            f"The budget needs more scored samples than there are: {lacking}{more}. Lower it, leave such classes out, "
+            'or choose at random (rule="random" of CLDScores.select), which needs no scores.'
+        )
 
     kept = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     best = best_of_each(scores.index_select(0, places), of_scored, torch.tensor(budgets, device=scores.device))
@@ -212,7 +215,7 @@ def _class_budgets(sizes: list[int], *, fraction: float | None, size: int | None
     samples = sum(sizes)
     if per_class is not None:
         return [operator.index(per_class)] * len(sizes)
-    total = int(fraction * samples + 0.5) if fraction is not None else operator.index(size or 0)
+    total = int(float(fraction) * samples + 0.5) if fraction is not None else operator.index(size or 0)
     if total == 0:
         raise ValueError(f"fraction={fraction} of {samples} samples is less than one sample. Raise it.")
     if total > samples:
@@ -246,6 +249,8 @@ def check_rule(rule: object, seed: object) -> None:
         raise ValueError(f"rule must be one of {', '.join(map(repr, RULES))}, got {rule!r}.")
     if isinstance(seed, bool) or not isinstance(seed, SupportsIndex):
         raise TypeError(f"seed must be a whole number, got {seed!r}.")
+    if not -(2**63) <= operator.index(seed) < 2**63:
+        raise ValueError(f"seed must fit into 64 bits, got {seed!r}.")
 
 
 def _apportion(sizes: Sequence[int], total: int) -> list[int]:
@@ -291,7 +296,7 @@ def proportional_holdout(
         `(train_indices, val_indices)`: sorted, disjoint, together all of `range(N)`; int64, on the CPU.
 
     Raises:
-        TypeError: If classes are neither integers nor names, or `fraction` is not a number.
+        TypeError: If classes are neither integers nor names, `fraction` is not a number, or `seed` not a whole one.
         ValueError: If `fraction` is outside (0, 1), or a class has fewer than 2 samples.
 
     Example:
@@ -306,6 +311,7 @@ def proportional_holdout(
         raise TypeError(f"fraction must be a number in (0, 1), got {fraction!r}.")
     if not 0 < fraction < 1:
         raise ValueError(f"fraction must be in (0, 1), got {fraction!r}.")
+    check_rule("random", seed)
     names = names_in(classes)
     distinct_names = sorted(set(names or ()))
     if names is not None:
@@ -320,11 +326,11 @@ def proportional_holdout(
             f"A holdout needs at least 2 samples of each class, but {listed(single, 'class', 'classes')} "
             f"{'has' if len(single) == 1 else 'have'} only 1. Drop or merge them."
         )
-    total = max(len(labels), int(fraction * len(pool) + 0.5))
+    total = max(len(labels), int(float(fraction) * len(pool) + 0.5))
     shares = [
         min(share, size - 1) for share, size in zip(_apportion(sizes.tolist(), total), sizes.tolist(), strict=True)
     ]
-    draw = torch.rand(len(pool), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    draw = torch.rand(len(pool), generator=torch.Generator().manual_seed(operator.index(seed)), dtype=torch.float64)
     order = torch.argsort(draw, stable=True)
     order = order[torch.argsort(groups[order], stable=True)]
     rank = torch.arange(len(pool)) - (sizes.cumsum(0) - sizes)[groups[order]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from lightning.pytorch import Trainer
 
 from lightning_cld.data.fingerprint import Fingerprint, hash_of
@@ -10,6 +11,7 @@ from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.recording.sources import Sources, warn_of_augmentation
 from lightning_cld.recording.stream_sweep import StreamSweep
 from lightning_cld.recording.sweep import Sweep
+from lightning_cld.scores import OUTSIDE
 from lightning_cld.trajectories import LossTrajectories
 
 _VAL_FINGERPRINT = "validation_fingerprint"
@@ -48,6 +50,14 @@ def check_recorded(history: LossTrajectories | RunningHistory, found: Sources) -
         problem = recorded.mismatch(found.fingerprint, same_code=True)
     elif recorded is not None:
         problem = "one is a stream, and the other is not"
+    if problem is None and isinstance(found.train, Sweep):
+        known = history.train_classes
+        before = torch.arange(found.train.length) if known is None else torch.nonzero(known != OUTSIDE).flatten()
+        if not torch.equal(before, found.train.positions):
+            problem = (
+                f"its sampler draws {len(found.train.positions):,} positions, and before it drew {len(before):,}, or "
+                "others. Resume with the sampler that was logged"
+            )
     if problem is None and len(found.val.positions) != history.references:
         problem, kind = f"it has {len(found.val.positions):,} samples, not {history.references:,}", "validation"
     if problem is None and val_recorded is not None and found.val_fingerprint is not None:

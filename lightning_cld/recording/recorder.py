@@ -151,7 +151,7 @@ class Recorder:
         if trainer.train_dataloader is not self._found_for:  # reload_dataloaders_every_n_epochs
             self._find_data(trainer)
         train_row, val_row, train_classes, val_classes = self._sweep(trainer, module, is_stopped)
-        self._check_val(epoch, val_row, val_classes)
+        self._check_val(epoch, val_row, train_classes, val_classes)
         if self.history is None:
             self._begin(module, epoch, train_row, val_row, train_classes, val_classes)
             self._start_steps(trainer, module)
@@ -182,13 +182,18 @@ class Recorder:
         self.step.check_sets(train_classes, val_classes)
         return train_row, val_row, *self._check_classes(train_classes, val_classes)
 
-    def _check_val(self, epoch: int, row: Tensor, classes: Tensor | None) -> None:
-        """Raises if a validation loss is not finite before the first step, and warns if one becomes so."""
-        if self._diverged or not row.isinf().any():
+    def _check_val(self, epoch: int, row: Tensor, train_classes: Tensor | None, val_classes: Tensor | None) -> None:
+        """Raises if a validation loss of a trained class is not finite before the first step; later it warns once."""
+        infinite = row.isinf().cpu()
+        if self._diverged or not infinite.any():
             return
-        losses = f"validation losses{_classes_at(row.isinf(), classes)} are not finite"
+        if train_classes is not None and val_classes is not None:
+            infinite &= torch.isin(val_classes, train_classes)
+        if not infinite.any():
+            return
+        losses = f"validation losses{_classes_at(infinite, val_classes)} are not finite"
         if epoch == 0:
-            first = int(self.sources.val.positions[int(row.isinf().int().argmax())])
+            first = int(self.sources.val.positions[int(infinite.int().argmax())])
             raise ValueError(
                 f"Before the first step {losses} (position {first} of the validation set, say), so nothing could be "
                 "scored. Repair or leave out those samples."
@@ -395,4 +400,4 @@ def _classes_at(chosen: Tensor, classes: Tensor | None) -> str:
     """The classes of the chosen samples for a message, as in " of class 3"; nothing where there is only one."""
     if classes is None:
         return ""
-    return f" of {listed(torch.unique(classes[chosen.cpu()]).tolist(), 'class', 'classes')}"
+    return f" of {listed(torch.unique(classes[chosen]).tolist(), 'class', 'classes')}"

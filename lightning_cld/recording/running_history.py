@@ -227,7 +227,7 @@ class RunningHistory:
             plausible, shares = above_threshold(values.cpu()), None
         metadata = {
             **self.metadata,
-            **provenance(self.val_classes, self.references),
+            **provenance(classes, self.val_classes, self.references, int(self._moments.differences.max())),
             "record": "sweep",
             **self._diagnosed(values, classes),
             **({} if shares is None else {"implausible": shares}),

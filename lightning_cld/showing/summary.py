@@ -63,9 +63,11 @@ def account(scores: CLDScores) -> list[tuple[str, str]]:
     more, doubts = _labels(metadata)
     lines += more
     findings += doubts
-    parts = [_references(metadata), _alignment(values, classes, epochs)]
+    differences = metadata.get("differences")  # fewer than checkpoints where some were not logged
+    differences = differences if isinstance(differences, int) else len(epochs) - 1
+    parts = [_references(metadata), _alignment(values, classes, differences)]
     if metadata.get("record") != "step":  # the best tenth of step losses is never chosen
-        parts.insert(0, _settled(metadata))
+        parts.insert(0, _settled(metadata, epochs))
     for more, finding in parts:
         lines += more
         findings.append(finding)
@@ -124,11 +126,12 @@ def _labels(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], list[_F
     return [("labels", text)], [_Finding(False, "", remedy)]
 
 
-def _settled(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], _Finding]:
+def _settled(metadata: Mapping[str, Any], epochs: Sequence[int]) -> tuple[list[tuple[str, str]], _Finding]:
     """How much of the best tenth was already chosen at half the epochs."""
     texts = []
-    if metadata.get("cutoff_epoch") == "auto":
-        settled = metadata.get("settled_epoch")
+    settled = metadata.get("settled_epoch")
+    # Scores from fewer epochs than it took to settle have the run's metadata too.
+    if metadata.get("cutoff_epoch") == "auto" and (settled is None or not epochs or settled <= epochs[-1]):
         texts.append("no, scored at the end" if settled is None else f"after {settled} epochs")
     shared = metadata.get("half_overlap")
     if isinstance(shared, float):
@@ -177,14 +180,14 @@ def _references(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], _Fi
     )
 
 
-def _alignment(values: Tensor, classes: Tensor | None, epochs: Sequence[int]) -> tuple[list[tuple[str, str]], _Finding]:
+def _alignment(values: Tensor, classes: Tensor | None, differences: int) -> tuple[list[tuple[str, str]], _Finding]:
     """How far the best tenth moves with its reference, compared with all samples and with chance."""
     try:
         means = alignment(values, classes)
     except ValueError:
         return [], _Finding(None, "alignment clear", "", "too few samples of a class are scored for a tenth of it")
     text = f"mean score {means.kept:+.2f} in the best tenth, {means.everything:+.2f} overall"
-    chance = chance_alignment(len(epochs) - 1) if len(epochs) >= MIN_CHECKPOINTS else None
+    chance = chance_alignment(differences) if differences >= MIN_CHECKPOINTS - 1 else None
     if chance is not None:
         text += f", {chance:+.2f} in a best tenth by chance"
     weak = [] if chance is None else means.classes[means.kept_of_class <= chance].tolist()

@@ -524,3 +524,10 @@ def test_a_sampler_goes_on_where_its_state_says():
     resumed.set_epoch(3)
     resumed.load_state_dict({"yielded": 60})  # as the full set's sampler says it at the end of an epoch
     assert resumed.epoch == 3
+
+
+def test_draws_with_replacement_work_for_more_samples_than_multinomial_takes():
+    size = 2**24 + 1
+    draws = Draws(lambda number: torch.arange(size), size, torch.arange(1))
+    sampler = RedrawingSampler(draws, 8, shuffle=True, replacement=True, pass_size=8, seed=0)
+    assert len(set(sampler)) == 8

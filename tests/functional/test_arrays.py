@@ -264,7 +264,7 @@ def test_a_holdout_of_numpys_own_strings():
         (["cat", b"cat", "cat", "dog"], TypeError, "got 'cat' at position 0"),
         (["cat", 1, "cat", 1], TypeError, "got 'cat' at position 0"),
         ("cat", TypeError, "got str"),
-        ([], TypeError, "float32"),
+        ([], ValueError, "classes is empty: there must be at least one sample"),
         ([["cat"], ["dog"]], TypeError, r"got \['cat'\] at position 0"),
     ],
     ids=str,

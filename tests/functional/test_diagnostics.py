@@ -189,10 +189,12 @@ def test_agreement_is_spearmans_within_classes(decimals):
 
 def test_agreement_tells_scores_apart_that_differ_in_the_last_bit_of_a_late_class():
     above = np.nextafter(np.float32(0.9), np.float32(1))
-    values = torch.tensor([0.5, 0.9, float(above)])
-    classes = torch.tensor([0, 999, 999])
+    values = torch.tensor([0.9, float(above)] * 1000)
+    classes = torch.arange(2000) // 2
     assert rank_agreement(values, values, classes) == 1.0
-    assert rank_agreement(values, values.flip(0), torch.tensor([999, 999, 999])) == -1.0
+    assert rank_agreement(values, values.flip(0), classes) == -1.0
+    tiny = torch.tensor([0.5, 1e-16, 2e-16, 3e-16])
+    assert rank_agreement(tiny, tiny, torch.tensor([0, 1, 1, 1])) == 1.0
 
 
 def test_agreement_of_nothing_is_not_known():

@@ -117,3 +117,11 @@ def test_moments_stay_where_a_difference_does_not_count():
     assert torch.equal(moments, before)
     assert torch.equal(later[:, 1], moments[:, 1])
     assert not torch.equal(later[:, 0], moments[:, 0])
+
+
+@pytest.mark.parametrize("make", [held_out_scores, from_moments])
+@pytest.mark.parametrize("others", [2, 5, 13, 36, 97])
+def test_where_the_others_never_change_there_is_nothing_to_follow(make, others):
+    val = torch.full((10, others + 1), 0.5)
+    val[:, 0] = case(10)[:, 0]
+    assert make(val, torch.zeros(others + 1, dtype=torch.int64)).isnan().all()

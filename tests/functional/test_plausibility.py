@@ -36,7 +36,7 @@ def found(values, val, groups, val_groups, classes, wrong=None):
 # An independent computation
 
 
-def ratios_of_bins(train, val, weights):
+def ratios_of_bins(train, val, weights, *, only_clear=True):
     """For one statistic in numpy and scikit-learn: the plausibility of each training sample."""
     bins = int(np.clip(len(val) // 10, 2, 20))
     ordered = np.sort(train)
@@ -56,7 +56,15 @@ def ratios_of_bins(train, val, weights):
     share, size = count[low].sum() / count.sum(), mass.sum()
     error = np.sqrt(size * share * (1 - share) * (1 + size / count.sum()))
     clear = 0 < share < 1 and size * share - mass[low].sum() > CLEAR * error
-    return (np.minimum(rising, 1) if clear else np.ones(bins))[of_train]
+    return (np.minimum(rising, 1) if clear or not only_clear else np.ones(bins))[of_train]
+
+
+def unclear_ratios(train, val):
+    """The same of both statistics of one class, `[2, N]` and `[2, M]`, whether they are clear or not."""
+    ones = np.ones(val.shape[1])
+    return np.minimum(
+        *(ratios_of_bins(t, v, ones, only_clear=False) for t, v in zip(train.numpy(), val.numpy(), strict=True))
+    )
 
 
 def oracle(values, val, groups, val_groups, classes, wrong=None):
@@ -227,6 +235,42 @@ def test_an_interval_is_of_resampled_validation_samples():
     assert 0 < many[2] - many[1] < few[2] - few[1] < 0.4
 
 
+def test_an_interval_reaches_as_far_to_both_sides_as_the_farther_end_of_the_resamples(monkeypatch):
+    values, val, groups, val_groups, classes, _ = case(2000, 300, 2, 0.3)  # of 150 samples, each class by itself
+    resamples = []
+
+    def kept(groups, count):
+        for chosen in whole(groups, count):
+            resamples.append(chosen)
+            yield chosen
+
+    whole = module._resamples
+    monkeypatch.setattr(module, "_resamples", kept)
+    best, low, high = found(values, val, groups, val_groups, classes).share.tolist()
+    order = torch.argsort(val_groups, stable=True)
+    # A resample draws the samples of each class from that class, and as many.
+    assert all(torch.equal(val_groups[order][chosen], val_groups[order]) for chosen in resamples)
+    assert len({tuple(chosen.tolist()) for chosen in resamples}) == len(resamples) == module._RESAMPLES
+    shares = []
+    for chosen in resamples:
+        ratios = np.stack(
+            [unclear_ratios(values[:, groups == c], val[:, order][:, chosen[c * 150 :][:150]]) for c in (0, 1)]
+        )
+        shares.append(1 - ratios.mean())
+    ends = np.quantile(shares, [0.025, 0.975])
+    reach = max(abs(ends - best))
+    assert (low, high) == pytest.approx((max(0.0, best - reach), min(1.0, best + reach)), abs=1e-6)
+
+
+@pytest.mark.parametrize(("best", "reach"), [(0.5, 0.3875), (0.2, 0.3875)])
+def test_the_farther_end_may_be_on_either_side(best, reach):
+    resampled = torch.linspace(best - 0.4, best + 0.1, 101, dtype=torch.float64)  # 95 % of it ends 0.0125 before
+    if best < 0.3:
+        resampled = 2 * best - resampled
+    interval = module._interval(torch.tensor(best, dtype=torch.float64), resampled)
+    assert interval.tolist() == pytest.approx([best, max(0.0, best - reach), best + reach])
+
+
 def test_where_training_samples_are_better_all_are_plausible():
     values, val, *rest = case(share=0.0)
     assert (found(values + 1, val, *rest).values == 1).all()
@@ -292,17 +336,13 @@ def test_fewer_samples_than_bins_are_judged(samples):
     assert ((result.values >= 0) & (result.values <= 1)).all()
 
 
-@pytest.mark.parametrize("constant", ["train", "val", "both"])
-def test_a_statistic_that_does_not_vary_tells_nothing_of_wrong_labels(constant):
-    values, val, *rest = case(share=0.0)
-    values, val = values.clone(), val.clone()
-    for part in (values, val) if constant == "both" else (values if constant == "train" else val,):
-        part[:] = 0.0
-    result = found(values, val, *rest)
-    assert len(result.values.unique()) <= (1 if constant != "val" else 60)
-    if constant == "both":
-        assert (result.values == 1).all()
-        assert result.share[0] == 0
+@pytest.mark.parametrize("constant", ["train", "both"])
+def test_statistics_that_do_not_vary_in_the_train_set_tell_nothing_of_wrong_labels(constant):
+    values, val, *rest = case(share=0.4)
+    assert found(values, val, *rest).share[0] > 0.3
+    result = found(torch.zeros_like(values), torch.zeros_like(val) if constant == "both" else val, *rest)
+    assert (result.values == 1).all()
+    assert result.share.tolist() == [0, 0, 0]
 
 
 def test_two_values_give_the_ratio_of_their_shares():

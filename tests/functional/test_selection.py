@@ -200,7 +200,11 @@ SCORES, CLASSES = torch.tensor([0.5, NAN, NAN, 0.4, 0.3, 0.2]), torch.tensor([3,
         ({"per_class": 1.5}, TypeError, r"per_class must be a whole number, got 1\.5"),
         ({"per_class": True}, TypeError, r"per_class must be a whole number, got True"),
         ({"per_class": 3}, ValueError, r"class 3 needs 3 but has 2; class 700 needs 3 but has 2"),
-        ({"size": 5}, ValueError, r"are: class 3 needs 3 but has 2\. Lower it"),
+        (
+            {"size": 5},
+            ValueError,
+            r"are: class 3 needs 3 but has 2\. Lower it, leave such classes out, or choose at random",
+        ),
         ({"fraction": 0}, ValueError, r"fraction must be in \(0, 1\], got 0"),
         ({"fraction": -0.5}, ValueError, r"fraction must be in \(0, 1\], got -0\.5"),
         ({"fraction": 1.01}, ValueError, r"fraction must be in \(0, 1\], got 1\.01"),
@@ -487,3 +491,29 @@ def test_bad_arguments_of_a_draw_raise(changes, error, message):
     arguments = {"scores": torch.rand(3), "plausibility": torch.rand(3), "size": 1, **changes}
     with pytest.raises(error, match=message):
         select_drawn(arguments.pop("scores"), arguments.pop("plausibility"), **arguments)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, float])
+def test_fractions_of_any_precision_count_alike(kind):
+    scores = torch.rand(100_001)
+    assert len(select_top(scores, fraction=kind(0.5))) == 50_001  # half up
+    assert [len(part) for part in proportional_holdout([0] * 100_001, kind(0.5))] == [50_000, 50_001]
+
+
+def test_seeds_of_numpy_are_seeds_and_others_are_refused():
+    classes = [0, 1] * 20
+    for part, expected in zip(
+        proportional_holdout(classes, 0.5, seed=np.int64(3)), proportional_holdout(classes, 0.5, seed=3), strict=True
+    ):
+        assert torch.equal(part, expected)
+    for seed in (0.5, True, "3"):
+        with pytest.raises(TypeError, match="seed must be a whole number"):
+            proportional_holdout(classes, 0.5, seed=seed)
+    with pytest.raises(ValueError, match="seed must fit into 64 bits"):
+        select_drawn(torch.rand(4), torch.ones(4), size=2, seed=2**64)
+
+
+@pytest.mark.parametrize("empty", [[], torch.empty(0, dtype=torch.int64)])
+def test_a_holdout_of_nothing_is_refused(empty):
+    with pytest.raises(ValueError, match="classes is empty"):
+        proportional_holdout(empty, 0.5)
