@@ -34,6 +34,10 @@ _SAMPLED_OF_GROUP = 2**8
 """The edges are those of so many training samples, and so many times the number of groups; what lies between them is
 counted in all."""
 
+_COUNTED = 2**20
+"""Training samples are counted in each class and pair of bins if that makes no more numbers than this, or than there
+are samples. Otherwise, with very many classes, each resample goes over all samples."""
+
 _RESAMPLES = 100
 _SEED = 0
 
@@ -108,7 +112,7 @@ def plausibility(
         comparison = _Comparison(of_train, of_val, train_groups, val_groups, group_of)
         found = comparison.ratios()
         comparison.put_values(found, judged_here, values)
-        totals[judged_here] = comparison.counts[judged_here].sum(1)
+        totals[judged_here] = comparison.totals[judged_here]
         for number, chosen in enumerate([None, *_resamples(val_groups, classes)]):
             ratios = found if chosen is None else comparison.ratios(chosen)
             lacking[number, judged_here] = comparison.lacking(ratios, judged_here)
@@ -133,7 +137,7 @@ class _Comparison:
     """The two statistics in bins, of the training and the validation samples of each group of classes.
 
     Attributes:
-        counts: The number of training samples of each class in each pair of bins, float64 `[C, bins ** 2]`.
+        totals: The number of training samples of each class whose statistics are known, float64 `[C]`.
     """
 
     def __init__(
@@ -148,12 +152,25 @@ class _Comparison:
         self._places = self._joint_bins(train, edges)
         self._val_keys = [val_groups * self._width + _bins(v, val_groups, e) for v, e in zip(val, edges, strict=True)]
 
-        self.counts = self._counted()
-        sizes = torch.bincount(val_classes, minlength=len(group_of))
-        compared = self.counts.where(sizes[:, None] > 0, 0.0)  # without classes that have no validation samples
-        joint = self.counts.new_zeros(self._count, self._width**2).index_add_(0, group_of, compared)
-        self._of_train = [joint.view(-1, self._width, self._width).sum(dim) for dim in (2, 1)]
-        self._weights = _weights(compared.sum(1), sizes, group_of)[val_classes]
+        count, cells = len(group_of), self._width**2
+        sizes = torch.bincount(val_classes, minlength=count)
+        row_of = group_of.where(sizes > 0, self._count)  # the last row is for classes without validation samples
+        self.totals, joint, counts = (
+            torch.zeros(size, dtype=torch.float64, device=self._places.device)
+            for size in (count, (self._count + 1) * cells, count * cells if self._counts_fit(count * cells) else 0)
+        )
+        for classes, places in self._known():
+            one = joint.new_ones(1).expand(len(places))
+            self.totals.index_add_(0, classes, one)
+            joint.index_add_(0, row_of[classes] * cells + places, one)
+            if len(counts):
+                counts.index_add_(0, classes * cells + places, one)
+        self._counts = counts.view(count, cells) if len(counts) else None
+        self._of_train = [joint.view(-1, self._width, self._width)[: self._count].sum(dim) for dim in (2, 1)]
+        self._weights = _weights(self.totals.where(sizes > 0, 0.0), sizes, group_of)[val_classes]
+
+    def _counts_fit(self, numbers: int) -> bool:
+        return numbers <= max(len(self._places), _COUNTED)
 
     def _joint_bins(self, train: Tensor, edges: Sequence[Tensor]) -> Tensor:
         """The number of the pair of bins of each training sample, int16 `[N]`; -1 where a statistic is NaN."""
@@ -164,13 +181,11 @@ class _Comparison:
             places[part] = (first * self._width + second).masked_fill(train[:, part].isnan().any(dim=0), -1)
         return places
 
-    def _counted(self) -> Tensor:
-        flat = torch.zeros(len(self._group_of) * self._width**2, dtype=torch.float64, device=self._places.device)
+    def _known(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The classes and the places of training samples whose statistics are known, some at a time, int64."""
         for part in _slices(len(self._places)):
             known = self._places[part] >= 0
-            keys = (self._train_classes[part] * self._width**2 + self._places[part])[known]
-            flat.index_add_(0, keys, flat.new_ones(1).expand(len(keys)))
-        return flat.view(-1, self._width**2)
+            yield self._train_classes[part][known], self._places[part][known].long()
 
     def ratios(self, chosen: Tensor | None = None) -> Tensor:
         """The smaller ratio of both statistics for each pair of bins, float64 `[groups, bins ** 2]`.
@@ -188,8 +203,14 @@ class _Comparison:
 
     def lacking(self, ratios: Tensor, of: Tensor) -> Tensor:
         """The number of training samples of some classes, bool `[C]`, that `ratios` do not explain, float64."""
-        counts, lacking = self.counts[of], 1 - ratios
-        return counts @ lacking[0] if self._count == 1 else (counts * lacking[self._group_of[of]]).sum(1)
+        lacking = 1 - ratios
+        if self._counts is not None:
+            counts = self._counts[of]
+            return counts @ lacking[0] if self._count == 1 else (counts * lacking[self._group_of[of]]).sum(1)
+        sums = torch.zeros_like(self.totals)
+        for classes, places in self._known():
+            sums.index_add_(0, classes, lacking[self._group_of[classes], places])
+        return sums[of]
 
     def put_values(self, ratios: Tensor, of: Tensor, values: Tensor) -> None:
         """Writes the plausibility of the training samples of some classes, bool `[C]`, into `values`."""

@@ -353,6 +353,19 @@ def test_two_values_give_the_ratio_of_their_shares():
     assert result.share[0] == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize("val", [90, 600])  # judged together, and each by itself
+def test_many_classes_need_no_count_of_each(monkeypatch, val):
+    values, val, groups, val_groups, classes, _ = case(val=val, share=0.4)
+    values[0, ::50] = NAN
+    expected = found(values, val, groups, val_groups, classes)
+    assert expected.share[0] > 0.2
+    monkeypatch.setattr(module._Comparison, "_counts_fit", lambda self, numbers: False)
+    result = found(values, val, groups, val_groups, classes)
+    assert torch.equal(result.values.nan_to_num(-1), expected.values.nan_to_num(-1))
+    torch.testing.assert_close(result.shares, expected.shares, rtol=1e-12, atol=0)
+    torch.testing.assert_close(result.share, expected.share, rtol=1e-12, atol=0)
+
+
 def test_a_thousand_classes_are_judged_one_by_one():
     groups, val_groups = torch.arange(50_000) % 1000, torch.arange(100_000) % 1000
     values, wrong = draws(50_000, 0.5, gap=8.0)
