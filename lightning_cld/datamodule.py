@@ -40,8 +40,9 @@ class CoresetDataModule(LightningDataModule):
 
     The train loader may also be a stream, that is, a loader over an `IterableDataset`, or one of webdataset. Each
     sample is asked where it is read, in the workers, and with webdataset before it is decoded. A sample that was not
-    scored, or whose class is another than the scored one, ends the run. Streams that give any sample by its position
-    (litdata, mosaicml-streaming) are read at the positions of the coreset alone, unless they were scored by name.
+    scored ends the run, and so does one whose class is another than the scored one, if `identify` tells classes.
+    Streams that give any sample by its position (litdata, mosaicml-streaming) are read at the positions of the coreset
+    alone, unless they were scored by name.
 
     On one process an epoch over a stream serves every member once, else it ends with an error that has the numbers. On
     several, each has a part of the stream: an epoch gives all of them the same number of batches, `k` members in `w`
@@ -192,7 +193,7 @@ class CoresetDataModule(LightningDataModule):
             self._names = {key: part[2] for key, part in chosen.items()}
         else:
             self.scores, self.indices, self._names = _choose(_loaded(coreset), budget, rule, seed, redraw)  # type: ignore[assignment]  # see their types
-        self._doubted = False
+        self._doubted: set[Hashable] = set()  # the keys of train loaders whose samples could not be compared
         self.datamodule = datamodule  # comes last: from here on, what is set may be the inner datamodule's
 
     # Every attribute that this class does not define is the inner datamodule's. This includes the hooks of Lightning's
@@ -233,14 +234,24 @@ class CoresetDataModule(LightningDataModule):
         loaders = self.datamodule.train_dataloader()
         if not isinstance(self.indices, dict):
             view = getattr(self.datamodule, "cld_train_dataloader", None)
+            if isinstance(self._identify, Mapping):
+                raise TypeError(
+                    "identify is a mapping, but train_dataloader() returned one loader. Give the function alone."
+                )
             return self._narrowed(loaders, self.scores, self.indices, self._names, self._identify, view)
+        if isinstance(self._identify, Mapping) and not self._identify.keys() <= self.indices.keys():
+            raise ValueError(
+                f"identify has the keys {list(self._identify)}, but coreset has {list(self.indices)}. Give it no "
+                "others."
+            )
         served = loaders_by_key(loaders, list(self.indices))
         for key in served:
             names = None if self._names is None else self._names[key]
             if self.indices[key] is not None or names is not None:
                 identify = self._identify.get(key) if isinstance(self._identify, Mapping) else self._identify
                 with _about(key):
-                    served[key] = self._narrowed(served[key], self.scores[key], self.indices[key], names, identify)
+                    scores, indices = self.scores[key], self.indices[key]
+                    served[key] = self._narrowed(served[key], scores, indices, names, identify, key=key)
         return put_back(loaders, served)
 
     def _narrowed(
@@ -251,14 +262,11 @@ class CoresetDataModule(LightningDataModule):
         names: SampleNames | None,
         identify: Any,
         view: Callable[[], Any] | None = None,
+        key: Hashable = None,
     ) -> Any:
         draws = self._draws(scores, indices)
         is_full = self.epoch_length == "full"
         if is_stream(loader):
-            if isinstance(identify, Mapping):
-                raise TypeError(
-                    "identify is a mapping, but train_dataloader() returned one loader. Give the function alone."
-                )
             members = _members(scores, indices, names)
             return serve_stream(
                 loader, members, identify=identify, full_length=is_full, trainer=self.trainer, draws=draws
@@ -273,10 +281,12 @@ class CoresetDataModule(LightningDataModule):
         if scores is None:
             _check_positions(inside, indices)
         else:
-            self._check_scores(inside, scores, view)
+            self._check_scores(inside, scores, view, key)
         return narrow_loader(loader, indices, full_length=is_full, trainer=self.trainer, draws=draws)
 
-    def _check_scores(self, inside: DataLoader[Any], scores: CLDScores, view: Callable[[], Any] | None) -> None:
+    def _check_scores(
+        self, inside: DataLoader[Any], scores: CLDScores, view: Callable[[], Any] | None, key: Hashable
+    ) -> None:
         """Raises unless the scores are of the dataset of a loader; what can't be compared is said once."""
         if scores.names is not None:
             raise ValueError(
@@ -291,9 +301,9 @@ class CoresetDataModule(LightningDataModule):
                 "(random_split needs a seeded generator). If you know better, pass the positions: "
                 "CoresetDataModule(datamodule, scores.select(...))."
             )
-        if doubt and not self._doubted:
-            self._doubted = True
-            rank_zero_warn(doubt)
+        if doubt and key not in self._doubted:
+            self._doubted.add(key)
+            rank_zero_warn(doubt if key is None else f"Train loader {key!r}: {doubt}")
 
     def _draws(self, scores: CLDScores | None, indices: list[int]) -> Draws | None:
         if scores is None or self._redrawn is None:

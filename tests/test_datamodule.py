@@ -24,12 +24,13 @@ from torch.utils.data import (
     SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
+    get_worker_info,
     random_split,
 )
 from torchvision.datasets import FakeData
 from toys import CLASSES, Blobs, Classifier, blobs, fit, quiet_trainer
 
-from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, select_top
+from lightning_cld import CLDCallback, CLDScores, CoresetDataModule, IndexedDataset, select_top
 from lightning_cld.data.identity import look_at
 from lightning_cld.data.samplers import FullLengthSampler
 
@@ -508,7 +509,26 @@ def collate(batch):
 
 
 def start_worker(worker):
-    pass
+    get_worker_info().dataset.shard = 100 + worker
+
+
+class Sharded(Dataset):
+    """Each sample is what its worker was told at its start."""
+
+    shard = 0
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return self.shard, index % 2
+
+
+def test_workers_begin_with_the_users_own_dataset():
+    data = Blobs(shuffle=False, num_workers=2, worker_init_fn=start_worker)
+    data.train_set = Sharded()
+    loader = CoresetDataModule(data, list(range(18))).train_dataloader()
+    assert {int(shard) for shards, _ in loader for shard in shards} == {100, 101}
 
 
 def test_settings_of_the_loader_are_kept():
@@ -527,7 +547,9 @@ def test_settings_of_the_loader_are_kept():
     }
     data = Blobs(**settings)
     loader = CoresetDataModule(data, scores_of(data.train_set), size=30).train_dataloader()
+    start = settings.pop("worker_init_fn")
     assert {name: getattr(loader, name) for name in settings} == settings
+    assert loader.worker_init_fn.start is start
     assert isinstance(loader.sampler, RandomSampler)
     assert len(loader) == 4
 
@@ -626,6 +648,62 @@ def test_loader_subclasses_are_kept_or_refused():
     assert type(CoresetDataModule(data, [0, 1]).train_dataloader()) is Compatible
     data = type("Custom", (Blobs,), {"train_dataloader": lambda self: Incompatible("x")})()
     with pytest.raises(TypeError, match="Incompatible is not made from a dataset"):
+        CoresetDataModule(data, [0, 1]).train_dataloader()
+
+
+class Halving(DataLoader):
+    def __init__(self, dataset, batch_size=1, **others):
+        super().__init__(dataset, batch_size // 2, **others)
+
+
+class Wrapping(DataLoader):
+    def __init__(self, dataset, *arguments, collate_fn=None, **others):
+        inner = collate_fn or torch.utils.data.default_collate
+        super().__init__(dataset, *arguments, collate_fn=lambda samples: inner(samples), **others)
+
+
+class Numbering(DataLoader):
+    def __init__(self, dataset, *arguments, **others):
+        super().__init__(IndexedDataset(dataset), *arguments, **others)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed"), [(Halving, "batch size"), (Wrapping, "collate_fn"), (Numbering, "dataset")]
+)
+def test_a_loader_whose_constructor_changes_what_it_is_given_is_refused(kind, changed):
+    data = type("Custom", (Blobs,), {"train_dataloader": lambda self: kind(self.train_set, 16)})()
+    with pytest.raises(TypeError, match=f"{kind.__name__} can't be made again .*changes the {changed}.*Do that before"):
+        CoresetDataModule(data, [0, 1]).train_dataloader()
+
+
+@pytest.mark.parametrize("length", ["coreset", "full"])
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        (SequentialSampler(range(10)), "SequentialSampler draws from 10 samples, but its dataset has 90"),
+        (RandomSampler(range(10)), "RandomSampler draws from 10 samples"),
+        (DistributedSampler(range(10), 1, 0), "DistributedSampler draws from 10 samples"),
+        (
+            WeightedRandomSampler([1.0] * 10, 10),
+            "has 10 weights, but its dataset has 90 samples. Give a weight for each",
+        ),
+        (SubsetRandomSampler([*range(90), 3, 4]), "repeats 2 positions.*WeightedRandomSampler"),
+    ],
+    ids=["in order", "random", "distributed", "weighted", "repeated"],
+)
+def test_samplers_of_something_else_than_the_dataset_are_refused(sampler, message, length):
+    data = Blobs(shuffle=None, sampler=sampler)
+    with pytest.raises(ValueError, match=message):
+        CoresetDataModule(data, [3, 30, 35], epoch_length=length).train_dataloader()
+    scores = CLDScores(torch.rand(90), plausibility=torch.ones(90))
+    with pytest.raises(ValueError, match=message):
+        CoresetDataModule(data, scores, size=20, rule="random", redraw=True, epoch_length=length).train_dataloader()
+
+
+def test_a_train_set_without_a_length_is_refused():
+    data = Blobs(shuffle=None, sampler=SequentialSampler(range(20)))
+    data.train_set = type("Endless", (Dataset,), {"__getitem__": lambda self, index: (index, 0)})()
+    with pytest.raises(TypeError, match=r"Endless has no __len__.*Give it one"):
         CoresetDataModule(data, [0, 1]).train_dataloader()
 
 

@@ -24,7 +24,7 @@ class Sketch(NamedTuple):
     Attributes:
         form: Hash of its structure: names, types, shapes and dtypes.
         content: Hash of all of it but the floats.
-        means: Means of pieces of the floats.
+        means: Weighted means of pieces of the floats. The weights tell their order.
         sizes: Means of their absolute values.
     """
 
@@ -54,7 +54,8 @@ class Fingerprint:
         positions: Hash of the positions in the dataset that this one is a `Subset` of, behind the length of that one.
         files: Hash of the file names, in order.
         samples: What a few samples look like, read one at a time.
-        read: How these were read: "raw" (without the dataset's transforms) or "given" (with them).
+        read: How these were read: "raw" (without the dataset's transforms) or "given" (with them); with ", in part"
+            behind it if something in them is of a type that can't be compared.
         numbers: Paths to numbers in the samples at `probe_positions(length)`, and their hashes. After a run these
             are only the numbers that are the classes which it logged.
         former: Whether it was saved by a version that knew only `length`, `labels` and `probe`.

@@ -6,11 +6,11 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
 from lightning_cld.data.gate import Gate
-from lightning_cld.data.narrowing import made_again
+from lightning_cld.data.narrowing import WorkerStart, made_again
 
 
 class GatedBatches(IterableDataset[tuple[int, bool, Any]]):
@@ -82,22 +82,8 @@ def batching_loader(loader: DataLoader[Any], stream: Any, gate: Gate | None, *, 
     batches = kind(stream, gate, loader.batch_size or 1, loader.collate_fn)
     changes: dict[str, Any] = {"batch_size": None, "collate_fn": _as_it_is}
     if loader.num_workers:
-        changes["worker_init_fn"] = _WorkerStart(loader.worker_init_fn)
+        changes["worker_init_fn"] = WorkerStart(loader.worker_init_fn, "stream")
     return made_again(loader, batches, plain=plain, **changes)
-
-
-class _WorkerStart:
-    """Shows the user's functions in a worker their own dataset, which many set up there."""
-
-    def __init__(self, start: Callable[[int], Any] | None) -> None:
-        self.start = start
-
-    def __call__(self, worker_id: int) -> None:
-        worker = get_worker_info()
-        # Past a lock that is meant for users.
-        object.__setattr__(worker, "dataset", worker.dataset.stream)  # type: ignore[union-attr]  # in a worker
-        if self.start is not None:
-            self.start(worker_id)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -126,7 +126,10 @@ def compare(scored: Fingerprint, loader: DataLoader[Any], make_view: Callable[[]
             served = with_view(served, look_at(view, "train").fingerprint)
     problem, compared = scored.mismatch(served), scored.compared(served)
     # Positions without a gap are those of many splits.
-    telling = {"files", "samples"} | ({"positions"} if "-" not in scored.positions else set())
+    telling = {"files"} | ({"positions"} if "-" not in scored.positions else set())
+    alike = len(scored.samples) > 1 and len(set(scored.samples)) == 1  # as those of another dataset may be
+    if not alike and not scored.read.endswith("in part"):
+        telling.add("samples")
     if problem is not None or telling & set(compared):
         return Comparison(problem, None)
     what = "the length and the labels" if "labels" in compared else "the length"
@@ -134,7 +137,13 @@ def compare(scored: Fingerprint, loader: DataLoader[Any], make_view: Callable[[]
     if scored.former:
         why = " The scores are from an earlier version, which saved no more."
     elif scored.samples and served.samples:
-        why = " These have other shapes or types than those that were scored."
+        why = (
+            " What can be compared of these is alike in all of them."
+            if alike
+            else " Something in these is of a type that can't be compared."
+            if "samples" in compared
+            else " These have other shapes or types than those that were scored."
+        )
     return Comparison(
         None,
         f"CLD could compare only {what} of the train set with the scored one, not its samples.{why} Make sure that it "

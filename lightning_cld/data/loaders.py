@@ -25,7 +25,7 @@ from lightning_cld.data.device_loaders import DeviceBatches, differs, loader_ins
 from lightning_cld.data.fingerprint import probe_positions
 from lightning_cld.data.nesting import all_datasets, whole_numbers
 from lightning_cld.data.redrawing import RedrawingSampler
-from lightning_cld.data.samplers import is_known_sampler
+from lightning_cld.data.samplers import drawn_from, is_known_sampler
 from lightning_cld.guards import preserved_rng
 
 _WHOLE_SET_SAMPLERS = (SequentialSampler, RandomSampler, WeightedRandomSampler, DistributedSampler)
@@ -169,7 +169,7 @@ def sampled_positions(loader: DataLoader[Any]) -> Tensor:
         return drawable[drawable < length]
     listed = _listed(sampler)
     if listed is None:
-        return torch.arange(length)
+        return torch.arange(min(length, drawn_from(sampler, length)))
     numbers = whole_numbers(listed)
     if numbers is None:
         raise TypeError(f"The {type(sampler).__name__} has positions that are no whole numbers: {str(listed)[:80]}.")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, RandomSampler, Subset, get_worker_info
 
 from lightning_cld.data.device_loaders import around, loader_inside
 from lightning_cld.data.loaders import loader_settings, reads_in_its_own_way
 from lightning_cld.data.redrawing import Draws, epoch_ahead, redrawing_sampler
-from lightning_cld.data.samplers import is_known_sampler, narrow_sampler, processes
+from lightning_cld.data.samplers import check_source, is_known_sampler, narrow_sampler, processes
 from lightning_cld.guards import preserved_rng
 
 _REMEDY = "build that loader yourself over torch.utils.data.Subset(dataset, indices)"
@@ -43,6 +45,11 @@ def narrowable(loader: Any) -> DataLoader[Any]:
         raise TypeError(
             f"{type(inside).__name__} is not made from a dataset, so it can't be made again over a coreset. Give it "
             f"the positions of the coreset yourself if it takes some, or {_REMEDY}."
+        )
+    if not hasattr(inside.dataset, "__len__"):
+        raise TypeError(
+            f"The train dataset {type(inside.dataset).__name__} has no __len__, so its samples have no positions to "
+            "serve. Give it one."
         )
     if inside.batch_size is None and not _has_plain_batches(inside):
         raise TypeError(
@@ -78,6 +85,7 @@ def narrow_loader(
     # Workers keep the dataset that they were started with, so where coresets change the positions do.
     dataset: Any = _subset_of(inside.dataset, indices) if draws is None else inside.dataset
     splitting = trainer if _is_split(loader, trainer) else None
+    check_source(batches.sampler, len(inside.dataset))
     sampler = _known_sampler(inside, batches.sampler)
     if draws is not None:
         sampler = redrawing_sampler(
@@ -95,13 +103,11 @@ def narrow_loader(
             f"gives no batch of {batches.batch_size}. Keep more samples, lower the batch size, or use "
             'epoch_length="full".'
         )
-    made = made_again(
-        inside,
-        dataset,
-        batch_size=batches.batch_size,
-        drop_last=batches.drop_last,
-        **({"shuffle": True} if sampler is None else {"sampler": sampler}),
-    )
+    changes: dict[str, Any] = {"shuffle": True} if sampler is None else {"sampler": sampler}
+    if inside.worker_init_fn is not None and draws is None:
+        changes["worker_init_fn"] = WorkerStart(inside.worker_init_fn, "dataset")
+    made = made_again(inside, dataset, batch_size=batches.batch_size, drop_last=batches.drop_last, **changes)
+    _check_made(made, inside, dataset, batches)
     served = made if inside is loader else around(loader, made)
     if draws is not None and not _is_told_epochs(served, sampler):
         raise TypeError(
@@ -142,6 +148,55 @@ def made_again(loader: DataLoader[Any], dataset: Any, *, plain: bool = False, **
             f"{type(loader).__name__} can't be made again over the coreset: {error}. Let its constructor pass on "
             f"DataLoader's arguments and keep its own as attributes of the same names, or {_REMEDY}."
         ) from error
+
+
+class WorkerStart:
+    """Shows the user's functions in a worker their own dataset, which many set up there.
+
+    Args:
+        start: The user's `worker_init_fn`.
+        within: The attribute of the dataset that is served, which holds the user's.
+    """
+
+    def __init__(self, start: Callable[[int], Any] | None, within: str) -> None:
+        self.start = start
+        self.within = within
+
+    def __call__(self, worker_id: int) -> None:
+        """Calls the user's function."""
+        worker: Any = get_worker_info()
+        # Past a lock that is meant for users.
+        object.__setattr__(worker, "dataset", getattr(worker.dataset, self.within))
+        if self.start is not None:
+            self.start(worker_id)
+
+
+def _check_made(made: DataLoader[Any], loader: DataLoader[Any], dataset: Any, batches: Any) -> None:
+    """Raises unless a loader's class made what it was asked to make."""
+    changed = [
+        name
+        for name, is_same in (
+            ("dataset", made.dataset is dataset),
+            ("batch size", getattr(made.batch_sampler, "batch_size", made.batch_size) == batches.batch_size),
+            ("collate_fn", _is_same_function(made.collate_fn, loader.collate_fn)),
+        )
+        if not is_same
+    ]
+    if changed:
+        raise TypeError(
+            f"{type(loader).__name__} can't be made again over the coreset: its constructor changes the "
+            f"{' and the '.join(changed)} that it is given, and would do so twice. Do that before you make the loader, "
+            f"or {_REMEDY}."
+        )
+
+
+def _is_same_function(made: Any, given: Any) -> bool:
+    """Whether two collate functions do the same; of callable objects only the type is compared."""
+    if isinstance(made, MethodType) and isinstance(given, MethodType):
+        return made.__func__ is given.__func__
+    if isinstance(given, (FunctionType, partial)):
+        return bool(made == given)
+    return type(made) is type(given)
 
 
 def _known_sampler(loader: DataLoader[Any], sampler: Any) -> Any:

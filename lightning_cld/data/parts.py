@@ -10,6 +10,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ _PIECES = 8
 """In how many pieces an array is read, each with a mean of its own."""
 
 _MOST_MEANS = 64
+"""More than these are added to the last one."""
 
 _TEXTS = (
     str,
@@ -57,12 +59,19 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Dtypes by their bytes, for tensors of those that numpy does not have."""
 
 
+@cache
+def _weights(length: int) -> np.ndarray:
+    """Weights from 0.5 to 1.5 that tell the places of floats apart, float64, the same on every machine."""
+    return 0.5 + np.random.RandomState(0).random_sample(length)  # which never changes between versions
+
+
 class Parts(NamedTuple):
     """What is kept of a sample.
 
     Attributes:
         digest: A hash of everything in it.
         sketch: The same for a comparison between machines: floats by means, files without their folders.
+        paths: The absolute paths in it, of which the sketch has the last name alone.
         numbers: The small numbers in it, int64 or float64, by the path to each, such as ".1" or ".label".
         known: Whether everything in it was of a type that can be compared.
         on_cpu: Whether all of its tensors are in the memory of the CPU.
@@ -70,6 +79,7 @@ class Parts(NamedTuple):
 
     digest: str
     sketch: Sketch
+    paths: tuple[str, ...]
     numbers: dict[str, np.ndarray]
     known: bool
     on_cpu: bool
@@ -106,14 +116,17 @@ class _Seen:
         self.digest, self.form, self.content = hashlib.sha256(), hashlib.sha256(), hashlib.sha256()
         self.means: list[float] = []
         self.sizes: list[float] = []
+        self.paths: list[str] = []
         self.numbers: dict[str, np.ndarray] = {}
         self.known = True
         self.on_cpu = True
         self.left = _MOST
+        self.more = 0  # pieces of floats beyond `_MOST_MEANS`
 
     def parts(self) -> Parts:
         sketch = Sketch(self.form.hexdigest()[:8], self.content.hexdigest()[:16], tuple(self.means), tuple(self.sizes))
-        return Parts(self.digest.hexdigest()[:16], sketch, self.numbers, self.known, self.on_cpu)
+        paths = tuple(self.paths)
+        return Parts(self.digest.hexdigest()[:16], sketch, paths, self.numbers, self.known, self.on_cpu)
 
     def add(self, name: str, path: str, value: Any, above: tuple[int, ...]) -> None:
         """Adds a part, and what is in it.
@@ -143,7 +156,8 @@ class _Seen:
             self._add_array(path, content)
         elif isinstance(content, bytes):
             self._describe(name, kind)
-            self._add_text(content, _without_folder(value))
+            is_path = isinstance(value, PurePath) or (isinstance(value, str) and value.startswith(os.sep))
+            self._add_text(content, str(value) if is_path else None)
         else:
             self._describe(name, f"unknown {kind}")
             self.known = False
@@ -162,14 +176,27 @@ class _Seen:
                 continue
             if array.dtype.kind != "f":
                 self.content.update(content)
-            elif len(self.means) < _MOST_MEANS:
-                finite = piece[np.isfinite(piece)].astype(np.float64)
-                self.means.append(_rounded(finite))
-                self.sizes.append(_rounded(np.abs(finite)))
+            else:
+                self._add_floats(piece)
 
-    def _add_text(self, whole: bytes, without_folder: bytes | None) -> None:
+    def _add_floats(self, piece: np.ndarray) -> None:
+        finite = np.isfinite(piece)
+        values = piece[finite].astype(np.float64)
+        mean, size = _rounded(values * _weights(len(piece))[finite]), _rounded(np.abs(values))
+        if len(self.means) < _MOST_MEANS:
+            self.means.append(mean)
+            self.sizes.append(size)
+            return
+        self.more += 1
+        weight = 1 + self.more % 97 / 97  # tells the pieces apart
+        self.means[-1] += weight * mean
+        self.sizes[-1] += weight * size
+
+    def _add_text(self, whole: bytes, path: str | None) -> None:
         self.digest.update(f"{len(whole)}:".encode() + whole)
-        self.content.update(whole if without_folder is None else without_folder)
+        self.content.update(whole if path is None else repr(PurePath(path).name).encode())
+        if path is not None:
+            self.paths.append(path)
 
 
 def _look_at(value: Any, *, nested: bool) -> tuple[str, np.ndarray | list[tuple[Any, Any]] | bytes | None]:
@@ -231,13 +258,6 @@ def _array_of(tensor: Tensor) -> np.ndarray | None:
         return values.numpy()
     except TypeError:  # numpy has no such dtype
         return values.view(_INTEGERS[values.itemsize]).numpy().view(f"V{values.itemsize}")
-
-
-def _without_folder(value: Any) -> bytes | None:
-    """The name of a file: folders differ between machines. None for what is none."""
-    if isinstance(value, PurePath) or (isinstance(value, str) and value.startswith(os.sep)):
-        return repr(PurePath(value).name).encode()
-    return None
 
 
 def _rounded(values: np.ndarray) -> float:

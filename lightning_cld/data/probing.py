@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 from typing import Any, NamedTuple
 
@@ -32,7 +34,8 @@ class Probed(NamedTuple):
         numbers: For each sample that could be read, by position, the small numbers in it that did not change.
         samples: Those that were to be read twice, without what could not be read. Empty if they changed, or if nothing
             in them can be compared.
-        read: "raw" if `samples` are without the dataset's transforms, else "given".
+        read: "raw" if `samples` are without the dataset's transforms, else "given"; followed by ", in part" if
+            something in them can't be compared.
         changed: Positions of samples that were other ones when they were read again.
         known: Whether all of the samples that were read twice could be compared.
         moved: What shows that positions mean nothing; None if nothing does.
@@ -206,11 +209,26 @@ def _sketches(readings: list[tuple[_Reading, _Reading]]) -> tuple[tuple[Sketch, 
     raw = [(first.raw, again.raw) for first, again in readings if first.raw is not None and again.raw is not None]
     given = [(first.parts, again.parts) for first, again in readings]
     pairs, read = (raw, "raw") if len(raw) == len(given) else (given, "given")
-    sketches = tuple(one.sketch for one, _ in pairs)
-    comparable = all(one.known for one, _ in pairs) or len(set(sketches)) > 1
-    if not comparable or any(one.digest != other.digest for one, other in pairs):
+    sketches = _with_paths([one for one, _ in pairs])
+    known = all(one.known for one, _ in pairs)
+    if not (known or len(set(sketches)) > 1) or any(one.digest != other.digest for one, other in pairs):
         return (), ""
-    return sketches, read
+    return sketches, read if known else f"{read}, in part"
+
+
+def _with_paths(samples: list[Parts]) -> tuple[Sketch, ...]:
+    """The sketches of samples, with the paths in them from the folder on that all have in common.
+
+    On another machine that folder may stand elsewhere.
+    """
+    paths = [path for parts in samples for path in parts.paths]
+    common = os.path.commonprefix([min(paths), max(paths)]).rfind(os.sep) + 1 if paths else 0  # noqa: RUF071  # as in origin.py
+    sketches = []
+    for parts in samples:
+        own = "\0".join(path[common:] for path in parts.paths)
+        content = hashlib.sha256(f"{parts.sketch.content}{own}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        sketches.append(parts.sketch._replace(content=content) if parts.paths else parts.sketch)
+    return tuple(sketches)
 
 
 def _fetch(dataset: Any, position: int) -> Any:

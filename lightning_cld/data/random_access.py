@@ -66,5 +66,6 @@ def map_style(loader: DataLoader[Any], gate: Gate | None) -> DataLoader[Any]:
         drop_last=loader.drop_last,
         generator=loader.generator,
         persistent_workers=loader.persistent_workers,
+        in_order=loader.in_order,
         **loader_settings(loader),
     )

@@ -117,6 +117,39 @@ def draws_by_weight(sampler: Any) -> bool:
     return isinstance(sampler, WeightedRandomSampler) and type(sampler).__iter__ is WeightedRandomSampler.__iter__
 
 
+def drawn_from(sampler: Any, length: int) -> int:
+    """The number of samples that a sampler of torch draws from, which may not be `length`, that of the dataset."""
+    if type(sampler) not in (SequentialSampler, RandomSampler, DistributedSampler):
+        return length
+    return len(sampler.dataset if is_distributed(sampler) else sampler.data_source)
+
+
+def check_source(sampler: Any, full: int) -> None:
+    """Raises unless a sampler draws from all of a dataset of `full` samples, and each as often.
+
+    Raises:
+        ValueError: If it draws from fewer or more, has another number of weights, or repeats positions.
+    """
+    if drawn_from(sampler, full) != full:
+        raise ValueError(
+            f"The train loader's {type(sampler).__name__} draws from {drawn_from(sampler, full):,} samples, but its "
+            f"dataset has {full:,}. Make the sampler from that dataset, or use a Subset of it as the dataset."
+        )
+    if draws_by_weight(sampler) and len(sampler.weights) != full:
+        raise ValueError(
+            f"The train loader's {type(sampler).__name__} has {len(sampler.weights):,} weights, but its dataset has "
+            f"{full:,} samples. Give a weight for each."
+        )
+    if type(sampler) is SubsetRandomSampler:
+        numbers = _numbers_in(sampler.indices)
+        repeated = len(numbers) - len(torch.unique(numbers))
+        if repeated:
+            raise ValueError(
+                f"The train loader's SubsetRandomSampler repeats {repeated:,} positions, and it is unknown how often a "
+                "coreset should. Use a WeightedRandomSampler to draw some more often."
+            )
+
+
 def narrow_sampler(sampler: Any, subset: Subset[Any], *, full_length: bool, trainer: Trainer | None) -> Any:
     """A sampler of a coreset that does what the full set's sampler does.
 

@@ -822,3 +822,83 @@ def test_a_look_holds_few_samples_at_once(collate, samples):
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"}
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert float(result.stdout) < samples
+
+
+# Samples that are hard to tell apart
+
+
+class Listed(Dataset):
+    """Ready samples."""
+
+    def __init__(self, samples):
+        self.samples_ = samples
+
+    def __len__(self):
+        return len(self.samples_)
+
+    def __getitem__(self, index):
+        return self.samples_[index]
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+    def __init__(self, value):
+        self.value = value
+
+
+def one_hot(place):
+    """The same number of ones of each kind in each row of a piece, in another order."""
+    generator = torch.Generator().manual_seed(place)
+    return torch.eye(4).repeat(50, 1)[torch.randperm(200, generator=generator)]
+
+
+def after_many(place):
+    return {**{f"a{number}": 1.0 for number in range(80)}, "b": float(place)}
+
+
+MADE = {
+    "one-hot": one_hot,
+    "behind many floats": after_many,
+    "paths": lambda place: f"/data/p{place:03}/scan.nii",
+    "path objects": lambda place: Path(f"/data/p{place:03}/scan.nii"),
+}
+
+
+def dataset_of(make, order):
+    return Listed([(make(place), place // 20) for place in order])
+
+
+def comparison(make, first, second):
+    scored = look_at(DataLoader(dataset_of(make, first), 8), "train").fingerprint
+    return compare(scored, DataLoader(dataset_of(make, second), 8))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_samples_that_differ_in_little_are_told_apart(name):
+    order = range(80)
+    assert comparison(MADE[name], order, order) == (None, None)
+    within_classes = [place ^ 1 for place in order]
+    assert "other ones, in another order" in comparison(MADE[name], order, within_classes).problem
+
+
+def test_the_folder_that_all_paths_share_may_be_another_one():
+    here, there = (lambda place, top=top: f"{top}/p{place:03}/scan.nii" for top in ("/data", "/mnt/of/others"))
+    scored = look_at(DataLoader(dataset_of(here, range(80)), 8), "train").fingerprint
+    assert compare(scored, DataLoader(dataset_of(there, range(80)), 8)) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (Slotted, "Something in these is of a type that can't be compared"),
+        (lambda place: torch.eye(3).to_sparse() * place, "Something in these is of a type that can't be compared"),
+        (lambda place: "alike", "What can be compared of these is alike in all of them"),
+    ],
+    ids=["slots", "sparse", "alike"],
+)
+def test_samples_that_are_known_in_part_leave_a_doubt(make, why):
+    order = range(80) if why.startswith("Some") else range(20)  # labels tell samples of several classes apart
+    found = comparison(make, order, order)
+    assert found.problem is None
+    assert why in found.doubt
