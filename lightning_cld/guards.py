@@ -99,7 +99,7 @@ def evaluation(trainer: Trainer, module: LightningModule) -> Iterator[None]:
             submodule.training = False
         if trainer.world_size > 1:
             _share_buffers(module)
-        vars(module)["log"] = _log_nothing  # log_dict calls it too
+        vars(module)["log"] = log_nothing  # log_dict calls it too
         # The stage decides which branch a datamodule's augmentation hooks take.
         trainer.validating = True
         # Another batch size would make a compiled module's training graph dynamic.
@@ -210,7 +210,7 @@ def _each_once(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _log_nothing(*args: Any, **kwargs: Any) -> None:
+def log_nothing(*args: Any, **kwargs: Any) -> None:
     """Stands in for `LightningModule.log`: what a forward pass logs in a sweep is not the training's."""
 
 

@@ -1279,3 +1279,54 @@ def test_strategies_that_wrap_the_module_are_refused(package, name):
     trainer = Mock(strategy=object.__new__(strategy))  # setting it up needs a GPU
     with pytest.raises(TypeError, match="one device, with DDP"):
         CLDCallback()._recorder.start(trainer, Classifier())
+
+
+def sorted_batch(samples):
+    """As for recurrent networks: the longest first."""
+    samples = sorted(samples, key=lambda sample: -float(sample[0].sum()))
+    return torch.utils.data.default_collate(samples)
+
+
+def padded_batch(samples):
+    return torch.utils.data.default_collate(list(samples))
+
+
+@pytest.mark.parametrize("kind", ["train", "validation"])
+def test_batches_that_sort_their_samples_are_refused(tmp_path, kind):
+    class Sorting(Blobs):
+        def val_dataloader(self):
+            return DataLoader(self.val_set, 16, collate_fn=sorted_batch if kind == "validation" else padded_batch)
+
+    data = Sorting(collate_fn=sorted_batch if kind == "train" else padded_batch)
+    message = (
+        rf"The collate_fn of the {kind[:5] if kind == 'train' else 'val'} loader .*enforce_sorted=False.*_dataloader="
+    )
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path, CLDCallback(), datamodule=data)
+    kept = DataLoader(data.train_set, 16, collate_fn=padded_batch), DataLoader(data.val_set, 16)
+    cld = CLDCallback(train_dataloader=kept[0], val_dataloader=kept[1])
+    fit(tmp_path, cld, datamodule=data)
+    assert torch.equal(cld.scores.classes, torch.tensor([int(label) for _, label in data.train_set]))
+
+
+def test_a_loss_with_layers_of_its_own_is_evaluated_and_stays_as_it_is(tmp_path):
+    class Noisy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.BatchNorm1d(3), torch.nn.Dropout(0.5))
+
+        def forward(self, outputs, targets):
+            return torch.nn.functional.cross_entropy(self.layers(outputs), targets, reduction="none")
+
+    loss = Noisy()
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
+    cld = CLDCallback(loss_fn=loss)
+    _, module = fit(tmp_path, cld)
+    assert all(part.training for part in loss.modules())
+    assert all(torch.equal(value, before[name]) for name, value in loss.state_dict().items())
+    loss.eval()
+    module.eval()
+    inputs, targets = torch.utils.data.default_collate(list(Blobs().train_set))
+    with torch.no_grad():
+        expected = loss(module(inputs), targets)
+    torch.testing.assert_close(cld.trajectories.train_losses[-1], expected, rtol=1e-4, atol=1e-5)

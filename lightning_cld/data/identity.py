@@ -30,11 +30,13 @@ class Look(NamedTuple):
         fingerprint: Which dataset it is.
         changes: Whether a sample is another one when it is read twice, as with random augmentation.
         on_cpu: Whether its samples are in the memory of the CPU.
+        reorders: Whether the loader's collate function brings the samples of a batch into an order of its own.
     """
 
     fingerprint: Fingerprint
     changes: Literal["yes", "no", "unknown"]
     on_cpu: bool
+    reorders: bool = False
 
 
 def look_at(loader: DataLoader[Any], kind: str) -> Look:
@@ -77,7 +79,9 @@ def look_at(loader: DataLoader[Any], kind: str) -> Look:
         read=found.read,
         numbers=tuple((path, hash_of(n.flatten().long())) for path, n in numbers.items() if _may_be_classes(n)),
     )
-    return Look(fingerprint, "yes" if found.changed else "no" if found.known else "unknown", found.on_cpu)
+    return Look(
+        fingerprint, "yes" if found.changed else "no" if found.known else "unknown", found.on_cpu, found.reorders
+    )
 
 
 def offered_by(dataset: Dataset[Any]) -> Fingerprint:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,9 @@ LABELS = (".1", ".labels", ".label")
 _TRANSFORMS = ("transform", "transforms", "target_transform")
 """Attributes of a dataset, as torchvision names them. They may begin with an underscore."""
 
+_IN_PAIRS = 7
+"""How many samples are put into batches of two, to see whether a batch keeps their order."""
+
 _REPLAYED = 7
 """How many of the first reads are repeated from the same random states, where samples change."""
 
@@ -40,6 +44,7 @@ class Probed(NamedTuple):
         known: Whether all of the samples that were read twice could be compared.
         moved: What shows that positions mean nothing; None if nothing does.
         on_cpu: Whether all tensors in them, and in batches of them, are in the memory of the CPU.
+        reorders: Whether the collate function makes the same batch of two samples whatever their order.
     """
 
     numbers: list[dict[str, np.ndarray]]
@@ -49,6 +54,7 @@ class Probed(NamedTuple):
     known: bool
     moved: str | None
     on_cpu: bool
+    reorders: bool
 
 
 def probe(loader: DataLoader[Any], once: list[int], twice: list[int], few: list[int], first: int) -> Probed:
@@ -77,7 +83,8 @@ def probe(loader: DataLoader[Any], once: list[int], twice: list[int], few: list[
                 sampler=[first],
                 collate_fn=prober,
                 num_workers=min(1, loader.num_workers),
-                timeout=loader.timeout * (len(once) + len(twice) + 2 * len(few) + 4 * _REPLAYED),  # all in one batch
+                timeout=loader.timeout
+                * (len(once) + len(twice) + 2 * len(few) + 4 * (_REPLAYED + _IN_PAIRS)),  # all in one batch
                 worker_init_fn=loader.worker_init_fn,
                 multiprocessing_context=loader.multiprocessing_context,
             )
@@ -138,6 +145,7 @@ class _Prober:
             known=all(first[at].known for at in again),
             moved=self._moved(first, again, own) if changed else None,
             on_cpu=all(reading.on_cpu for reading in (*first.values(), *again.values())),
+            reorders=self._reorders([at for at in self.few if at in first][:_IN_PAIRS]),
         )
 
     def _read(self, position: int, seed: int) -> _Reading:
@@ -154,6 +162,27 @@ class _Prober:
         del batch
         raw = self._read_raw(position, parts) if position in self.few else None
         return _Reading(parts, digest, known, on_cpu, raw)
+
+    def _reorders(self, positions: list[int]) -> bool:
+        """Whether a batch of two samples is the same in either order, as of a function that sorts them."""
+        if self.collate_fn is default_collate:
+            return False
+        try:
+            return any(self._pair(one, other) == self._pair(other, one) != "" for one, other in pairwise(positions))
+        except Exception:  # noqa: BLE001  # it may want more samples; a sweep tells of any other fault
+            return False
+
+    def _pair(self, *positions: int) -> str:
+        """The digest of a batch of two samples; empty if they are alike, or not all in it can be compared."""
+        samples: list[Any] = []
+        for at in positions:
+            _seed(self.seeds[at])
+            samples += list(_fetch(self.dataset, at))
+        if len({parts_of(sample).digest for sample in samples}) < len(positions):
+            return ""
+        _seed(0)
+        batch = parts_of(self.collate_fn(samples))
+        return batch.digest if batch.known else ""
 
     def _read_raw(self, position: int, given: Parts) -> Parts | None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_cld.data.parts import parts_of
-from lightning_cld.guards import is_a
+from lightning_cld.guards import is_a, log_nothing
 
 _HOOK = "on_validation_batch_start"
 
@@ -28,9 +29,9 @@ Prepare = Callable[[Any, int], None]
 class BatchHooks:
     """Runs the hooks `on_validation_batch_start` that prepare batches, as the evaluation loop would.
 
-    All such hooks see the first batch. Those that leave it as it was (they print, log or measure) are not run again.
-    Callbacks run as copies, so that the originals stay as they are. A callback that is a part of the module runs
-    itself, since what it changes is put back with the module.
+    The module's own sees every batch. Those of callbacks see the first batch of each sweep, and those that leave it as
+    it was (they print, log or measure) not the others. Callbacks run as copies, so that the originals stay as they are.
+    A callback that is a part of the module runs itself, since what it changes is put back with the module.
 
     Args:
         callbacks: The callbacks of the run; those of Lightning and progress bars prepare no batches.
@@ -43,7 +44,6 @@ class BatchHooks:
         ]
         if _is_own_hook(module):
             self._owners.append(module)
-        self._seen = False
 
     def of_sweep(self, trainer: Trainer, module: LightningModule) -> Prepare:
         """The function that prepares the batches of one sweep.
@@ -56,22 +56,21 @@ class BatchHooks:
         parts_of_module = {id(part): part for part in (trainer, module, *module.modules(), *module.parameters())}
         hooks = [self._hook_of(owner, trainer, module, dict(parts_of_module)) for owner in self._owners]
 
+        chosen: list[Prepare] | None = None
+
         def prepare(batch: Any, number: int) -> None:
-            if self._seen:
-                for hook in hooks:
+            nonlocal chosen
+            if chosen is not None:
+                for hook in chosen:
                     hook(batch, number)
                 return
-            self._seen = True
-            before = parts_of(batch)
-            preparing = []
+            before, chosen = parts_of(batch), []
             for owner, hook in zip(self._owners, hooks, strict=True):
                 hook(batch, number)
                 after = parts_of(batch)
-                if not after.known or after.digest != before.digest:
-                    preparing.append((owner, hook))
+                if owner is module or not after.known or after.digest != before.digest:
+                    chosen.append(hook)
                 before = after
-            self._owners = [owner for owner, _ in preparing]
-            hooks[:] = [hook for _, hook in preparing]
 
         return prepare
 
@@ -89,10 +88,20 @@ class BatchHooks:
                         f"callback, so that the callback stays as it is, but it can't be copied: {error}. Prepare the "
                         "batches in on_after_batch_transfer of the module or the datamodule instead."
                     ) from error
+            if owner is not shared.get(id(owner)):
+                vars(owner).update(log=log_nothing, log_dict=log_nothing)  # bound to the module's by Lightning
             hook = getattr(owner, _HOOK)
-            return lambda batch, number: hook(trainer, module, batch, number)
+            given = _needed(hook)
+            return lambda batch, number: hook(trainer, module, batch, number, **given)
         hook = getattr(owner, _HOOK)
-        return lambda batch, number: hook(batch, number)
+        given = _needed(hook)
+        return lambda batch, number: hook(batch, number, **given)
+
+
+def _needed(hook: Any) -> dict[str, int]:
+    """The number of the dataloader, if the hook can't do without."""
+    parameter = inspect.signature(hook).parameters.get("dataloader_idx")
+    return {"dataloader_idx": 0} if parameter is not None and parameter.default is parameter.empty else {}
 
 
 def _prepare_nothing(batch: Any, number: int) -> None:

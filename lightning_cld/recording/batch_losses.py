@@ -326,7 +326,24 @@ def _cross_entropy(outputs: Any, targets: Any) -> Tensor:
 
 
 def _on_device(function: Any, module: LightningModule) -> Any:
-    return function.to(module.device) if isinstance(function, torch.nn.Module) else function
+    """The function; a module moved to the device of `module`, and evaluated, not trained, if it is no part of it."""
+    if not isinstance(function, torch.nn.Module):
+        return function
+    moved = function.to(module.device)
+    if any(part is function for part in module.modules()):  # which a sweep evaluates with the rest
+        return moved
+
+    def evaluated(*arguments: Any) -> Any:
+        modes = [(part, part.training) for part in moved.modules()]
+        try:
+            for part, _ in modes:
+                part.training = False
+            return moved(*arguments)
+        finally:
+            for part, mode in modes:
+                part.training = mode
+
+    return evaluated
 
 
 def _are_classes(targets: Any) -> bool:

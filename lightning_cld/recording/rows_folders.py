@@ -30,7 +30,7 @@ def tell_of_others(folder: Place, start: str, own: str) -> bool:
     """
     told = False
     for name in names_in(folder):
-        if not name.startswith(start):
+        if not name.startswith(start) or name == own:  # its own, which another machine may have taken before
             continue
         rows, scores = RowFiles(child(folder, name)), child(child(folder, name), SCORES_SO_FAR)
         owner = rows.owner()
@@ -40,8 +40,6 @@ def tell_of_others(folder: Place, start: str, own: str) -> bool:
                 f"CLD: another run saves to {folder} too, unless it was killed: {owner}. The one that ends last "
                 "replaces the files of the other. Give CLDCallback(dirpath=...) or filename=... of its own."
             )
-        elif name == own:
-            continue
         elif rows.epochs() or exists(scores):
             read = "LossTrajectories.load" if rows.epochs() else f"CLDScores.load({str(scores)!r})"
             rank_zero_info(

@@ -190,7 +190,18 @@ def _stream_sweep(
 
 
 def _sweep(loader: DataLoader[Any], positions: Tensor, look: Look, batch_size: int | None, kind: str) -> Sweep:
-    """The sweep over the samples at `positions` of a loader that was looked at."""
+    """The sweep over the samples at `positions` of a loader that was looked at.
+
+    Raises:
+        ValueError: If its batches tell no order of samples.
+    """
+    if look.reorders:
+        raise ValueError(
+            f"The collate_fn of the {kind} loader makes the same batch of two samples whatever their order, as one "
+            "that sorts them does. So it is unknown which loss belongs to which sample. Let it keep the order (pad "
+            "without sorting; pack_padded_sequence and pack_sequence take enforce_sorted=False), or give CLDCallback a "
+            f"loader that does: {kind}_dataloader=..."
+        )
     unchanged = look.changes == "no"
     return Sweep(
         loader,

@@ -88,14 +88,15 @@ def test_hooks_prepare_in_the_order_of_callbacks(tmp_path):
     assert all(seen)
 
 
-def test_a_hook_that_changes_no_batch_runs_once(tmp_path):
+def test_a_hook_that_changes_no_batch_runs_once_a_sweep(tmp_path):
     class Watch(Callback):
         def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
             calls.append(trainer.state.stage)
 
     calls = []
-    fit(tmp_path, CLDCallback(), callbacks=[Watch()], limit_val_batches=0)
-    assert len(calls) == 1
+    cld = CLDCallback()
+    fit(tmp_path, cld, callbacks=[Watch()], limit_val_batches=0)
+    assert len(calls) == 2 * len(cld.trajectories)  # of the train and of the validation set
 
 
 def test_a_hook_sees_what_its_callback_has_learned(tmp_path):
@@ -109,12 +110,12 @@ def test_a_hook_sees_what_its_callback_has_learned(tmp_path):
             self.mean = 0.9 * self.mean + 0.1 * batch[0].mean(0)
 
         def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
-            batch[0] = batch[0] - self.mean - 1
+            batch[0] = batch[0] - self.mean  # which is zero before training
 
     data, cld, centre = Blobs(), CLDCallback(), Centre()
     _, module = fit(tmp_path, cld, datamodule=data, callbacks=[centre])
     inputs, labels = data.train_set.dataset.tensors
-    data.train_set.dataset.tensors = (inputs - centre.mean - 1, labels)
+    data.train_set.dataset.tensors = (inputs - centre.mean, labels)
     assert torch.allclose(cld.trajectories.train_losses[-1], plain_losses(module, data.train_set), atol=1e-4)
 
 
@@ -187,3 +188,36 @@ def test_a_batch_comes_to_the_device_as_lightning_brings_it(device):
     moved["names"].append("c")
     moved["pairs"].append("c")
     assert len(batch["names"]) == len(batch["pairs"]) == 2
+
+
+def test_a_modules_hook_sees_every_batch_though_it_changes_none(tmp_path):
+    class Shifting(Classifier):
+        def on_validation_batch_start(self, batch, batch_idx, dataloader_idx=0):
+            self.shift = batch[0].sum(0)
+
+        def on_train_batch_start(self, batch, batch_idx):
+            self.shift = 0.0
+
+        def forward(self, inputs):
+            return super().forward(inputs - self.shift)
+
+    cld = CLDCallback(batch_size=1)  # so that each sample is shifted by itself
+    fit(tmp_path, cld, Shifting())
+    assert cld.trajectories.train_losses[-1].unique().numel() == Blobs.num_classes
+
+
+@pytest.mark.parametrize("required", [True, False])
+def test_hooks_that_log_and_want_the_number_of_the_dataloader_run(tmp_path, required):
+    class Logs(Callback):
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+            self.log("seen", float(batch_idx), on_step=True)
+            numbers.append(dataloader_idx)
+
+    if required:
+        hook = Logs.on_validation_batch_start
+        Logs.on_validation_batch_start = lambda self, trainer, module, batch, batch_idx, dataloader_idx: hook(
+            self, trainer, module, batch, batch_idx, dataloader_idx
+        )
+    numbers = []
+    fit(tmp_path, CLDCallback(), callbacks=[Logs()], **({"limit_val_batches": 0} if required else {}))
+    assert set(numbers) == {0}
