@@ -255,6 +255,7 @@ class CLDCallback(Callback):
             self._forget()
             # Another module in the same Trainer, as in cross-validation: its epochs are counted from here.
             self._timeline.epochs_before = trainer.current_epoch
+        self._check_names(trainer)
         self._results.choose_folder(trainer)
         self._timeline.begin(trainer)
 
@@ -491,11 +492,24 @@ class CLDCallback(Callback):
         """What the keys of this callback's values begin with in loggers."""
         return "cld" if self.filename == _FILENAME else f"cld/{self.filename.removesuffix('-scores')}"
 
+    def _check_names(self, trainer: Trainer) -> None:
+        """Raises if another CLDCallback of the Trainer would write a file of the same name."""
+        for other in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning sets it in a connector
+            if not isinstance(other, CLDCallback) or other is self or other._results.dirpath != self._results.dirpath:
+                continue
+            shared = sorted(other._results.names & self._results.names)
+            if shared:
+                raise ValueError(
+                    f"Two CLDCallbacks would write {shared[0]}.npz: filename={self.filename!r} and "
+                    f"filename={other.filename!r}. Give them names that differ by more than such an ending."
+                )
+
     def _note(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes into the history what made it."""
         about: dict[str, Any] = {
             "cutoff_epoch": self.cutoff_epoch,
             "every_n_epochs": self.every_n_epochs,
+            "max_epochs": self._timeline.max_epochs,
             "history": self.history,
             "sweep_seconds": round(self._recorder.seconds, 3),
         }

@@ -10,7 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from oracles import assert_scores, cld_oracle
 from scipy.stats import pearsonr
@@ -725,6 +725,13 @@ def test_one_closing_message(tmp_path, caplog):
         assert fact in message
 
 
+def test_epochs_that_lightning_adds_for_averaging_are_not_told(tmp_path):
+    cld = CLDCallback()
+    averaging = StochasticWeightAveraging(1e-2, swa_epoch_start=2)
+    fit(tmp_path, cld, callbacks=[averaging], max_epochs=5)
+    assert cld.scores.metadata["max_epochs"] == cld.scores.epochs[-1] == 5
+
+
 def test_fast_dev_run_has_nothing_to_score(tmp_path):
     cld = CLDCallback()
     fit(tmp_path, cld, fast_dev_run=True)
@@ -858,6 +865,16 @@ def test_files_that_cannot_be_written_do_not_end_training(tmp_path, monkeypatch)
     with pytest.warns(UserWarning, match="could not be saved"):
         trainer, _ = fit(tmp_path, CLDCallback(cutoff_epoch=3, dirpath=tmp_path), max_epochs=4)
     assert trainer.current_epoch == 4
+
+
+@pytest.mark.parametrize("names", [("a", "a-scores"), ("a", "a-trajectories")])
+def test_two_callbacks_with_files_of_one_name_are_refused(tmp_path, names):
+    module = Classifier()
+    one, other = (CLDCallback(dirpath=tmp_path, filename=name) for name in names)
+    with pytest.raises(ValueError, match=r"would write a-trajectories\.npz: filename='a.*' and filename='a.*'"):
+        fit(tmp_path, one, module, callbacks=[other])
+    elsewhere = CLDCallback(dirpath=tmp_path / "elsewhere", filename=names[1])
+    fit(tmp_path, CLDCallback(dirpath=tmp_path, filename=names[0]), callbacks=[elsewhere])
 
 
 def test_a_dirpath_that_cannot_be_is_found_out_at_the_start(tmp_path):

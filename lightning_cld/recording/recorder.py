@@ -262,6 +262,7 @@ class Recorder:
         """What there is beside the history: plain values and tensors that `torch.load(weights_only=True)` reads."""
         return {
             "sweep_seconds": self.seconds,
+            "loss": self._loss_name(),
             "step_losses": None if self.step_losses is None else self.step_losses.state_dict(),
             "streams": {kind: self._state_of(kind, seen) for kind, seen in self._seen.items()},
         }
@@ -269,6 +270,12 @@ class Recorder:
     def load_state_dict(self, state: Mapping[str, Any], history: LossTrajectories | RunningHistory | None) -> None:
         """The inverse of `state_dict`, with the history that belongs to it."""
         self.history = history
+        before, now = state.get("loss"), self._loss_name()
+        if before != now and "loss" in state:  # not in checkpoints of earlier versions
+            rank_zero_warn(
+                f"CLD: the losses before this checkpoint were logged with {before or 'the default loss'}, those from "
+                f"here on are with {now or 'the default loss'}. Scores need one loss: resume with the same."
+            )
         self.seconds = state["sweep_seconds"]
         streams = state.get("streams", {})  # not in checkpoints of earlier versions
         self._seen = {}
@@ -278,6 +285,11 @@ class Recorder:
             self._seen["train"] = _seen_train(history, **streams["train"])
         if self.step_losses is not None:
             self.step_losses.load_state_dict(state["step_losses"])
+
+    def _loss_name(self) -> str | None:
+        """What `loss_fn` or `step` is called; None for the default."""
+        given = self.loss_fn if self.step_fn is None else self.step_fn
+        return None if given is None else str(getattr(given, "__qualname__", type(given).__qualname__))
 
     def _state_of(self, kind: str, seen: Seen) -> dict[str, Any]:
         """What is kept of a stream's samples. Those of the train stream are in the history."""

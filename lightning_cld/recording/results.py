@@ -119,7 +119,6 @@ class Results:
         """Adds metadata to the history: model, Trainer, run, and plain values `about` the callback."""
         recorded.metadata.update(
             model=type(pl_module).__name__,
-            max_epochs=trainer.max_epochs,
             precision=str(trainer.precision),
             run=self.run,
             launch=self._launch,
@@ -315,6 +314,11 @@ class Results:
         with warn_on_error(f"{rows.folder} could not be deleted"):
             if exists(rows.folder) and not rows.owner():
                 rows.delete()
+
+    @property
+    def names(self) -> set[str]:
+        """The names of the files, without `.npz`."""
+        return {self.filename, f"{self._stem}-trajectories"}
 
     @property
     def _scores_place(self) -> Place:

@@ -86,6 +86,11 @@ class Timeline:
             "scores, but no trajectories."
         )
 
+    @property
+    def max_epochs(self) -> int | None:
+        """Those of the Trainer when the fit was set up; None if there is no limit."""
+        return self._max_epochs
+
     def completed(self, trainer: Trainer) -> int:
         """How many epochs the module that is watched has completed, at the start of an epoch."""
         return trainer.current_epoch - self.epochs_before

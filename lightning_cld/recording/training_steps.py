@@ -66,6 +66,8 @@ class StepLosses:
         if self._is_row:  # the first step of the next epoch
             self._totals.zero_()
             self._is_row = False
+        if not self._checked and not outputs and trainer.world_size == 1:  # skipped before any other
+            return
         if not self._checked:
             with agreed(trainer, "The first training step"):
                 self._check(outputs)

@@ -930,3 +930,33 @@ def test_a_file_is_whole_whenever_the_process_that_writes_it_is_killed(tmp_path,
         scores = CLDScores.load(tmp_path / "scores.npz")
         assert len(scores) == size
         assert scores.values.unique().numel() == 1
+
+
+# Another loss
+
+
+def per_sample(outputs, targets):
+    return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+
+
+def halved(outputs, targets):
+    return per_sample(outputs, targets) / 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (None, halved, "were logged with the default loss, those from here on are with halved"),
+        (per_sample, halved, "were logged with per_sample, those from here on are with halved"),
+        (halved, halved, None),
+        (None, None, None),
+    ],
+)
+def test_a_run_that_goes_on_with_another_loss_is_told(tmp_path, before, after, told):
+    trainer, _ = run(tmp_path, CLDCallback(loss_fn=before), max_epochs=3)
+    trainer.save_checkpoint(tmp_path / "three.ckpt")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run(tmp_path, CLDCallback(loss_fn=after), ckpt_path=tmp_path / "three.ckpt", max_epochs=5)
+    texts = [str(warning.message) for warning in caught if "those from here on" in str(warning.message)]
+    assert [told in text for text in texts] == ([] if told is None else [True])

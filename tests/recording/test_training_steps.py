@@ -352,10 +352,11 @@ def test_later_they_only_leave_holes(tmp_path, wrong):
     assert rows[2:].isnan().sum(dim=1).min() >= 89
 
 
-def test_a_skipped_step_leaves_holes(tmp_path):
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_a_skipped_step_leaves_holes(tmp_path, skipped):
     class Skips(Stepping):
         def training_step(self, batch, batch_idx):
-            return super().training_step(batch, batch_idx) if batch_idx != 2 else None
+            return super().training_step(batch, batch_idx) if batch_idx != skipped else None
 
     cld, _, _ = stepped(tmp_path, Skips)
     assert (cld.trajectories.train_losses[1:].isnan().sum(dim=1) == 16).all()
