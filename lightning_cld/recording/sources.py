@@ -198,9 +198,9 @@ def _sweep(loader: DataLoader[Any], positions: Tensor, look: Look, batch_size: i
     if look.reorders:
         raise ValueError(
             f"The collate_fn of the {kind} loader makes the same batch of two samples whatever their order, as one "
-            "that sorts them does. So it is unknown which loss belongs to which sample. Let it keep the order (pad "
-            "without sorting; pack_padded_sequence and pack_sequence take enforce_sorted=False), or give CLDCallback a "
-            f"loader that does: {kind}_dataloader=..."
+            "that sorts or mixes them does. So it is unknown which loss belongs to which sample. Let it keep the order "
+            "(pad without sorting; pack_padded_sequence and pack_sequence take enforce_sorted=False), or give "
+            f"CLDCallback a loader that does: {kind}_dataloader=..."
         )
     unchanged = look.changes == "no"
     return Sweep(
