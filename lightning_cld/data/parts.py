@@ -10,7 +10,7 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
@@ -59,7 +59,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Dtypes by their bytes, for tensors of those that numpy does not have."""
 
 
-@cache
+@lru_cache(maxsize=2)  # the last piece of an array may be shorter
 def _weights(length: int) -> np.ndarray:
     """Weights from 0.5 to 1.5 that tell the places of floats apart, float64, the same on every machine."""
     return 0.5 + np.random.RandomState(0).random_sample(length)  # which never changes between versions

@@ -55,8 +55,8 @@ def check_recorded(history: LossTrajectories | RunningHistory, found: Sources) -
         before = torch.arange(found.train.length) if known is None else torch.nonzero(known != OUTSIDE).flatten()
         if not torch.equal(before, found.train.positions):
             problem = (
-                f"its sampler draws {len(found.train.positions):,} positions, and before it drew {len(before):,}, or "
-                "others. Resume with the sampler that was logged"
+                f"its sampler draws {len(found.train.positions):,} positions that are not the {len(before):,} of "
+                "before. Resume with the sampler that was logged"
             )
     if problem is None and len(found.val.positions) != history.references:
         problem, kind = f"it has {len(found.val.positions):,} samples, not {history.references:,}", "validation"
