@@ -243,13 +243,19 @@ class Results:
         """Saves the losses of a run that has no scores. Returns where they are; None if nowhere."""
         if isinstance(history, RunningHistory):
             return None
-        place = self._save_unscored(history)
-        if place == self._losses_place:
-            self._drop_rows()
+        place: Place | None = None
+        with warn_on_error("the logged losses could not be saved"):
+            place = self._save_unscored(history)
+            if place == self._losses_place:
+                self._drop_rows()
         return place
 
     def save_interrupted(self, history: History) -> None:
-        """Saves the losses of a run that an error or a signal has ended."""
+        """Saves the losses of a run that an error or a signal has ended. An error of its own must not hide that one."""
+        with warn_on_error("what was logged could not be saved"):
+            self._save_interrupted(history)
+
+    def _save_interrupted(self, history: History) -> None:
         place: Place | None = None
         if isinstance(history, LossTrajectories):
             if _bytes_of(history) > KEPT_IN_CHECKPOINTS and self._has_rows(history) and self._rows is not None:

@@ -803,3 +803,29 @@ def test_messages_count_what_was_logged(tmp_path, said, history):
         assert "(6 checkpoints" in repr(cld.trajectories)
         with pytest.raises(ValueError, match=r"got 3 \(after \[0, 1, 3\] epochs\)"):
             cld.trajectories.score(cutoff_epoch=3)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_storage_that_is_gone_at_the_end_is_told_and_hides_no_other_error(tmp_path, monkeypatch, fails):
+    def gone(*places):
+        raise OSError("the storage is gone")
+
+    class Ending(Classifier):
+        def on_train_epoch_end(self):
+            if self.current_epoch == 1:  # too few for scores
+                monkeypatch.setattr(results_module, "exists", gone)
+                self.trainer.should_stop = True
+                if fails:
+                    raise RuntimeError("the user's own")
+
+    def run():
+        fit(tmp_path, CLDCallback(dirpath=tmp_path), Ending)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if fails:
+            with pytest.raises(RuntimeError, match="the user's own"):
+                run()
+        else:
+            run()
+    assert any("could not be saved: the storage is gone" in str(warning.message) for warning in caught)
