@@ -1366,3 +1366,23 @@ def test_positions_in_a_dataset_that_ignores_them_are_refused():
     queue = Queue()
     with pytest.raises(ValueError, match="does not give the same sample for the same position"):
         CoresetDataModule(inner, list(range(10))).train_dataloader()
+
+
+def test_each_loader_that_cannot_be_compared_is_told_once_with_its_key():
+    data = Several()
+    scores = {name: CLDScores(torch.rand(len(samples))) for name, samples in data.sets.items()}
+    coreset = CoresetDataModule(data, scores, fraction=0.5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        coreset.train_dataloader()
+        coreset.train_dataloader()
+    doubts = [str(warning.message) for warning in caught if "could compare only" in str(warning.message)]
+    assert [doubt.partition(": ")[0] for doubt in doubts] == ["Train loader 'labelled'", "Train loader 'other'"]
+
+
+def test_keys_of_identify_that_no_coreset_has_are_refused():
+    coreset = CoresetDataModule(Several(), {"labelled": [1], "other": None}, identify={"others": lambda sample: 0})
+    with pytest.raises(
+        ValueError, match=r"identify has the keys \['others'\], but coreset has \['labelled', 'other'\]"
+    ):
+        coreset.train_dataloader()

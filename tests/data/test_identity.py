@@ -828,19 +828,6 @@ def test_a_look_holds_few_samples_at_once(collate, samples):
 # Samples that are hard to tell apart
 
 
-class Listed(Dataset):
-    """Ready samples."""
-
-    def __init__(self, samples):
-        self.samples_ = samples
-
-    def __len__(self):
-        return len(self.samples_)
-
-    def __getitem__(self, index):
-        return self.samples_[index]
-
-
 class Slotted:
     __slots__ = ("value",)
 
@@ -855,7 +842,7 @@ def one_hot(place):
 
 
 def after_many(place):
-    return {**{f"a{number}": 1.0 for number in range(80)}, "b": float(place)}
+    return {**{f"a{number}": 1.0 for number in range(80)}, "b": (-1.0) ** place}
 
 
 MADE = {
@@ -867,7 +854,7 @@ MADE = {
 
 
 def dataset_of(make, order):
-    return Listed([(make(place), place // 20) for place in order])
+    return ReadOnly([(make(place), place // 20) for place in order])
 
 
 def comparison(make, first, second):

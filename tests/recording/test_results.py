@@ -708,6 +708,17 @@ def test_a_run_on_another_machine_is_told_of(tmp_path):
         fit(tmp_path, CLDCallback(dirpath=tmp_path / "b", filename="other"))
 
 
+def test_a_run_that_goes_on_on_another_machine_is_no_other_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(results_module, "KEPT_IN_CHECKPOINTS", 0)  # so that the files of checkpoints stay
+    saver = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    interrupted(tmp_path, CLDCallback(dirpath=tmp_path), callbacks=[saver], enable_checkpointing=True)
+    note = {"host": "elsewhere", "process": 1, "started": "2026-01-01"}
+    (rows_folder(tmp_path) / "owner.json").write_text(json.dumps(note))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*another run saves.*")
+        fit(tmp_path, CLDCallback(dirpath=tmp_path), ckpt_path=tmp_path / "epoch=1.ckpt")
+
+
 HUGE = json.dumps({"host": socket.gethostname(), "process": 10**30, "started": ""})
 
 
