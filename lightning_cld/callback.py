@@ -423,8 +423,12 @@ class CLDCallback(Callback):
             raise SIGTERMException  # before a step moves the weights, so that nothing is lost
 
     def _make_up_at_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the last checkpoint of a run whose training ended although a signal had stopped that sweep."""
-        epoch = self._timeline.completed(trainer)
+        """Takes the last checkpoint of a run that trains no more.
+
+        A signal had stopped that sweep, or the run was resumed from where `max_steps` ends it, in mid-epoch or in an
+        epoch's last batch: Lightning then ends it without the end of that epoch.
+        """
+        epoch = _begun_epochs(trainer) - self._timeline.epochs_before
         if self._recorder.history is None or not self._timeline.is_due(epoch) or epoch <= self._swept:
             return
         device = pl_module.device
@@ -539,6 +543,10 @@ def _is_untrained(trainer: Trainer) -> bool:
     `global_step` alone does not say: with manual optimization it may stay 0.
     """
     return trainer.global_step == 0 and _trained_batches(trainer) == 0
+
+
+def _begun_epochs(trainer: Trainer) -> int:
+    return trainer.fit_loop.epoch_progress.current.ready
 
 
 def _trained_batches(trainer: Trainer) -> int:

@@ -108,6 +108,7 @@ EPOCH_END = {"save_on_train_epoch_end": True}
 VALIDATION_END = {"save_on_train_epoch_end": False}
 LAST_BATCH = {"every_n_train_steps": STEPS}
 MID_EPOCH = {"every_n_train_steps": 4}  # steps 12 and 24 are last batches
+BY_STEPS = {"max_epochs": -1, "max_steps": 28}  # ends in the middle of the fifth epoch
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,10 @@ MID_EPOCH = {"every_n_train_steps": 4}  # steps 12 and 24 are last batches
         (LAST_BATCH, {"limit_val_batches": 0}, [6, 12, 18, 24, 30]),
         (MID_EPOCH, {}, [4, 8, 12, 16, 20, 24, 28]),
         ({"every_n_train_steps": 1}, {"max_epochs": 3}, list(range(1, 19))),
+        (EPOCH_END, BY_STEPS, [6, 12, 18, 24, 28]),
+        (VALIDATION_END, BY_STEPS, [6, 12, 18, 24]),
+        (MID_EPOCH, BY_STEPS, [4, 8, 12, 16, 20, 24, 28]),
+        (LAST_BATCH, {**BY_STEPS, "max_steps": 24}, [6, 12, 18, 24]),
     ],
     ids=str,
 )
@@ -133,8 +138,9 @@ def test_a_run_resumed_from_any_checkpoint_has_the_rows_of_the_uninterrupted_one
         resumed = CLDCallback()
         run(tmp_path, resumed, ckpt_path=path, **arguments)
         # In mid-epoch Lightning restarts the loader, so training goes on differently.
-        assert_resumed(resumed.trajectories, whole.trajectories, None if step % STEPS == 0 else step // STEPS)
-        if step % STEPS == 0:
+        is_same = step % STEPS == 0 or step == arguments.get("max_steps")
+        assert_resumed(resumed.trajectories, whole.trajectories, None if is_same else step // STEPS)
+        if is_same:
             assert torch.equal(resumed.scores.values, whole.scores.values)
 
 
