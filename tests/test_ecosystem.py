@@ -258,6 +258,36 @@ def test_tuners(tmp_path, tuner, first):
     torch.testing.assert_close(cld.trajectories.train_losses[0], plain_losses(Classifier(), data.train_set))
 
 
+class FindsAgain(LearningRateFinder):
+    """Finds a learning rate before the third epoch, as Lightning's guide shows, which restores a checkpoint there."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pass
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == 2:
+            self.lr_find(trainer, pl_module)
+
+
+class NotesFiles(Callback):
+    """Notes, when training ends, which checkpoints a kill would not lose."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.found = sorted(path.stem for path in self.folder.glob("cld-rows-*/after-*.npz"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tuner_in_mid_fit_loses_no_checkpoint_to_a_kill(tmp_path):
+    cld, notes = CLDCallback(dirpath=tmp_path / "runs"), NotesFiles(tmp_path / "runs")
+    quiet_trainer(tmp_path, FindsAgain(num_training_steps=40), cld, notes).fit(Classifier(), datamodule=Resizable())
+    assert cld.trajectories.epochs == [0, 1, 2, 3, 4]
+    assert notes.found == [f"after-{epoch:06}" for epoch in range(4)]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["cld-scores.npz", "cld-trajectories.npz"]
+
+
 # timm models
 
 

@@ -50,12 +50,13 @@ class Results:
         # Forked and spawned processes inherit this value, so their files carry it too.
         self._launch = secrets.token_hex(8)
         self._writes = True
+        self._rows: RowFiles | None = None
         self.forget()
 
     def forget(self) -> None:
-        """Begins another run."""
-        self.run = secrets.token_hex(4)
-        self._rows: RowFiles | None = None
+        """Begins another run, unless a tuner restores a checkpoint in the middle of one."""
+        if self._rows is None:
+            self.run = secrets.token_hex(4)
         self._written: set[int] = set()
         self._digests: dict[int, int] = {}
         self._told = False
