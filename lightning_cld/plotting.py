@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from lightning_cld.functional.checks import check_count
 from lightning_cld.functional.diagnostics import OVERLAP
-from lightning_cld.scores import CLDScores
+from lightning_cld.scores import CLDScores, is_cld
 from lightning_cld.showing.axes import (
     BEST,
     REFERENCE,
@@ -95,7 +95,7 @@ def plot_scores(
     shown, left_out = shown_classes(scores, classes)
     pool = scores.values[scores.positions()].nan_to_num()
     ends = (-1.0, 1.0)
-    if pool.abs().max() > 1:  # scores other than CLD
+    if not is_cld(scores) or pool.abs().max() > 1:
         low, high = float(pool.min()), float(pool.max())
         ends = (low, high + ((high - low) / 40 or 1))  # leaves room for a bar that starts at the highest score
     if ax is None:
@@ -153,9 +153,10 @@ def plot_extremes(
 ) -> tuple[Figure, np.ndarray]:
     """Draws the images with the highest and the lowest scores of each class. Look for mislabeled ones among the lowest.
 
-    Only the displayed samples are read. A sample is an image, or a tuple, list or mapping with an image in it. An image
-    is a PIL image, or a tensor or array of shape `[C, H, W]`, `[H, W, C]` or `[H, W]`. The text below each image is its
-    name, or its position in the train dataset if the scores have no names, and its score.
+    The displayed samples are read, and up to 64 to recognise the dataset. A sample is an image, or a tuple, list or
+    mapping with an image in it. An image is a PIL image, or a tensor or array of shape `[C, H, W]`, `[H, W, C]` or
+    `[H, W]`. The text below each image is its name, or its position in the train dataset if the scores have no names,
+    and its score.
 
     Args:
         scores: The scores.
@@ -291,10 +292,11 @@ def plot_agreement(
     """Draws how far the scores at early cutoffs agree with the final scores, to see when the proxy could have stopped.
 
     One line is Spearman's rank correlation within the class (`lightning_cld.functional.rank_agreement`). The other is
-    the share of the final coreset that an early cutoff chooses too. A vertical line marks the first cutoff from which
-    this share stays at 85 % or more. Both lines end at 1, because they compare with the last checkpoint. If they still
-    rise steeply there, more epochs would change the coreset. For losses of training steps
-    (`CLDCallback(record="step")`) only the correlation is drawn, because their scores choose no coreset.
+    the share of the final coreset that an early cutoff chooses too. Both have up to 20 points, evenly spaced cutoffs. A
+    vertical line marks the first of them from which this share stays at 85 % or more. Both end at 1, because they
+    compare with the last checkpoint. If they still rise steeply there, more epochs would change the coreset. For losses
+    of training steps (`CLDCallback(record="step")`) only the correlation is drawn, because their scores choose no
+    coreset.
 
     Both lines come from no more than 100,000 samples, drawn from each class in proportion to its size, and always the
     same ones. If there are more, the title says so. With a fraction below 0.1 % all samples are used.
@@ -330,12 +332,12 @@ def plot_agreement(
     label = "rank correlation within the class"
     lines = ax.plot(epochs, correlations, "o-", color=REFERENCE, markersize=3, label=label)
     if overlaps:
-        label = f"overlap of the coresets of {fraction:.0%}"
+        label = f"overlap of the coresets of {100 * fraction:.3g}%"
         lines += ax.plot(epochs, overlaps, "s-", color=BEST, markersize=3, label=label)
         ax.axhline(OVERLAP, color=BEST, linewidth=1, linestyle=":")
         stays = next((e for place, e in enumerate(epochs) if all(o >= OVERLAP for o in overlaps[place:])), epochs[-1])
         if stays < epochs[-1]:
-            label = f"{OVERLAP:.0%} or more from epoch {stays} on"
+            label = f"{OVERLAP:.0%} or more at the points from epoch {stays} on"
             lines.append(ax.axvline(stays, color=BEST, linewidth=1, linestyle=":", label=label))
     title = f"Agreement with the scores after {epochs[-1]} epochs"
     ax.set_title(f"{title}\n{of_all}" if of_all else title, fontsize=10)

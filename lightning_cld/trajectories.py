@@ -50,7 +50,8 @@ class LossTrajectories:
     """The losses of every train and validation sample at each checkpoint. CLD is computed from them.
 
     `CLDCallback` fills one during training. You can also make one from losses that you logged yourself. Losses are kept
-    as float32, on their device. NaN means *not logged*, infinity means *not finite*.
+    as float32, on their device. Tensors and arrays are not copied where that is possible, so don't change them later.
+    NaN means *not logged*, infinity means *not finite*.
 
     Args:
         train_losses: Losses of the training samples, floating point, `[T, N]`, one row per checkpoint: a tensor, an

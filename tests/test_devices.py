@@ -25,6 +25,7 @@ from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.recording.settling import Settling
 from lightning_cld.recording.sweep import Sweep
 from lightning_cld.recording.training_steps import StepLosses
+from lightning_cld.showing.thumbnails import read_images
 from tests.fake_device import DEVICE, FakeCuda
 from tests.oracles import losses
 from tests.toys import Blobs, Classifier, blobs, quiet_trainer
@@ -474,3 +475,10 @@ def test_losses_that_are_read_at_each_step_are_seen(monkeypatch):
     monkeypatch.setattr(StepLosses, "_check", reads)
     with pytest.raises(AssertionError, match=r"training_steps\.py"):
         test_training_steps_wait_only_at_the_first()
+
+
+def test_images_on_the_device_are_shown():
+    image = torch.rand(3, 8, 8)
+    expected = read_images([image], [0])
+    with FakeCuda():
+        assert torch.equal(read_images([image.to(DEVICE)], [0]), expected)

@@ -402,8 +402,20 @@ def test_agreement_marks_the_epoch_from_which_the_coreset_stays(monkeypatch):
     assert ax.lines[0].get_ydata().tolist() == pytest.approx([0.5, 0.6, NAN, 0.9, 1.0], nan_ok=True)
     assert ax.lines[1].get_ydata().tolist() == [0.9, 0.8, 0.86, 0.9, 1.0]
     assert ax.lines[3].get_xdata()[0] == 5
-    assert ax.lines[3].get_label() == "85% or more from epoch 5 on"
+    assert ax.lines[3].get_label() == "85% or more at the points from epoch 5 on"
     assert legend(ax) == [ax.lines[place].get_label() for place in (0, 1, 3)]
+
+
+@pytest.mark.parametrize(("fraction", "shown"), [(0.1, "10%"), (0.125, "12.5%"), (0.05, "5%"), (1 / 3, "33.3%")])
+def test_agreement_names_the_share_that_is_kept(fraction, shown):
+    _, ax = plotting.plot_agreement(TIMELINE, fraction=fraction)
+    assert ax.lines[1].get_label() == f"overlap of the coresets of {shown}"
+
+
+def test_histograms_of_other_scores_take_all_of_the_width():
+    scores = CLDScores(torch.linspace(0.01, 0.05, 40), metadata={"scored_by": "dual"})
+    _, axes = plotting.plot_scores(scores)
+    assert sum(bar.get_height() > 0 for bar in axes[0].patches) > 30
 
 
 def test_agreement_that_comes_only_at_the_end_is_not_marked(monkeypatch):

@@ -102,6 +102,14 @@ def test_a_fingerprint_of_another_length_raises():
         scores(fingerprint=Fingerprint(7))
 
 
+def test_scores_stay_when_the_caller_uses_its_memory_again():
+    values, shares = torch.tensor([0.5, 0.25]), torch.tensor([0.5, 1.0])
+    scores = CLDScores(values, plausibility=shares, confidence=shares)
+    values.zero_(), shares.zero_()
+    assert scores.values.tolist() == [0.5, 0.25]
+    assert scores.plausibility.tolist() == scores.confidence.tolist() == [0.5, 1.0]
+
+
 @pytest.mark.parametrize(
     ("classes", "fingerprint"),
     [
@@ -248,6 +256,19 @@ def test_a_summary_of_sound_scores_says_so():
     }
 
 
+def test_what_is_too_little_is_never_rounded_to_enough():
+    metadata = {"half_overlap": 0.8496, "half_epoch": 4, "reference_reliability": {"0": 0.8996, "3": 0.95}}
+    summary = CLDScores(torch.linspace(-1, 1, 40), [0] * 20 + [3] * 20, range(9), metadata=metadata).summary()
+    assert "84% of the best tenth" in summary
+    assert "0 (0.89): classes whose halves" in summary
+
+
+def test_classes_without_a_sample_in_the_best_tenth_are_not_among_the_lowest():
+    account = dict(CLDScores(torch.linspace(-1, 1, 24), torch.arange(24) // 2, range(9)).account())
+    assert account["alignment"].count("overall") == 1 + 2  # of all, and of the two classes that have one
+    assert "nan" not in account["alignment"]
+
+
 def test_a_reliability_is_never_told_to_be_more_than_it_is():
     reliability = {"0": 0.9999, "3": 0.997}
     assert told(sound(metadata={"reference_reliability": reliability}))["reliability"].endswith("at least 0.99")
@@ -389,7 +410,7 @@ def test_a_summary_tells_why_nothing_is_known_of_settling():
     found = told(LossTrajectories(train, val).score())
     assert "settled" not in found
     assert "settled? Not known: with the checkpoints up to epoch 4 or with all, " in found["trust"]
-    assert "scored samples" in found["trust"]
+    assert "too few samples are scored for a tenth" in found["trust"]
 
 
 def test_a_summary_of_scores_from_steps_does_not_judge_their_order():
@@ -763,6 +784,13 @@ def test_without_plausibility_suspects_are_listed_lowest_first_without_the_unsco
     assert scores.suspects(0.1).tolist() == [4, 1, 3, 5]
     assert scores.suspects(-0.8).tolist() == []
     assert scores.suspects().dtype == torch.int64
+
+
+def test_other_scores_have_no_suspects(tmp_path):
+    scores = CLDScores([0.9, -0.2, 0.4], metadata={"scored_by": "lowest_cld"})
+    with pytest.raises(ValueError, match=r"these scores are lowest_cld: .* Take the suspects of CLD scores"):
+        scores.suspects()
+    assert scores.to_csv(tmp_path / "scores.csv").read_text().splitlines()[1:] == ["1,,-0.2,", "2,,0.4,", "0,,0.9,"]
 
 
 @pytest.mark.parametrize("limit", [-1.5, 2, NAN])

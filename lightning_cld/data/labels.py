@@ -17,8 +17,8 @@ from lightning_cld.functional.arrays import as_tensor, names_in
 def labels_of(found: Flat) -> Tensor | None:
     """The labels that a dataset offers without reading its samples: numbers `[N, ...]` on the CPU, or None.
 
-    Looks for `targets`, then `labels`, and at the second tensor of a `TensorDataset`. Names are numbered by their first
-    appearance.
+    Looks for `targets`, then `labels`, and at the second tensor of a `TensorDataset`. Names are numbered in
+    their sorted order, as `numpy.unique` does.
 
     Args:
         found: The dataset, seen through `Subset`, `ConcatDataset` and `IndexedDataset`.
@@ -76,9 +76,9 @@ def attribute_of(dataset: Dataset[Any], name: str) -> Any:
 
 
 def _numbered(values: Any) -> Tensor | None:
-    """Names as int64 by their first appearance; None for anything else."""
+    """Names as int64, in their sorted order; None for anything else."""
     names = names_in(values)
     if names is None:
         return None
-    numbers: dict[Any, int] = {}
-    return torch.tensor([numbers.setdefault(name, len(numbers)) for name in names], dtype=torch.int64)
+    numbers = {name: number for number, name in enumerate(sorted(set(names), key=lambda name: (str(type(name)), name)))}
+    return torch.tensor([numbers[name] for name in names], dtype=torch.int64)

@@ -75,11 +75,13 @@ def best_tenth(values: Tensor, classes: IntegersLike | None) -> Tensor:
     Raises:
         ValueError: If a tenth is less than one sample, or a class has too few scored samples.
     """
-    if classes is None:
-        return select_top(values, fraction=SHARE)
-    of_sample = as_classes(classes, "classes").to(values.device)
-    used = torch.nonzero(of_sample >= 0).flatten()
-    return used[select_top(values[used], of_sample[used], fraction=SHARE)]
+    of_sample = None if classes is None else as_classes(classes, "classes").to(values.device)
+    used = torch.arange(len(values)) if of_sample is None else torch.nonzero(of_sample >= 0).flatten()
+    used = used.to(values.device)
+    try:
+        return used[select_top(values[used], None if of_sample is None else of_sample[used], fraction=SHARE)]
+    except ValueError:  # which gives advice for budgets of the user's own
+        raise ValueError("too few samples are scored for a tenth, in a class or overall") from None
 
 
 def overlap(chosen: Tensor, others: Tensor) -> float:

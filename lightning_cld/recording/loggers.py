@@ -23,6 +23,7 @@ from lightning_cld.recording.recorder import Checkpoint
 from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.recording.settling import Overlaps, Settling
 from lightning_cld.scores import CLDScores
+from lightning_cld.showing.choice import why_no_tenth
 from lightning_cld.trajectories import LossTrajectories
 
 _QUANTILES = {"min": 0.0, "q10": 0.1, "q25": 0.25, "median": 0.5, "q75": 0.75, "q90": 0.9, "max": 1.0}
@@ -104,10 +105,10 @@ def _figures(scores: CLDScores, history: LossTrajectories | RunningHistory) -> d
     """
     if find_spec("matplotlib") is None:
         return {}
-    cut = SHARE if _can_rank(history) else None
+    cut = None if why_no_tenth(scores) else SHARE
     figures: dict[str, Callable[[], Any]] = {"scores_by_class": lambda: plotting.plot_scores(scores, fraction=cut)[0]}
     if isinstance(history, LossTrajectories):
-        if _can_rank(history):
+        if cut is not None:
             figures["agreement"] = lambda: plotting.plot_agreement(history, fraction=SHARE)[0]
         figures["trajectories"] = lambda: plotting.plot_trajectories(history, scores=scores)[0]
     return figures

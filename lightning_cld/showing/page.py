@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -15,16 +16,18 @@ from torch.utils.data import Dataset
 
 from lightning_cld.functional.diagnostics import SHARE, alignment
 from lightning_cld.plotting import plot_agreement, plot_scores, plot_trajectories
-from lightning_cld.scores import CLDScores, is_compared
+from lightning_cld.scores import CLDScores, is_cld, is_compared
 from lightning_cld.showing.axes import BEST, WORST
 from lightning_cld.showing.called import short_name
 from lightning_cld.showing.choice import (
+    at_checkpoints,
     by_mean_score,
     check_kind,
     check_same_run,
     counted,
     extremes,
     shown_classes,
+    why_no_tenth,
 )
 from lightning_cld.showing.thumbnails import check_dataset, read_images
 from lightning_cld.trajectories import LossTrajectories
@@ -121,7 +124,7 @@ _WHY = {
 
 def _suspects(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
     """The samples whose labels look wrong, of all classes."""
-    if scores.metadata.get("scored_by", "CLD") != "CLD":
+    if not is_cld(scores):
         return _p("Suspects are listed for CLD scores only.")
     suspects = scores.suspects()
     if len(suspects) == 0:
@@ -142,7 +145,7 @@ def _suspects(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
 
 
 def _histograms(scores: CLDScores, shown: Sequence[int]) -> str:
-    missing = _why_no_tenth(scores)
+    missing = why_no_tenth(scores)
     fraction = None if missing else SHARE
     figures = []
     for label in shown:
@@ -159,19 +162,8 @@ def _histograms(scores: CLDScores, shown: Sequence[int]) -> str:
 
 def _of_trajectories(scores: CLDScores, trajectories: LossTrajectories, dataset: Dataset[Any] | None) -> list[str]:
     sections = []
-    if scores.metadata.get("scored_by", "CLD") == "CLD":
-        missing = _why_no_tenth(scores)
-        caption = (
-            "How far the scores at an earlier cutoff agree with these scores. Where the coreset line is high and flat, "
-            "the proxy could have stopped."
-        )
-        if missing:
-            content = _p(f"Not known, because there is no coreset of {SHARE:.0%} to compare: {missing}.")
-        else:
-            figure, ax = plot_agreement(trajectories, fraction=SHARE, cutoff_epoch=scores.epochs[-1])
-            of_all = ax.get_title().partition("\n")[2]
-            content = _drawn(figure, f"{caption} Computed {of_all}." if of_all else caption, wide=True)
-        sections.append(_section("When the proxy could have stopped", content))
+    if is_cld(scores):
+        sections.append(_section("When the proxy could have stopped", _agreement(scores, trajectories)))
     drawn = []
     for label in by_mean_score(scores)[:_DRAWN]:
         figure, ax = plot_trajectories(trajectories, label, scores=scores)
@@ -188,6 +180,22 @@ def _of_trajectories(scores: CLDScores, trajectories: LossTrajectories, dataset:
     return [*sections, _section("Trajectories", _p(note), *drawn)]
 
 
+def _agreement(scores: CLDScores, trajectories: LossTrajectories) -> str:
+    missing = why_no_tenth(scores)
+    if missing:
+        return _p(f"Not known, because there is no coreset of {SHARE:.0%} to compare: {missing}.")
+    of_scores = at_checkpoints(trajectories, scores.epochs)
+    if of_scores is None:
+        return _p("Not known: the losses are not those of the checkpoints that the scores name.")
+    figure, ax = plot_agreement(of_scores, fraction=SHARE)
+    of_all = ax.get_title().partition("\n")[2]
+    caption = (
+        "How far the scores at an earlier cutoff agree with these scores. Where the coreset line is high and flat, "
+        "the proxy could have stopped."
+    )
+    return _drawn(figure, f"{caption} Computed {of_all}." if of_all else caption, wide=True)
+
+
 def _extremes(scores: CLDScores, dataset: Dataset[Any], label: int) -> str:
     best, worst = extremes(scores, label, _LOWEST)
     best = best[:_HIGHEST]
@@ -201,10 +209,11 @@ def _extremes(scores: CLDScores, dataset: Dataset[Any], label: int) -> str:
 
 def _all_classes(scores: CLDScores) -> str:
     """A table with a row per class, collapsed if it is long."""
-    known = [scores.metadata.get(name) for name in ("reference_sizes", "reference_reliability")]
-    sizes, reliability = (entry if isinstance(entry, Mapping) else {} for entry in known)
+    known = [scores.metadata.get(name) for name in ("reference_sizes", "reference_reliability", "implausible")]
+    sizes, reliability, implausible = (entry if isinstance(entry, Mapping) else {} for entry in known)
+    wrong = implausible.get("classes", {})
     kept = {}
-    if not _why_no_tenth(scores):
+    if not why_no_tenth(scores):
         means = alignment(scores.values, scores.classes)
         kept = dict(zip(means.classes.tolist(), means.kept_of_class.tolist(), strict=True))
     rows = []
@@ -214,24 +223,38 @@ def _all_classes(scores: CLDScores) -> str:
             (
                 str(label),
                 f"{samples:,}",
-                f"{mean:+.3f}",
-                f"{kept[label]:+.3f}" if label in kept else "",
+                _signed(mean),
+                _signed(kept.get(label, math.nan)),
                 "" if correlation is None else f"{correlation:.3f}",
                 str(sizes.get(str(label), "")),
+                _share(wrong.get(str(label))),
                 f"{negative:,}",
                 f"{unscored:,}",
             )
         )
-    names = ("class", "samples", "mean", "best tenth", "reliability", "validation", "negative", "unscored")
-    note = _p("Mean scores of all samples and of the best tenth; reliability and number of the validation samples.")
+    of_all = ("class", "samples", "mean", "best tenth")
+    names = (*of_all, "reliability", "validation", "look wrong", "negative", "unscored")
+    note = _p(
+        "Mean scores of all samples and of the best tenth; reliability and number of the validation samples; the share "
+        "of labels that look wrong."
+    )
     hint = '<p class="note narrow">Scroll sideways for more columns &rarr;</p>'
     table = f'{note}{hint}<div class="scroll">{_table(rows, names, "numbers")}</div>'
     return table if len(rows) <= 20 else f"<details><summary>{len(rows)} classes</summary>{table}</details>"
 
 
+def _signed(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:+.3f}"
+
+
+def _share(found: Sequence[float] | None) -> str:
+    """An estimate with its interval; empty if there is none."""
+    return f"{found[0]:.0%} ({found[1]:.0%} to {found[2]:.0%})" if found else ""
+
+
 def _provenance(scores: CLDScores) -> str:
-    # The table of classes has the first two; the third are hashes.
-    left_out = ("reference_sizes", "reference_reliability", "validation_fingerprint")
+    # The table of classes has the first three; the others are hashes.
+    left_out = ("reference_sizes", "reference_reliability", "implausible", "validation_fingerprint")
     kept = {name: value for name, value in scores.metadata.items() if name not in left_out}
     return _table([(name, _plain(value)) for name, value in kept.items()])
 
@@ -240,17 +263,6 @@ def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_plain(of_name)}" for name, of_name in value.items())
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _why_no_tenth(scores: CLDScores) -> str:
-    """Why there is no coreset of 10 %; empty if there is one."""
-    try:
-        scores.select(fraction=SHARE)
-    except ValueError:
-        if scores.metadata.get("record") == "step" and scores.metadata.get("scored_by") == "CLD":
-            return "scores from training steps are not fit for choosing the best samples"
-        return "there are too few scored samples, in a class or overall"
-    return ""
 
 
 # The parts of sections. Text from data is escaped here.

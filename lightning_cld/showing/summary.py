@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_cld.functional.checks import MIN_CHECKPOINTS, distinct, labels_in, listed
 from lightning_cld.functional.diagnostics import OVERLAP, RELIABLE, Alignment, alignment, chance_alignment
-from lightning_cld.scores import MOST, CLDScores
+from lightning_cld.scores import MOST, CLDScores, is_cld
 
 THIN_REFERENCE = 10
 """Classes with fewer validation samples than this are reported: the mean of so few losses is mostly noise."""
@@ -57,7 +57,7 @@ def account(scores: CLDScores) -> list[tuple[str, str]]:
         quantiles = np.quantile(scored.double().numpy(), [0, 0.1, 0.25, 0.5, 0.75, 0.9, 1])
         names = ("min", "10 %", "25 %", "median", "75 %", "90 %", "max")
         lines.append(("scores", "  ".join(f"{n} {q:+.3f}" for n, q in zip(names, quantiles, strict=True))))
-    if metadata.get("scored_by", "CLD") != "CLD":  # the rest applies to CLD only
+    if not is_cld(scores):  # the rest applies to CLD only
         return [*lines, *_references(metadata)[0]]
 
     more, doubts = _labels(metadata)
@@ -135,7 +135,8 @@ def _settled(metadata: Mapping[str, Any], epochs: Sequence[int]) -> tuple[list[t
         texts.append("no, scored at the end" if settled is None else f"after {settled} epochs")
     shared = metadata.get("half_overlap")
     if isinstance(shared, float):
-        texts.append(f"{shared:.0%} of the best tenth was already in it after {metadata.get('half_epoch')} epochs")
+        half = metadata.get("half_epoch")
+        texts.append(f"{_floored(shared):.0%} of the best tenth was already in it after {half} epochs")
     lines = [("settled", "; ".join(texts))] if texts else []
     # rule="draw" depends less on the epochs: on digits and Fashion-MNIST, clean or with 20 % of the labels wrong, the
     # coresets of a former "draw" at half the epochs and at the end shared at least 94 %, the best tenths 52 to 91 %.
@@ -163,11 +164,10 @@ def _references(metadata: Mapping[str, Any]) -> tuple[list[tuple[str, str]], _Fi
     if isinstance(reliability, Mapping) and reliability:
         known = {c: value for c, value in reliability.items() if value is not None}
         low = {c: value for c, value in known.items() if value < RELIABLE}
-        shown = _some([f"{c} ({value:.2f})" for c, value in sorted(low.items(), key=lambda item: item[1])])
+        shown = _some([f"{c} ({_floored(value):.2f})" for c, value in sorted(low.items(), key=lambda item: item[1])])
         text = "not known, too few samples"
-        if known:  # rounded down, never up
-            lowest = math.floor(100 * min(known.values())) / 100
-            text = f"references of two validation halves correlate by at least {lowest:.2f}"
+        if known:
+            text = f"references of two validation halves correlate by at least {_floored(min(known.values())):.2f}"
         if low:
             text = f"{shown}: classes whose halves correlate by less than {RELIABLE}; hold out more"
         lines.append(("reliability", text))
@@ -203,7 +203,8 @@ def _alignment(values: Tensor, classes: Tensor | None, differences: int) -> tupl
 
 
 def _lowest(means: Alignment) -> str:
-    order = torch.argsort(means.kept_of_class)[:3]  # classes without samples in the best tenth are NaN and come last
+    known = int((~means.kept_of_class.isnan()).sum())  # the other classes have no sample in the best tenth
+    order = torch.argsort(means.kept_of_class)[: min(3, known)]  # NaN comes last
     return ", ".join(
         f"{int(means.classes[c])} ({means.kept_of_class[c]:+.2f}, overall {means.everything_of_class[c]:+.2f})"
         for c in order
@@ -221,6 +222,11 @@ def _verdict(findings: Sequence[_Finding]) -> str:
     else:
         word = f"yes: {fine}"
     return "\n- ".join([word, *poor, *unknown])
+
+
+def _floored(value: float) -> float:
+    """Two decimals, rounded down, so that a value below a threshold is not shown as one that reaches it."""
+    return math.floor(100 * value + 1e-9) / 100
 
 
 def _some(shown: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from lightning_cld.data.origin import file_names
-from lightning_cld.scores import CLDScores
+from lightning_cld.scores import CLDScores, is_cld
 from lightning_cld.showing.thumbnails import check_dataset
 
 
@@ -20,13 +20,12 @@ def make_table(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
     if dataset is not None:
         check_dataset(scores, dataset)
         files = file_names(dataset)
-    listed = scores.suspects()
+    listed = scores.suspects() if is_cld(scores) else torch.zeros(0, dtype=torch.int64)
     pool = scores.positions()
     pool = pool[torch.argsort(scores.values[pool].nan_to_num(nan=torch.inf), stable=True)]
     pool = torch.cat([listed, pool[~torch.isin(pool, listed)]])
     positions = pool.tolist()
     unscored = scores.values[pool].isnan().tolist()
-    has_suspects = scores.metadata.get("scored_by", "CLD") == "CLD"
     suspects = set(listed.tolist())
 
     columns: dict[str, list[Any]] = {
@@ -36,7 +35,7 @@ def make_table(scores: CLDScores, dataset: Dataset[Any] | None) -> str:
         # As float32, which are written with as few digits as tell them apart.
         "score": ["" if none else value for value, none in zip(scores.values[pool].numpy(), unscored, strict=True)],
         "suspect": [
-            "" if none or not has_suspects else str(position in suspects).lower()
+            "" if none or not is_cld(scores) else str(position in suspects).lower()
             for position, none in zip(positions, unscored, strict=True)
         ],
     }

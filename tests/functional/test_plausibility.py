@@ -374,6 +374,15 @@ def test_a_thousand_classes_are_judged_one_by_one():
     assert result.values[wrong].mean() < 0.1 < 0.8 < result.values[~wrong].mean()
 
 
+def test_few_of_many_classes_without_wrong_labels_are_said_to_have_some():
+    # As `CLEAR` and `CLDScores.suspects` tell.
+    one_set = torch.Generator().manual_seed(0)
+    train, val = (list(torch.randn(2, 400 * each, generator=one_set)) for each in (1000, 100))
+    found = plausibility(train, val, torch.arange(400_000) // 1000, torch.arange(40_000) // 100, 400)
+    assert 0.03 < (found.shares[0] > 0).double().mean() < 0.09
+    assert 0.004 < (1 - found.values.double()).mean() < 0.015
+
+
 def test_edges_from_a_part_of_the_samples_serve_all_classes(monkeypatch):
     *arguments, _ = case(20_000, 2000, 10)
     whole = found(*arguments)

@@ -267,6 +267,20 @@ def test_tensorboard_gets_figures(tmp_path, watching, figures):
         assert 0.01 < (pixels < 128).any(axis=2).mean() < 0.9  # the image is not blank
 
 
+class Unscored(Quick):
+    """The loss of a class never changes."""
+
+    def cld_step(self, batch):
+        losses = torch.nn.functional.cross_entropy(self(batch[0]), batch[1], reduction="none")
+        return torch.where(batch[1] == 1, 1.0, losses), batch[1]
+
+
+@pytest.mark.filterwarnings("ignore:.*CLD.*")
+def test_where_a_class_is_unscored_the_other_figures_are_drawn(tmp_path):
+    run(tmp_path, CLDCallback(dirpath=tmp_path), Unscored, logger=TensorBoardLogger(tmp_path))
+    assert set(read_events(tmp_path).Tags()["images"]) == FIGURES - {"cld/agreement"}
+
+
 class Stepping(Quick):
     def training_step(self, batch, batch_idx):
         losses = torch.nn.functional.cross_entropy(self(batch[0]), batch[1], reduction="none")

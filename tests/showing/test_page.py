@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from lightning_cld import CLDScores, LossTrajectories, SampleNames, baselines
+from lightning_cld.showing import page as page_module
 from lightning_cld.showing.choice import by_mean_score, extremes
 
 NAN = float("nan")
@@ -147,7 +148,17 @@ def test_the_table_of_classes_tells_of_each(full):
     text = full.read_text(encoding="utf-8")
     (table,) = re.findall(r'<table class="numbers">(.*?)</table>', text, re.DOTALL)
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)]
-    names = ["class", "samples", "mean", "best tenth", "reliability", "validation", "negative", "unscored"]
+    names = [
+        "class",
+        "samples",
+        "mean",
+        "best tenth",
+        "reliability",
+        "validation",
+        "look wrong",
+        "negative",
+        "unscored",
+    ]
     assert rows[0] == names
     scores = TIMELINE.score()
     for label, row in enumerate(rows[1:]):
@@ -161,6 +172,7 @@ def test_the_table_of_classes_tells_of_each(full):
             f"{best.mean():+.3f}",
             f"{reliability:.3f}",
             "30",
+            "{:.0%} ({:.0%} to {:.0%})".format(*scores.metadata["implausible"]["classes"][str(label)]),
             str((values < 0).sum()),
             "0",
         ]
@@ -286,7 +298,7 @@ def unscored():
     ("make", "why"),
     [
         (from_steps, "scores from training steps are not fit for choosing the best samples."),
-        (unscored, "there are too few scored samples, in a class or overall."),
+        (unscored, "too few samples are scored for a tenth, in a class or overall."),
     ],
 )
 def test_a_page_without_a_coreset_says_why(tmp_path, make, why):
@@ -295,6 +307,41 @@ def test_a_page_without_a_coreset_says_why(tmp_path, make, why):
     assert f"Counts are on a logarithmic scale. No coreset of 10% is marked: {why}" in page.words
     assert f"Not known, because there is no coreset of 10% to compare: {why}" in page.words
     assert not [alt for alt, _ in pictures(page) if alt.startswith("How far")]
+
+
+def drawn_epochs(monkeypatch):
+    """The checkpoints of what the page's figure of agreement is drawn from."""
+    drawn = []
+    draw = page_module.plot_agreement
+    monkeypatch.setattr(
+        page_module, "plot_agreement", lambda given, **how: drawn.append(given.epochs) or draw(given, **how)
+    )
+    return drawn
+
+
+def test_agreement_is_that_of_the_checkpoints_that_were_scored(tmp_path, monkeypatch):
+    drawn = drawn_epochs(monkeypatch)
+    losses = timeline(CLASSES, rows=13)
+    losses.val_losses[7] = torch.inf  # in a row that is left out
+    scores = losses.score(cutoff_epoch=9, every_n_epochs=3)
+    page = write(scores, tmp_path / "page.html", None, losses)
+    assert drawn == [[0, 3, 6, 9]]
+    assert [alt for alt, _ in pictures(page) if alt.startswith("How far")]
+
+
+@pytest.mark.parametrize("epochs", [(), range(20, 29)])
+def test_agreement_is_not_known_where_the_checkpoints_are_not(tmp_path, epochs):
+    page = write(CLDScores(TIMELINE.score().values, CLASSES, epochs), tmp_path / "page.html", None, TIMELINE)
+    assert "Not known: the losses are not those of the checkpoints that the scores name." in page.words
+
+
+def test_a_class_without_scores_has_empty_cells_and_its_share_stands_in_the_table(tmp_path):
+    scores = unscored().score()
+    scores.metadata["implausible"] = {"share": [0.1, 0.0, 0.2], "classes": {"0": [0.25, 0.1, 0.4], "1": None}}
+    page = write(scores, tmp_path / "page.html")
+    assert "+nan" not in page.words
+    assert "25% (10% to 40%)" in page.words
+    assert "implausible" not in page.words  # a long line among the metadata
 
 
 def test_a_directory_or_the_wrong_kind_is_refused_before_any_work(tmp_path, monkeypatch):

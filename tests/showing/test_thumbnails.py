@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from lightning_cld import CLDScores
 from lightning_cld.data.fingerprint import Fingerprint
+from lightning_cld.data.identity import look_at
 from lightning_cld.showing.thumbnails import SIDE, check_dataset, read_images
 
 RAMP = np.arange(12, dtype=np.uint8).reshape(3, 4)  # height 3, width 4
@@ -75,6 +78,7 @@ def test_an_image_is_found_in_whatever_form_it_comes(sample):
         Image.fromarray(RAMP),
         Image.fromarray(RAMP.astype(np.int32) * 1000),
         Image.fromarray(RAMP.astype(np.float32) - 5),
+        Image.frombytes("I;16B", (4, 3), (RAMP.astype(int) * 1000).astype(">u2").tobytes()),
     ],
     ids=lambda sample: f"{type(sample).__name__} {getattr(sample, 'shape', getattr(sample, 'mode', None))}",
 )
@@ -97,6 +101,37 @@ def test_an_image_of_one_colour_or_with_values_that_are_not_finite_is_drawn(valu
     assert read_images(Samples(image), [0]).shape == (1, 3, 2, 2)
     image[0, 0, 0] = torch.nan
     assert read_images(Samples(image), [0]).shape == (1, 3, 2, 2)
+
+
+@pytest.mark.parametrize(("value", "shown"), [(torch.inf, 255), (-torch.inf, 0), (torch.nan, 0)])
+def test_a_value_that_is_not_finite_leaves_the_others_as_they_are(value, shown):
+    image = torch.from_numpy(RAMP)[None].float() + 7
+    expected = read_images(Samples(image), [0])
+    holed = image.clone()
+    holed[0, 1, 1] = value
+    images = read_images(Samples(image, holed), [0, 1])
+    assert torch.equal(images[0], expected[0])
+    assert images[1, :, 1, 1].tolist() == [shown] * 3
+    expected[0, :, 1, 1] = shown
+    assert torch.equal(images[1], expected[0])
+
+
+class Sample(NamedTuple):
+    image: torch.Tensor
+    label: int
+
+
+class Own(Sample):
+    """Has a `__dict__`, which is empty."""
+
+
+class Items(list):
+    pass
+
+
+@pytest.mark.parametrize("sample", [Sample(CHW, 3), Own(CHW, 3), Items([CHW, 3])], ids=lambda one: type(one).__name__)
+def test_an_image_in_a_tuple_or_list_of_a_class_of_ones_own_is_found(sample):
+    assert read_images(Samples(sample), [0]).shape == (1, 3, 5, 6)
 
 
 def test_large_images_are_scaled_down_and_small_ones_get_a_white_border():
@@ -173,12 +208,44 @@ def test_a_dataset_without_labels_is_taken_with_a_warning():
         check_dataset(SCORES, Samples(*[CHW] * 6))
 
 
+def test_scores_made_for_names_numbered_as_numpy_does_fit_the_dataset():
+    names = ["dog", "cat", "owl", "cat"]
+    dataset = Samples(*[CHW] * 4)
+    dataset.targets = names
+    scores = CLDScores([0.1, 0.2, 0.3, 0.4], np.unique(names, return_inverse=True)[1])
+    check_dataset(scores, dataset)
+    dataset.targets = ["cat", "dog", "owl", "dog"]
+    with pytest.raises(ValueError, match="it has other labels"):
+        check_dataset(scores, dataset)
+
+
+def test_the_same_labels_with_other_samples_are_told():
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    scored = TensorDataset(images, LABELS)
+    scores = CLDScores(SCORES.values, LABELS, fingerprint=look_at(DataLoader(scored), "train").fingerprint)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_dataset(scores, scored)
+    within_class = images[[3, 2, 1, 0, 5, 4]]
+    with pytest.warns(
+        UserWarning, match="labels of this dataset are those of the scored one, but some samples are not"
+    ):
+        check_dataset(scores, TensorDataset(within_class, LABELS))
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         return iter([])
 
 
-@pytest.mark.parametrize("data", [Stream(), DataLoader(Samples(CHW)), None], ids=["stream", "loader", "none"])
+class Sized(Stream):
+    def __len__(self):
+        return 1
+
+
+@pytest.mark.parametrize(
+    "data", [Stream(), Sized(), DataLoader(Samples(CHW)), None], ids=lambda one: type(one).__name__
+)
 def test_what_is_no_map_style_dataset_is_refused(data):
     with pytest.raises(TypeError, match="must be a map-style dataset"):
         check_dataset(CLDScores([0.1], fingerprint=Fingerprint(1)), data)
