@@ -273,10 +273,13 @@ class CoresetDataModule(LightningDataModule):
             )
         inside = narrowable(loader)
         if identify is not None or names is not None:
-            given = "identify was given" if names is None else "The coreset was given as names"
+            given, remedy = "The coreset was given as names", "Give positions, or the scores."
+            if names is None:
+                given = "identify was given"
+                remedy = 'Leave it out, or give it for the streams among several loaders alone: identify={"name": ...}.'
             raise TypeError(
                 f"{given}, but the train loader is no stream: the samples of {type(inside.dataset).__name__} have "
-                f"positions. {'Leave identify out.' if names is None else 'Give positions, or the scores.'}"
+                f"positions. {remedy}"
             )
         if scores is None:
             _check_positions(inside, indices)

@@ -241,7 +241,14 @@ class Batches(IterableDataset):
         (Data, ["a"], {}, TypeError, r"identify=function.*is its name"),
         (Data, [1], {"identify": 3}, TypeError, "identify must be a function.*got int"),
         (Data, [1], {"identify": {"a": index_of}}, TypeError, "identify is a mapping, but .* one loader"),
-        (Blobs, [1], {"identify": index_of}, TypeError, "no stream: the samples of Subset have positions"),
+        (
+            Blobs,
+            [1],
+            {"identify": index_of},
+            TypeError,
+            "no stream: the samples of Subset have positions. Leave it out",
+        ),
+        (Data, SampleNames(), {"identify": name_of}, ValueError, "The coreset is empty"),
         (Blobs, ["a"], {}, TypeError, "given as names, but the train loader is no stream"),
         (Data, ["a", "b", "a"], {"identify": name_of}, ValueError, "1 of 3 do"),
         (
@@ -258,7 +265,7 @@ class Batches(IterableDataset):
         (Data, [1], {"identify": lambda sample: 1.0}, TypeError, "gave 1.0, which is a float"),
         (Data, [1], {"identify": lambda sample: b"a"}, TypeError, "Decode bytes"),
         (Data, [1], {"identify": lambda sample: (1, 2, 3)}, TypeError, r"\(position or name, class\)"),
-        (Data, [1], {"identify": lambda sample: (1, "a")}, TypeError, "a whole number, but gave 'a'"),
+        (Data, [1], {"identify": lambda sample: (1, "a")}, TypeError, "whole number as the class, but gave 'a'"),
         (Data, [1], {"identify": name_of}, TypeError, "gave the name .* positions without names"),
         (
             Data,
@@ -431,6 +438,42 @@ def test_a_place_in_another_coreset_is_not_gone_to():
     with pytest.warns(UserWarning, match="another coreset"):
         other.load_state_dict(state)
     assert flat(served(other)) == best(10)
+
+
+@pytest.mark.parametrize("epoch_length", ["coreset", "full"])
+def test_a_loader_that_is_iterated_anew_in_an_epoch_ends_with_an_error(epoch_length):
+    coreset = CoresetDataModule(Data(), scores_of(), size=10, identify=index_of, epoch_length=epoch_length)
+    loader = coreset.train_dataloader()
+    batches = iter(loader)
+    next(batches)
+    iter(loader)  # reads nothing
+    next(batches)
+    next(iter(loader))
+    with pytest.raises(RuntimeError, match="iterated anew in the middle of an epoch, which"):
+        next(batches)
+
+
+def test_an_epoch_that_is_left_counts_as_a_pass():
+    class Shuffled(Stream):
+        epoch = 0
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __iter__(self) -> Any:
+            generator = torch.Generator().manual_seed(self.epoch)
+            order = torch.randperm(SAMPLES, generator=generator).tolist()
+            return iter([sample_at(place) for place in order])
+
+    litdata = type("StreamingDataset", (), {"__module__": "litdata.streaming.dataset"})
+
+    class Own(Shuffled, litdata):
+        region_of_interest = ((0, SAMPLES),)
+
+    names = [name_at(position) for position in range(0, SAMPLES, 2)]
+    loader = CoresetDataModule(Data(Own()), names, identify=name_of).train_dataloader()
+    firsts = [next(iter(loader))["index"].tolist() for _ in range(4)]
+    assert len({tuple(first) for first in firsts}) == 4
 
 
 def test_a_loop_without_a_trainer_may_leave_an_epoch():

@@ -307,3 +307,23 @@ def test_a_stateful_loader_keeps_its_class_and_resumes(workers, done, source):
     resumed.load_state_dict(state)
     assert served(resumed) == whole[done:]
     assert sorted(flat(served(resumed))) == MEMBERS
+    left = make()
+    left.load_state_dict(state)
+    next(iter(left))
+    assert sorted(flat(served(left))) == MEMBERS  # not from the loaded place again
+
+
+@needs("torchdata")
+def test_what_a_stateful_loader_saved_another_loader_finds_again():
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    def loader(make: Any) -> Any:
+        data = with_loader(lambda: make(Stream(), batch_size=3))
+        return CoresetDataModule(data, MEMBERS, identify=index_of).train_dataloader()
+
+    first = loader(StatefulDataLoader)
+    batches = iter(first)
+    served_before = [next(batches)["index"].tolist() for _ in range(2)]
+    second = loader(DataLoader)
+    second.load_state_dict(first.state_dict())
+    assert sorted(flat([*served_before, *served(second)])) == MEMBERS

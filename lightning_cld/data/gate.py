@@ -66,8 +66,6 @@ class Gate:
         self.positions = _shared(torch.as_tensor(positions).long().sort().values)
         self.length = length
         self.names = names
-        if names is not None:
-            names.find([])  # sorts them, once and not in each worker
         self.classes = None if classes is None else _shared(classes)
         self.strangers = strangers
         self.once = False
@@ -138,7 +136,10 @@ class Gate:
             )
         position = int(self.names.find([name])[0])
         if position < 0 and not self.strangers:
-            raise ValueError(f"Sample {name!r} is not among the {len(self.names):,} that were scored. {ANOTHER}")
+            raise ValueError(
+                f"Sample {name!r} is not among the {len(self.names):,} that were scored, such as {self.names[0]!r}. "
+                f"{ANOTHER}"
+            )
         return position if position >= 0 else None
 
     def _by_position(self, found: Any) -> int:
@@ -182,11 +183,16 @@ def _shared(values: Tensor) -> Tensor:
 
 
 def _whole(value: Any, kind: str) -> int:
-    if not isinstance(value, (bool, np.bool_)):
+    is_flag = isinstance(value, (bool, np.bool_))
+    if kind == "class" and is_flag:  # the step takes these for two classes too
+        return int(value)
+    if not is_flag:
         try:
             return operator.index(value)
         except (TypeError, RuntimeError):  # the second by tensors
             pass
     hint = " Decode bytes to text." if isinstance(value, bytes) else ""
-    wanted = "a whole number" if kind == "class" else "a position (a whole number) or a name (text)"
+    wanted = "a position (a whole number) or a name (text)"
+    if kind == "class":
+        wanted, hint = "a whole number as the class", " It must be the number that the step returned."
     raise TypeError(f"identify must give {wanted}, but gave {value!r}, which is a {type(value).__name__}.{hint}")

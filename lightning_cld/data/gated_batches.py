@@ -53,6 +53,9 @@ class _StatefulBatches(GatedBatches):
     @override
     def __iter__(self) -> Iterator[tuple[int, bool, Any]]:
         yield from super().__iter__()
+        self.rewind()
+
+    def rewind(self) -> None:
         if self._beginning is not None:  # streams of Hugging Face would begin at a loaded state again and again
             self.stream.load_state_dict(self._beginning)
             self._beginning = None
@@ -63,6 +66,13 @@ class _StatefulBatches(GatedBatches):
     def load_state_dict(self, state: Any) -> None:
         self._beginning = copy.deepcopy(self.stream.state_dict())
         self.stream.load_state_dict(state)
+
+
+def rewind(loader: Any) -> None:
+    """Puts the stream of a `batching_loader` back to its beginning, if a state was loaded into it in this process."""
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, _StatefulBatches):
+        dataset.rewind()
 
 
 def batching_loader(loader: DataLoader[Any], stream: Any, gate: Gate | None, *, plain: bool = False) -> DataLoader[Any]:

@@ -44,11 +44,20 @@ def samples_in(stream: Any) -> int | None:
 
     Their `len` is another number: it depends on workers and processes, and on what they drop.
     """
-    kinds = {kind.__module__.partition(".")[0] for kind in type(stream).__mro__ if kind.__name__ == "StreamingDataset"}
-    if "litdata" in kinds:
+    library = library_of(stream)
+    if library == "litdata":
         return int(sum(end - start for start, end in stream.region_of_interest))  # of each chunk
-    if "streaming" in kinds:
+    if library == "streaming":
         return int(stream.size)
+    return None
+
+
+def library_of(stream: Any) -> str | None:
+    """Whose `StreamingDataset` a stream is: "litdata" or "streaming" (mosaicml); None for other streams."""
+    for kind in type(stream).__mro__:
+        package = kind.__module__.partition(".")[0]
+        if kind.__name__ == "StreamingDataset" and package in ("litdata", "streaming"):
+            return package
     return None
 
 

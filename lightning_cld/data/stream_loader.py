@@ -10,6 +10,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_cld.data.gate import ANOTHER, REPEATED, Gate
+from lightning_cld.data.gated_batches import rewind
+from lightning_cld.data.random_access import library_of
 from lightning_cld.data.samplers import processes
 from lightning_cld.guards import agreed
 
@@ -29,6 +31,9 @@ class StreamLoader:
 
     A *pass* reads the stream once, from its beginning to its end. Where an epoch is one pass, each iterator reads one.
     Otherwise an epoch is a number of batches, the same on all processes, and the next epoch goes on where it stopped.
+
+    There is one pass at a time. An iterator that is used after a newer one has begun raises, since the newer one has
+    taken its samples.
 
     Args:
         make: Makes a gate and a loader that asks it, whose items are those of `GatedBatches`; or, without `batching`,
@@ -62,6 +67,7 @@ class StreamLoader:
         self._iterator: Iterator[Any] | None = None
         self._resumed: dict[str, Any] | None = None
         self._is_new = True
+        self._turn = 0
         self._is_partial = False
         self._held: list[Any] = []
         self._came = 0  # samples to the batches of this pass
@@ -85,7 +91,8 @@ class StreamLoader:
             self._meet()
         else:
             self._find_place()
-        yield from self._pass_epoch() if self._is_pass else self._counted_epoch()
+        self._turn += 1
+        yield from self._pass_epoch(self._turn) if self._is_pass else self._counted_epoch(self._turn)
 
     def _find_place(self) -> None:
         """Goes to where the epoch begins."""
@@ -97,6 +104,7 @@ class StreamLoader:
         self._served = 0
         if self._batches and (self._is_pass or self._iterator is None):  # it was left in the middle of a pass
             self._begin_anew()
+            self._passes += 1
         if is_new and self._trainer is not None and self._trainer.training:  # else somebody reads it by hand
             # Lightning restores no loader's state from the end of an epoch, nor where `configure_optimizers` asks for
             # the number of steps, and reloads loaders. Its own progress tells what was served before.
@@ -106,8 +114,9 @@ class StreamLoader:
 
     # An epoch
 
-    def _pass_epoch(self) -> Iterator[Any]:
+    def _pass_epoch(self, turn: int) -> Iterator[Any]:
         while True:
+            self._check_turn(turn)
             batch = self._next_of_pass()
             if batch is _END and self._length is None:
                 self._end_pass()
@@ -128,8 +137,9 @@ class StreamLoader:
             if is_last:
                 return
 
-    def _counted_epoch(self) -> Iterator[Any]:
+    def _counted_epoch(self, turn: int) -> Iterator[Any]:
         while self._length is not None:
+            self._check_turn(turn)
             batch = self._ahead.pop() if self._ahead else self._next()
             self._count()
             is_last = self._served == self._length
@@ -138,6 +148,13 @@ class StreamLoader:
             yield batch
             if is_last:
                 return
+
+    def _check_turn(self, turn: int) -> None:
+        if turn != self._turn:
+            raise RuntimeError(
+                "The loader of the coreset was iterated anew in the middle of an epoch, which begins another pass over "
+                "the stream. To look at a batch, iterate a loader of its own: datamodule.train_dataloader()."
+            )
 
     def _count(self) -> None:
         self._batches += 1
@@ -234,6 +251,8 @@ class StreamLoader:
     def _begin_anew(self) -> None:
         self._iterator = None
         self._batches = self._served = 0
+        self._is_partial = False
+        rewind(self._reader)
         # Workers that are kept may still read for the pass that was left, and would count it to the next.
         self._gate, self._reader = self._made()
 
@@ -303,7 +322,8 @@ class StreamLoader:
         if any(state.get(name) != value for name, value in self._identity().items()):
             rank_zero_warn(
                 "The checkpoint was saved with another coreset, batch size, epoch length or number of processes, so "
-                "its place in the stream means nothing here. The stream is read from its beginning."
+                "its place in the stream means nothing here. As many batches are skipped as were trained on: in this "
+                "epoch samples may be left out or repeated."
             )
             return
         self._resumed = state
@@ -325,7 +345,7 @@ class StreamLoader:
             self._skip(state["total"])
         else:
             self._passes = state["passes"]
-            if "loader" in state:
+            if "loader" in state and callable(getattr(self._reader, "load_state_dict", None)):
                 self._reader.load_state_dict(state["loader"])
                 self._is_partial = True
                 self._batches = state["batches"]
@@ -362,5 +382,5 @@ def _numbers(missing: int, repeated: int, size: int) -> str:
 
 def _tell_epoch(stream: Any, number: int) -> None:
     """Tells litdata's datasets the epoch, by which they shuffle: their own loader does, which is not used here."""
-    if type(stream).__module__.partition(".")[0] == "litdata":
+    if library_of(stream) == "litdata":
         stream.set_epoch(number + 1)

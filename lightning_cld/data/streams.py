@@ -173,6 +173,8 @@ def _of_loader(
         samples = members.used
     share = -(-samples // world)
     length = share // batching.size if batching.drop_last else -(-share // batching.size)
+    if samples == 0:
+        raise ValueError("The coreset is empty: give at least one name or position.")
     if length == 0:
         raise ValueError(
             f"An epoch has {share} samples on each device. With drop_last=True that gives no batch of {batching.size}. "

@@ -48,7 +48,7 @@ def check_recorded(history: LossTrajectories | RunningHistory, found: Sources) -
     problem, kind = None, "train"
     if recorded is not None and found.fingerprint is not None:
         problem = recorded.mismatch(found.fingerprint, same_code=True)
-    elif recorded is not None:
+    elif recorded is not None or found.fingerprint is not None:
         problem = "one is a stream, and the other is not"
     if problem is None and isinstance(found.train, Sweep):
         known = history.train_classes

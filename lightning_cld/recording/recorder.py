@@ -194,9 +194,11 @@ class Recorder:
         losses = f"validation losses{_classes_at(infinite, val_classes)} are not finite"
         if epoch == 0:
             first = int(self.sources.val.positions[int(infinite.int().argmax())])
+            seen = self._seen.get("val")
+            which = repr(seen.names[first]) if seen is not None and seen.names is not None else f"position {first}"
             raise ValueError(
-                f"Before the first step {losses} (position {first} of the validation set, say), so nothing could be "
-                "scored. Repair or leave out those samples."
+                f"Before the first step {losses} ({which} of the validation set, say), so nothing could be scored. "
+                "Repair or leave out those samples."
             )
         self._diverged = True
         rank_zero_warn(f"CLD: {losses} after {epoch} epochs; checkpoints from here on can't be scored.")

@@ -26,7 +26,7 @@ from lightning_cld.data.stream_loader import StreamLoader
 from lightning_cld.guards import preserved_rng
 from lightning_cld.recording.stream_reading import Seen
 from lightning_cld.recording.stream_sweep import StreamSweep
-from lightning_cld.recording.streams import Readings, readings_of_run, stream_in
+from lightning_cld.recording.streams import Readings, dataset_of, readings_of_run, stream_in
 from lightning_cld.recording.sweep import Sweep
 
 _VIEW = (
@@ -174,7 +174,8 @@ def _stream_sweep(
     if isinstance(before, StreamSweep):
         return before
     if not own:
-        readings = Readings(stream, is_own=True, kind=kind)
+        given = trainer.train_dataloader if kind == "train" else trainer.val_dataloaders
+        readings = Readings(stream, is_own=dataset_of(stream) is not dataset_of(stream_in(given)), kind=kind)
         return StreamSweep(readings, kind=kind, num_samples=num_samples, seen=seen.get(kind))
     limit = trainer.limit_train_batches if kind == "train" else trainer.limit_val_batches
     # Where a stream says its length, a limit is for the training alone, as with map-style sets. Without a length it may

@@ -186,6 +186,7 @@ class StreamSweep:
                         "same samples in every sweep."
                     )
         row, counts, _ = _row_of_all(trainer, where, losses, seen.length)
+        self._check_spread(trainer, where, losses, row, counts > 0)  # the first losses may all be equal
         missing = len(seen.positions) - int((counts > 0).sum())
         if missing == len(seen.positions):
             raise ValueError(

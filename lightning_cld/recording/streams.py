@@ -68,7 +68,7 @@ class Readings:
                     f"it, but it can't be copied: {error}. Give the sweeps a loader of their own: "
                     f"{kind}_dataloader=... of CLDCallback."
                 ) from error
-        self._generators = OwnGenerators(getattr(self._stream, "dataset", self._stream))
+        self._generators = OwnGenerators(dataset_of(self._stream))
 
     @contextmanager
     def begin(self) -> Iterator[Any]:
@@ -82,7 +82,12 @@ class Readings:
 
 def reseeded(stream: Any, seed: int) -> AbstractContextManager[None]:
     """Runs its body with the random generators that a stream keeps seeded anew."""
-    return OwnGenerators(getattr(stream, "dataset", stream)).seeded(seed)
+    return OwnGenerators(dataset_of(stream)).seeded(seed)
+
+
+def dataset_of(stream: Any) -> Any:
+    """What a loader reads; the stream itself if it is no loader."""
+    return getattr(stream, "dataset", stream)
 
 
 def readings_of_run(trainer: Trainer, stream: Any, kind: str) -> Readings:
@@ -101,8 +106,7 @@ def readings_of_run(trainer: Trainer, stream: Any, kind: str) -> Readings:
         vars(source.instance).clear()
         vars(source.instance).update(before)
         if made is not None:
-            dataset = getattr(made, "dataset", made)
-            return Readings(made, is_own=dataset is not getattr(stream, "dataset", stream), kind=kind)
+            return Readings(made, is_own=dataset_of(made) is not dataset_of(stream), kind=kind)
     return Readings(stream, is_own=False, kind=kind)
 
 

@@ -19,7 +19,7 @@ _REMEDY = (
     'With CLDCallback(record="step") training_step must return {"loss": ..., "sample_losses": ..., "sample_index": '
     "...}. sample_losses holds the loss of each sample in the batch, floating point [B]. sample_index holds its "
     "position in the train set, integer [B]; lightning_cld.IndexedDataset puts it into the batch. Of a stream it holds "
-    "positions or names, as cld_step or step returns them."
+    "positions or names, whichever cld_step or step returns."
 )
 
 
@@ -71,7 +71,7 @@ class StepLosses:
         if not self._checked:
             with agreed(trainer, "The first training step"):
                 self._check(outputs)
-                self._check_positions(self._positions(outputs["sample_index"]))
+                self._check_samples(outputs["sample_index"])
             self._checked = True
         elif outputs:  # else the step was skipped
             try:
@@ -102,7 +102,8 @@ class StepLosses:
         self._is_row = True
         sums, counts = totals
         if counts[-1]:
-            self._warn(f"{int(counts[-1]):,} losses had a sample_index outside the train set. {_REMEDY}")
+            what = "outside the train set" if self._names is None else "that the first sweep did not show"
+            self._warn(f"{int(counts[-1]):,} losses had a sample_index {what}. {_REMEDY}")
         losses: Tensor = (sums / counts)[:-1]  # a sample without losses gets 0 / 0, NaN
         return losses
 
@@ -130,7 +131,12 @@ class StepLosses:
         if not isinstance(losses, Tensor) or not losses.is_floating_point():
             raise TypeError(f"sample_losses must be a floating point tensor, got {kind_of(losses)}. {_REMEDY}")
         are_names = isinstance(index, (list, tuple, np.ndarray)) and all(isinstance(name, str) for name in index)
-        if not is_integer(index) and not (are_names and self._names is not None):
+        if self._names is not None and not are_names:
+            raise TypeError(
+                f"sample_index must be names, by which the samples of this stream are known, got {kind_of(index)}. "
+                f"{_REMEDY}"
+            )
+        if self._names is None and not is_integer(index):
             raise TypeError(f"sample_index must be an integer tensor, got {kind_of(index)}. {_REMEDY}")
         shape = [len(index)] if are_names else list(index.shape)
         if losses.ndim != 1 or shape != list(losses.shape):
@@ -143,8 +149,15 @@ class StepLosses:
         """Positions as they are; of names their positions, -1 for unknown ones."""
         return index if isinstance(index, Tensor) or self._names is None else self._names.find(index)
 
-    def _check_positions(self, index: Tensor) -> None:
+    def _check_samples(self, index: Any) -> None:
         samples = 0 if self._totals is None else self._totals.shape[1] - 1
+        if self._names is not None:  # a stream may show samples that it did not show before
+            if len(index) and (self._names.find(index) < 0).all():
+                raise ValueError(
+                    f"sample_index gives names that are not among the {samples:,} of the first sweep, such as "
+                    f"{index[0]!r}. {_REMEDY}"
+                )
+            return
         if len(index) and (int(index.min()) < 0 or int(index.max()) >= samples):
             raise ValueError(
                 f"sample_index must be from 0 to {samples - 1}, a position in the train set of {samples:,} samples, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -35,6 +36,14 @@ def test_members_are_counted_until_the_count_is_reset():
 def test_whole_numbers_of_every_kind(number):
     assert Gate(lambda sample: number, [2], length=9)(None)
     assert Gate(lambda sample: (number, number), [2], length=3, classes=torch.tensor([0, 1, 2]))(None)
+
+
+@pytest.mark.parametrize("flag", [True, np.bool_(True)])
+def test_a_flag_is_a_class_as_for_the_step(flag):
+    scored = torch.tensor([0, 1])
+    assert Gate(lambda sample: (1, flag), [1], length=2, classes=scored)(None)
+    with pytest.raises(ValueError, match="has the class 1, but 0 when it was scored"):
+        Gate(lambda sample: (0, flag), [1], length=2, classes=scored)(None)
 
 
 def test_a_class_that_was_never_seen_is_passed_over():

@@ -342,6 +342,110 @@ def test_training_steps_may_say_positions_or_names(tmp_path, named):
             assert row[position].item() == pytest.approx(logged[epoch, sample], rel=1e-6)
 
 
+class Says(Tells):
+    """Says in a training step what `index` makes of the names of a batch."""
+
+    index: Any = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        losses = F.cross_entropy(self(batch[0]), batch[1], reduction="none")
+        return {"loss": losses.mean(), "sample_losses": losses, "sample_index": type(self).index(batch[2])}
+
+
+def test_training_steps_of_a_stream_with_names_must_say_names(tmp_path):
+    class Numbers(Says):
+        index = staticmethod(lambda names: torch.tensor([int(name.split()[1]) for name in names]))
+
+    with pytest.raises(TypeError, match="sample_index must be names, by which the samples of this stream are known"):
+        fit(tmp_path, CLDCallback(dirpath=tmp_path, record="step"), Streams(named=True), Numbers)
+
+
+def test_a_name_that_the_first_sweep_did_not_show_is_said_wherever_it_comes(tmp_path):
+    class Some(Says):
+        index = staticmethod(lambda names: [name if int(name.split()[1]) > 3 else f"new {name}" for name in names])
+
+    class Others(Says):
+        index = staticmethod(lambda names: [f"new {name}" for name in names])
+
+    cld = CLDCallback(dirpath=tmp_path, record="step")
+    with pytest.warns(UserWarning, match="CLD: 4 losses had a sample_index that the first sweep did not show"):
+        fit(tmp_path, cld, Streams(lambda stream: DataLoader(Sorted(stream), 8), named=True), Some)
+    assert cld.trajectories.train_losses[1:].isnan().sum() == 4 * 4
+    with pytest.raises(ValueError, match="names that are not among the 70 of the first sweep, such as 'new sample"):
+        fit(tmp_path, CLDCallback(dirpath=tmp_path, record="step"), Streams(named=True), Others)
+
+
+def test_a_name_of_two_samples_is_noticed_though_the_first_losses_are_all_equal(tmp_path):
+    class Zero(Tells):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.nn.init.zeros_(self.net[-1].weight), torch.nn.init.zeros_(self.net[-1].bias)
+
+    class Twice(Stream):
+        def __iter__(self) -> Iterator[Any]:
+            for place in self.places:
+                inputs, label = POOL[place]
+                same = [other for other in self.places if POOL[other][1] == label]
+                yield inputs, label, f"{int(label)}-{same.index(place) % 15}"
+
+    data = Streams(train=Twice(0, TRAIN), val=Stream(TRAIN, TRAIN + VAL, named=True))
+    with pytest.warns(UserWarning, match="came several times in one sweep, with losses that differ"):
+        fit(tmp_path, CLDCallback(dirpath=tmp_path), data, Zero)
+
+
+def test_a_view_of_the_data_that_the_training_reads_is_read_as_a_copy(tmp_path):
+    class Counting(Stream):
+        def __iter__(self) -> Iterator[Any]:
+            self.passes += 1
+            generator = torch.Generator().manual_seed(self.passes)
+            for place in torch.randperm(len(self.places), generator=generator).tolist():
+                yield *POOL[self.places[place]], f"sample {place}"
+
+    class Viewed(Streams):
+        def cld_train_dataloader(self) -> Any:
+            return DataLoader(self.train_set, 16)
+
+        def cld_val_dataloader(self) -> Any:
+            return DataLoader(self.val_set, 16)
+
+    seen: list[Any] = []
+
+    class Notes(Tells):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            seen.append(batch[2])
+            return super().training_step(batch, batch_idx)
+
+    for cld in (None, CLDCallback(dirpath=tmp_path)):
+        fit(tmp_path, cld, Viewed(train=Counting(0, TRAIN), val=Counting(TRAIN, TRAIN + VAL)), Notes)
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :]
+
+
+def test_a_bad_validation_sample_is_called_by_its_name(tmp_path):
+    class Bad(Stream):
+        def __iter__(self) -> Iterator[Any]:
+            for inputs, label, name in super().__iter__():
+                yield inputs if name != "sample 7" else inputs * torch.inf, label, name
+
+    data = Streams(train=Stream(0, TRAIN, named=True), val=Bad(TRAIN, TRAIN + VAL, named=True))
+    with pytest.raises(ValueError, match=r"are not finite \('sample 7' of the validation set, say\)"):
+        fit(tmp_path, CLDCallback(dirpath=tmp_path), data)
+
+
+def test_a_run_on_a_stream_is_not_resumed_on_a_map_style_set(tmp_path):
+    class One(Tells):
+        def cld_step(self, batch: Any) -> Any:
+            return super().cld_step(batch)[0], None, *batch[2:]
+
+    saver = L.pytorch.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_on_train_epoch_end=True)
+    data = Streams(named=True)
+    fit(tmp_path, CLDCallback(dirpath=tmp_path), data, One, callbacks=[saver], enable_checkpointing=True)
+    map_style = Streams(train=Stream(0, TRAIN), val=data.val_set)
+    map_style.train_dataloader = lambda: DataLoader(TensorDataset(*POOL[:TRAIN]), 8)
+    trainer = quiet_trainer(tmp_path, CLDCallback(dirpath=tmp_path), max_epochs=6)
+    with pytest.raises(ValueError, match="not the one whose losses were logged so far: one is a stream, and the other"):
+        trainer.fit(One(), datamodule=map_style, ckpt_path=tmp_path / "epoch=3.ckpt", weights_only=True)
+
+
 def test_the_checkpoints_of_a_finished_run_are_read_over_streams(tmp_path):
     saver = L.pytorch.callbacks.ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
     cld = CLDCallback(dirpath=tmp_path, num_samples=TRAIN)
