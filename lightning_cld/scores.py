@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_cld.data.fingerprint import Fingerprint
 from lightning_cld.functional.arrays import IntegersLike, NumbersLike
 from lightning_cld.functional.checks import as_classes, as_numbers, check_classes, labels_in
+from lightning_cld.functional.diagnostics import best_tenth
 from lightning_cld.functional.selection import check_rule, select_drawn, select_top
 from lightning_cld.names import SampleNames, checked_names, name_arrays, names_in_arrays
 from lightning_cld.storage.files import Contents, read, write
@@ -464,6 +465,18 @@ def is_compared(scores: CLDScores) -> bool:
     Losses of training steps, and of augmented samples, are no match for those of validation samples.
     """
     return scores.metadata.get("record") != "step" and not scores.metadata.get("augmented")
+
+
+def why_no_tenth(scores: CLDScores) -> str:
+    """Why there is no coreset of 10 %; empty if there is one."""
+    if scores.metadata.get("record") == "step" and is_cld(scores):
+        return "scores from training steps are not fit for choosing the best samples"
+    pool = scores.positions()
+    try:
+        best_tenth(scores.values[pool], None if scores.classes is None else scores.classes[pool])
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def scores_contents(scores: CLDScores) -> Contents:

@@ -22,8 +22,7 @@ from lightning_cld.guards import is_a
 from lightning_cld.recording.recorder import Checkpoint
 from lightning_cld.recording.running_history import RunningHistory
 from lightning_cld.recording.settling import Overlaps, Settling
-from lightning_cld.scores import CLDScores
-from lightning_cld.showing.choice import why_no_tenth
+from lightning_cld.scores import CLDScores, why_no_tenth
 from lightning_cld.trajectories import LossTrajectories
 
 _QUANTILES = {"min": 0.0, "q10": 0.1, "q25": 0.25, "median": 0.5, "q75": 0.75, "q90": 0.9, "max": 1.0}

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_cld.functional.checks import MIN_CHECKPOINTS, distinct, listed
-from lightning_cld.functional.diagnostics import best_tenth, overlap, rank_agreement
+from lightning_cld.functional.diagnostics import overlap, rank_agreement
 from lightning_cld.functional.selection import check_budget, select_top
-from lightning_cld.scores import CLDScores, is_cld
+from lightning_cld.scores import CLDScores
 from lightning_cld.trajectories import LossTrajectories
 
 MOST_CLASSES = 10
@@ -109,18 +109,6 @@ def shown_classes(scores: CLDScores, classes: Sequence[int] | None) -> tuple[lis
         problem = f"Can't show {listed(missing, 'class', 'classes')}" if missing else "There is no class to show"
         raise ValueError(f"{problem}: the scores are of {listed(sorted(known), 'class', 'classes')}.")
     return named, 0
-
-
-def why_no_tenth(scores: CLDScores) -> str:
-    """Why there is no coreset of 10 %; empty if there is one."""
-    if scores.metadata.get("record") == "step" and is_cld(scores):
-        return "scores from training steps are not fit for choosing the best samples"
-    pool = scores.positions()
-    try:
-        best_tenth(scores.values[pool], None if scores.classes is None else scores.classes[pool])
-    except ValueError as error:
-        return str(error)
-    return ""
 
 
 def at_checkpoints(trajectories: LossTrajectories, epochs: Sequence[int]) -> LossTrajectories | None:

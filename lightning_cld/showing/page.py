@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from lightning_cld.functional.diagnostics import SHARE, alignment
 from lightning_cld.plotting import plot_agreement, plot_scores, plot_trajectories
-from lightning_cld.scores import CLDScores, is_cld, is_compared
+from lightning_cld.scores import CLDScores, is_cld, is_compared, why_no_tenth
 from lightning_cld.showing.axes import BEST, WORST
 from lightning_cld.showing.called import short_name
 from lightning_cld.showing.choice import (
@@ -27,7 +27,6 @@ from lightning_cld.showing.choice import (
     counted,
     extremes,
     shown_classes,
-    why_no_tenth,
 )
 from lightning_cld.showing.thumbnails import check_dataset, read_images
 from lightning_cld.trajectories import LossTrajectories
