@@ -218,9 +218,9 @@ class CLDScores:
 
         There are as many as the validation samples don't explain: the sum of `1 - plausibility`. They are those with
         the lowest product of plausibility and confidence, and where that is equal the lowest confidence, then the
-        lowest score. None are listed without clear evidence. In about 6 of 100 classes chance alone is taken for that,
-        so of many classes without wrong labels about 1 % of all samples are listed. If the validation split has wrong
-        labels too, fewer are listed, or none. Unscored samples are left out.
+        lowest score. None are listed without clear evidence. Chance alone is taken for that in about one of 20 classes
+        without wrong labels; where there are a thousand, in one of 200. If the validation split has wrong labels too,
+        fewer are listed, or none. Unscored samples are left out.
 
         Args:
             max_score: List the samples with at most this score instead, in [-1, 1], the lowest score first. Below zero,

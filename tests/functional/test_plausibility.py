@@ -374,13 +374,48 @@ def test_a_thousand_classes_are_judged_one_by_one():
     assert result.values[wrong].mean() < 0.1 < 0.8 < result.values[~wrong].mean()
 
 
-def test_few_of_many_classes_without_wrong_labels_are_said_to_have_some():
-    # As `CLEAR` and `CLDScores.suspects` tell.
-    one_set = torch.Generator().manual_seed(0)
-    train, val = (list(torch.randn(2, 400 * each, generator=one_set)) for each in (1000, 100))
-    found = plausibility(train, val, torch.arange(400_000) // 1000, torch.arange(40_000) // 100, 400)
-    assert 0.03 < (found.shares[0] > 0).double().mean() < 0.09
-    assert 0.004 < (1 - found.values.double()).mean() < 0.015
+def of_many(monkeypatch, classes, wrong_in=0, seed=0):
+    """Judges classes of which the first `wrong_in` have a fifth of wrong labels: which are said to have some."""
+    monkeypatch.setattr(module, "_RESAMPLES", 1)  # the interval is not looked at
+    groups, val_groups = torch.arange(classes * 500) // 500, torch.arange(classes * 100) // 100
+    generator = torch.Generator().manual_seed(seed)
+    wrong = (groups < wrong_in) & (torch.rand(len(groups), generator=generator) < 0.2)
+    train = list(torch.randn(2, len(groups), generator=generator) - 2.5 * wrong)
+    val = list(torch.randn(2, len(val_groups), generator=generator))
+    return plausibility(train, val, groups, val_groups, classes).shares[0] > 0
+
+
+def test_chance_alone_is_no_evidence_in_many_classes(monkeypatch):
+    # As `CLDScores.suspects` tells.
+    few = torch.cat([of_many(monkeypatch, 20, seed=seed) for seed in range(20)])
+    assert 0.02 < few.double().mean() < 0.09
+    assert of_many(monkeypatch, 1000).double().mean() <= 0.01
+
+
+@pytest.mark.parametrize("wrong_in", [400, 100, 10])
+def test_wrong_labels_in_a_part_of_many_classes_are_found_and_in_few_of_the_others(monkeypatch, wrong_in):
+    suspected = of_many(monkeypatch, 400, wrong_in=wrong_in)
+    assert suspected[:wrong_in].double().mean() >= 0.9
+    assert suspected[wrong_in:].sum() <= 0.4 * suspected.sum()
+
+
+@pytest.mark.parametrize("classes", [1, 5, 20])
+def test_in_few_classes_each_is_judged_as_if_it_were_alone(monkeypatch, classes):
+    monkeypatch.setattr(module, "_RESAMPLES", 1)
+    generator = torch.Generator().manual_seed(4)
+    train, val = torch.randn(2, classes, 400, generator=generator), torch.randn(2, classes, 100, generator=generator)
+    train[:, :, ::9] -= torch.linspace(0, 2, classes)[:, None]
+    sizes = torch.arange(classes)
+    both = plausibility(
+        list(train.flatten(1)),
+        list(val.flatten(1)),
+        sizes.repeat_interleave(400),
+        sizes.repeat_interleave(100),
+        classes,
+    )
+    for number in range(classes):
+        alone = found(train[:, number], val[:, number], torch.zeros(400, dtype=int), torch.zeros(100, dtype=int), 1)
+        assert torch.equal(both.values[number * 400 : (number + 1) * 400], alone.values)
 
 
 def test_edges_from_a_part_of_the_samples_serve_all_classes(monkeypatch):
