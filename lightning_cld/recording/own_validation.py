@@ -68,9 +68,10 @@ class OwnValidation:
         low, high = sorted((abs(value), abs(val_loss)))
         if high > _TIMES * low and high - low > _SHARE * abs(self._untrained):
             rank_zero_warn(
-                f"CLD: the sweep's mean validation loss is {val_loss:.4g}, but {name} is {value:.4g} under the same "
-                "weights. If both are to be the same loss, batches reach the module otherwise in a sweep than in your "
-                "validation. Compute the losses yourself then: define cld_step(self, batch) on the LightningModule."
+                f"CLD: the sweep's mean validation loss is {val_loss:.4g}, but {name} is {value:.4g} after the same "
+                "step. If both are to be the same loss, batches reach the module otherwise in a sweep than in your "
+                "validation: compute the losses yourself, define cld_step(self, batch) on the LightningModule. Or your "
+                "validation has other weights, such as an average: then both are right."
             )
 
     def _own(self, trainer: Trainer) -> tuple[str, float] | None:
