@@ -236,6 +236,8 @@ def _steady_numbers(first: dict[int, _Reading], again: dict[int, _Reading]) -> l
 def _sketches(readings: list[tuple[_Reading, _Reading]]) -> tuple[tuple[Sketch, ...], str]:
     """The sketches of samples that were read twice, and whether these are "raw" or "given"; none if they changed."""
     raw = [(first.raw, again.raw) for first, again in readings if first.raw is not None and again.raw is not None]
+    if any(_is_number(one) for one, _ in raw):  # by which a transform reads the sample
+        raw = []
     given = [(first.parts, again.parts) for first, again in readings]
     pairs, read = (raw, "raw") if len(raw) == len(given) else (given, "given")
     sketches = _with_paths([one for one, _ in pairs])
@@ -243,6 +245,11 @@ def _sketches(readings: list[tuple[_Reading, _Reading]]) -> tuple[tuple[Sketch, 
     if not (known or len(set(sketches)) > 1) or any(one.digest != other.digest for one, other in pairs):
         return (), ""
     return sketches, read if known else f"{read}, in part"
+
+
+def _is_number(sample: Parts) -> bool:
+    """Whether a sample is a single number."""
+    return not sample.paths and sample.numbers.keys() == {""} and sample.numbers[""].size == 1
 
 
 def _with_paths(samples: list[Parts]) -> tuple[Sketch, ...]:

@@ -179,6 +179,24 @@ class Hidden(Images):
         return self.settings["transform"](self.image(index))
 
 
+def test_a_transform_that_reads_the_sample_by_its_number_is_a_part_of_it():
+    # As with monai.data.Dataset(range(n), transform).
+    class Numbers(Dataset):
+        def __init__(self, order):
+            self.data, self.transform = range(len(order)), lambda number: SMALL(Image.fromarray(PIXELS[order[number]]))
+
+        def __len__(self):
+            return len(self.data)
+
+        def __getitem__(self, index):
+            return self.transform(self.data[index])
+
+    assert compared(Numbers(split(0)), Numbers(split(0))) == (None, {"samples"})
+    problem, _ = compared(Numbers(split(0)), Numbers(split(1)))
+    assert problem is not None
+    assert problem.startswith("some of its samples are other ones")
+
+
 def test_samples_of_other_sizes_may_be_the_same_ones():
     larger = transforms.Compose([transforms.Resize((16, 16)), transforms.ToTensor()])
     problem, known = compared(Hidden(split(0), SMALL), Hidden(split(0), larger))
