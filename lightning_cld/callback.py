@@ -69,7 +69,7 @@ class CLDCallback(Callback):
             mode, and the batch on the device. Not with `loss_fn`, nor for a module that has a `cld_step`.
         train_dataloader: A loader over the same train samples at the same positions, for example without augmentation.
             Of a map-style dataset the callback reads the loader's dataset and settings, and never iterates the loader.
-            A stream that is given here is read itself, by nobody else.
+            A stream that is given here is read itself, or a copy of it if the training reads the same dataset.
         val_dataloader: A loader over the validation samples to score against.
         batch_size: Number of samples evaluated at a time; None uses the loader's. Larger batches are faster. Streams
             make their own.

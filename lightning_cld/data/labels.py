@@ -17,8 +17,8 @@ from lightning_cld.functional.arrays import as_tensor, names_in
 def labels_of(found: Flat) -> Tensor | None:
     """The labels that a dataset offers without reading its samples: numbers `[N, ...]` on the CPU, or None.
 
-    Looks for `targets`, then `labels`, and at the second tensor of a `TensorDataset`. Names are numbered in
-    their sorted order, as `numpy.unique` does.
+    Looks for `targets`, then `labels`, and at the second tensor of a `TensorDataset`. Names are numbered in their
+    sorted order, as `numpy.unique` does.
 
     Args:
         found: The dataset, seen through `Subset`, `ConcatDataset` and `IndexedDataset`.
