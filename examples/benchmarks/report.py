@@ -110,6 +110,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "cifar100": _accuracy("cifar100", "0.0", RULES),
     "cifar100, ResNet-18": lambda: cifar100.table(_rows("cifar100_resnet"), _rows("cifar100_resnet_proxies")),
     "cifar100, VGG-16": lambda: cifar100.table(_rows("cifar100_resnet"), _rows("cifar100_resnet_proxies"), "vgg16"),
+    "cifar100, ResNet-34": lambda: cifar100.table(
+        _rows("cifar100_resnet"), _rows("cifar100_resnet_proxies"), "resnet34"
+    ),
     "cifar100, ResNet-18, choices": lambda: cifar100.choices_table(_rows("cifar100_resnet_choices")),
     "cifar100, small": _accuracy("cifar100_small", "0.0", OTHERS),
     **{
