@@ -26,7 +26,7 @@ Each class is tested by itself, and of many classes chance makes larger ones in 
 
 _CHOSEN_BINS = 10
 """Chance exceeds a number of standard errors so many times as often as a normal distribution does, because isotonic
-regression chooses the bins: 5 to 10 times at 2.5 to 4, on random numbers with 100 to 500 validation samples a class."""
+regression chooses the bins: 5 to 14 times at 2.5 to 3.5, on random numbers, 100 to 500 validation samples a class."""
 
 _FEW_CLASSES = 20
 _FALSE = 0.25
